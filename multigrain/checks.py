@@ -1,0 +1,217 @@
+"""Every shape, dtype, device and mask error of the core: what was expected, what came, and of which argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .grains import Grain
+    from .tokens import Tokens
+
+
+def features(name: str, value: object) -> Tensor:
+    """A floating tensor [B, D] or [B, L, D] without an empty axis, or an error that names it."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor [B, D] or [B, L, D], got {type(value).__name__}")
+    if value.ndim not in (2, 3):
+        raise ValueError(f"{name}: expected features of shape [B, D] or [B, L, D], got {shape(value)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected floating-point features, got {value.dtype}")
+    if 0 in value.shape:
+        raise ValueError(f"{name}: expected at least one item, token and channel, got {shape(value)} (empty)")
+    return value
+
+
+def mask(name: str, value: object, values: Tensor) -> Tensor:
+    """A bool mask [B, L] (True = a real token) on the device of features [B, L, D], or an error."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} mask: expected a bool tensor or None, got {type(value).__name__}")
+    expected = (values.shape[0], 1 if values.ndim == 2 else values.shape[1])
+    if value.shape != expected:
+        raise ValueError(f"{name} mask: expected shape {list(expected)}, got {shape(value)}")
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name} mask: expected dtype torch.bool (True = a real token), got {value.dtype}")
+    if value.device != values.device:
+        raise ValueError(f"{name} mask: expected device {values.device} as its features, got {value.device}")
+    return value
+
+
+def same_batch(grains: dict[str, Tokens]) -> None:
+    """All grains of one Features describe the same items, on one device."""
+    if not grains:
+        raise ValueError("Features: expected at least one grain, got none")
+    sizes = {name: tokens.batch_size for name, tokens in grains.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"Features: expected one batch size for all grains, got {sizes}")
+    devices = {name: str(tokens.device) for name, tokens in grains.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"Features: expected one device for all grains, got {devices}")
+
+
+def similarity(sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> None:
+    """sim [q, c, m, n] with masks [q, m] and [c, n] (True = real), or an error."""
+    if sim.ndim != 4:
+        raise ValueError(f"sim: expected [query, candidate, query_token, candidate_token], got {shape(sim)}")
+    q, c, m, n = sim.shape
+    for name, value, expected in (("query_mask", query_mask, (q, m)), ("candidate_mask", candidate_mask, (c, n))):
+        if value is None:
+            continue
+        if value.shape != expected:
+            raise ValueError(f"{name}: expected shape {list(expected)} for sim {shape(sim)}, got {shape(value)}")
+        if value.dtype != torch.bool:
+            raise TypeError(f"{name}: expected dtype torch.bool (True = a real token), got {value.dtype}")
+        if value.device != sim.device:
+            raise ValueError(f"{name}: expected device {sim.device} as sim, got {value.device}")
+
+
+def sides(grain: str, query: Tokens, candidate: Tokens) -> None:
+    """The two sides of a grain can be multiplied: same width, same device."""
+    if query.dim != candidate.dim:
+        raise ValueError(
+            f"grain {grain!r}: expected query and candidate features of the same width, "
+            f"got {query.dim} and {candidate.dim}"
+        )
+    if query.device != candidate.device:
+        raise ValueError(
+            f"grain {grain!r}: expected query and candidate on the same device, "
+            f"got {query.device} and {candidate.device}"
+        )
+
+
+def single_tokens(grain: str, query: Tokens, candidate: Tokens) -> None:
+    """Without an aggregator both sides must be one token each."""
+    if (query.length, candidate.length) != (1, 1):
+        raise ValueError(
+            f"grain {grain!r}: expected one token on each side, got {query.length} and {candidate.length}; "
+            f"pass an aggregator, as in Grain(..., aggregator=AOSM())"
+        )
+
+
+def finite(name: str, tokens: Tokens) -> None:
+    """No NaN, no infinity and no empty item among real tokens (reads the values: a device sync)."""
+    values = tokens.features.reshape(tokens.batch_size, tokens.length, -1)
+    bad = ~values.isfinite().all(-1)
+    if tokens.mask is not None:
+        bad &= tokens.mask
+        empty = ~tokens.mask.any(-1)
+        if empty.any():
+            raise ValueError(f"{name}: expected a real token in every item, got none in row {int(empty.nonzero()[0])}")
+    if bad.any():
+        row, token = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"{name}: expected finite features, got NaN or infinity in row {row}, token {token}")
+
+
+def positive(name: str, value: float) -> float:
+    """A finite number above zero, or an error."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a positive number, got {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
+    return float(value)
+
+
+def count(name: str, value: int, at_most: int | None = None) -> int:
+    """A whole number from one to `at_most`, or an error."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a positive integer, got {value!r}")
+    if value < 1 or (at_most is not None and value > at_most):
+        limit = "" if at_most is None else f" to {at_most}"
+        raise ValueError(f"{name}: expected an integer from 1{limit}, got {value}")
+    return value
+
+
+def choice(name: str, value: str, choices: Iterable[str]) -> str:
+    """One of the given names, or an error that lists them."""
+    options = list(choices)
+    if value not in options:
+        raise ValueError(f"{name}: expected one of {', '.join(options)}; got {value!r}")
+    return value
+
+
+def scores(value: Tensor, name: str = "scores") -> None:
+    """A floating matrix [queries, candidates] without an empty axis, or an error."""
+    if value.ndim != 2 or 0 in value.shape:
+        raise ValueError(f"{name}: expected a non-empty matrix [queries, candidates], got {shape(value)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point matrix, got {value.dtype}")
+
+
+def square(value: Tensor, remedy: str) -> None:
+    """Row i belongs to column i, or an error that says what to pass otherwise."""
+    if value.shape[0] != value.shape[1]:
+        raise ValueError(f"scores: expected a square matrix (row i belongs to column i), got {shape(value)}; {remedy}")
+
+
+def labels(name: str, value: Tensor, length: int) -> None:
+    """A one-dimensional integer tensor of the given length, or an error."""
+    if value.shape != (length,):
+        raise ValueError(f"{name}: expected shape [{length}], got {shape(value)}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integers, got {value.dtype}")
+
+
+def unique(what: str, names: Sequence[str]) -> None:
+    """No name twice, or an error that names the repeated ones."""
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated:
+        raise ValueError(f"{what}: expected distinct names, got {', '.join(repeated)} more than once; pass name=")
+
+
+def shape(value: Tensor) -> str:
+    """The shape as text."""
+    return str(list(value.shape))
+
+
+def bilinear(grain: str, size: int, query: Tokens) -> None:
+    """The bilinear matrix fits the feature width."""
+    if query.dim != size:
+        raise ValueError(f"grain {grain!r}: expected features of width {size} (its bilinear matrix), got {query.dim}")
+
+
+def grains(values: Sequence[Grain]) -> None:
+    """At least one Grain, no name twice."""
+    if not values:
+        raise ValueError("grains: expected at least one Grain, got none")
+    for i, value in enumerate(values):
+        if not hasattr(value, "score"):
+            raise TypeError(f"grains[{i}]: expected a Grain, got {type(value).__name__}")
+    unique("grains", [value.name for value in values])
+
+
+def weights(values: Sequence[float], grains: int) -> list[float]:
+    """One finite number per grain."""
+    numbers = [float(value) for value in values]
+    if len(numbers) != grains or not all(math.isfinite(value) for value in numbers):
+        raise ValueError(f"weights: expected {grains} finite numbers, one for each grain, got {numbers}")
+    return numbers
+
+
+def positives(value: Tensor) -> None:
+    """Every row and column of a bool matrix has a positive, or an error that names the first without."""
+    for axis, name in ((1, "query"), (0, "candidate")):
+        lonely = ~value.any(axis)
+        if lonely.any():
+            raise ValueError(
+                f"ids: expected a positive for every {name}, got none for {name} {int(lonely.nonzero()[0])}"
+            )
+
+
+def indices(name: str, value: Tensor, size: int) -> None:
+    """Indices from 0 to size - 1, or an error that names the first other one."""
+    outside = (value < 0) | (value >= size)
+    if outside.any():
+        i = int(outside.nonzero()[0])
+        raise ValueError(f"{name}: expected indices from 0 to {size - 1}, got {int(value[i])} at position {i}")
+
+
+def not_nan(value: Tensor, first_row: int = 0) -> None:
+    """No NaN among scores, or an error that names the first."""
+    bad = value.isnan()
+    if bad.any():
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"scores: expected numbers, got NaN at row {first_row + row}, column {column}")

@@ -1,0 +1,113 @@
+"""Grain: the similarity of two named grains of query and candidate, then an aggregator."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from . import checks
+from .aggregators import AOSM, Aggregator, build_aggregator, zero_empty
+from .tokens import Features, Tokens
+
+
+class Grain(nn.Module):
+    """One way to compare: cosine of every query token with every candidate token, aggregated.
+
+    Args:
+        query, candidate: names of the grains in the two Features, such as "word" and "frame".
+        aggregator: an Aggregator, its registered name, or None where both sides are one token.
+        bilinear: D, the feature width: puts an identity-initialised D x D matrix G between the two sides,
+            sim = q G c, as the code of X-CLIP does in its video-sentence and frame-word scores.
+        name: how `scores_by_grain` calls it; default "query-candidate".
+
+    Raises:
+        ValueError: unknown aggregator name; in forward, features that do not fit together.
+
+    Example:
+        >>> grain = Grain("word", "frame", "mean_max")
+        >>> text = Features(word=torch.randn(3, 7, 16))
+        >>> video = Features(frame=torch.randn(5, 4, 16))
+        >>> grain(text, video).shape
+        torch.Size([3, 5])
+    """
+
+    aggregator: Aggregator | None
+    bilinear: Tensor | None
+
+    def __init__(
+        self,
+        query: str,
+        candidate: str,
+        aggregator: Aggregator | str | None = None,
+        bilinear: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.query, self.candidate = query, candidate
+        self.name = name or f"{query}-{candidate}"
+        self.aggregator = build_aggregator(aggregator) if isinstance(aggregator, str) else aggregator
+        size = None if bilinear is None else checks.count("bilinear", bilinear)
+        self.register_parameter("bilinear", None if size is None else nn.Parameter(torch.eye(size)))
+
+    def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:
+        """Scores [q, c] of all pairs, fp32 (fp64 stays), before any logit scale."""
+        return self.score(query[self.query].normalized(), candidate[self.candidate].normalized())
+
+    def similarity(self, query: Features, candidate: Features) -> Float[Tensor, "q c m n"]:
+        """Cosines [q, c, m, n] of all token pairs of all item pairs; 0 at padded tokens."""
+        return self._similarity(query[self.query].normalized(), candidate[self.candidate].normalized())
+
+    def score(self, query: Tokens, candidate: Tokens) -> Float[Tensor, "q c"]:
+        """Scores [q, c] of tokens that `Tokens.normalized` made."""
+        sim = self._similarity(query, candidate)
+        with torch.autocast(sim.device.type, enabled=False):
+            if self.aggregator is None:
+                checks.single_tokens(self.name, query, candidate)
+                scores = sim[:, :, 0, 0]
+            else:
+                scores = self.aggregator(sim, _nonempty(query.mask), _nonempty(candidate.mask))
+            return zero_empty(scores, query.mask, candidate.mask)
+
+    def _similarity(self, query: Tokens, candidate: Tokens) -> Tensor:
+        checks.sides(self.name, query, candidate)
+        q, c = query.features, candidate.features
+        dtype = torch.promote_types(q.dtype, c.dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            q, c = q.to(dtype), c.to(dtype)
+            if self.bilinear is not None:
+                checks.bilinear(self.name, self.bilinear.shape[0], query)
+                q = q @ self.bilinear.to(dtype)
+            sim = rearrange(q, "q m d -> (q m) d") @ rearrange(c, "c n d -> (c n) d").T
+        return rearrange(sim, "(q m) (c n) -> q c m n", q=len(query), c=len(candidate))
+
+    def extra_repr(self) -> str:
+        """The settings that repr shows."""
+        return f"{self.query!r}, {self.candidate!r}" + ("" if self.bilinear is None else ", bilinear")
+
+
+def VideoSentence(aggregator: Aggregator | str | None = None, bilinear: int | None = None) -> Grain:
+    """Grain("sentence", "video"): one vector each (X-CLIP's S_V-S; all that CLIP has)."""
+    return Grain("sentence", "video", aggregator, bilinear)
+
+
+def VideoWord(aggregator: Aggregator | str | None = None, bilinear: int | None = None) -> Grain:
+    """Grain("word", "video"): each word against the whole video (X-CLIP's S_V-W); default AOSM()."""
+    return Grain("word", "video", AOSM() if aggregator is None else aggregator, bilinear)
+
+
+def SentenceFrame(aggregator: Aggregator | str | None = None, bilinear: int | None = None) -> Grain:
+    """Grain("sentence", "frame"): the sentence against each frame (X-CLIP's S_F-S); default AOSM()."""
+    return Grain("sentence", "frame", AOSM() if aggregator is None else aggregator, bilinear)
+
+
+def FrameWord(aggregator: Aggregator | str | None = None, bilinear: int | None = None) -> Grain:
+    """Grain("word", "frame"): each word against each frame (X-CLIP's S_F-W); default AOSM()."""
+    return Grain("word", "frame", AOSM() if aggregator is None else aggregator, bilinear)
+
+
+def _nonempty(mask: Tensor | None) -> Tensor | None:
+    """Let an item without a real token pass as zeros: no aggregator meets an empty softmax, and the score is
+    zeroed afterwards."""
+    return None if mask is None else mask | ~mask.any(1, keepdim=True)

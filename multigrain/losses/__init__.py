@@ -1,0 +1,6 @@
+"""Losses over matrices of scores."""
+
+from .infonce import InfoNCE
+from .retrieval import RetrievalLoss
+
+__all__ = ["InfoNCE", "RetrievalLoss"]

@@ -1,0 +1,134 @@
+"""Retrieval metrics: R@K, median and mean rank, in both directions, under a named protocol.
+
+    rank = 1 + number of rivals strictly better (+ a stated share of the ties)
+
+Rivals are all candidates that are not positives of the query. NaN is an error, never a rank.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from . import checks
+
+TIES = {"optimistic": 0.0, "mean": 0.5, "pessimistic": 1.0}
+PROTOCOLS = ("diagonal", "group_max", "all_captions")
+RECALLS = (1, 5, 10)
+_ROWS = 1024  # rows compared at a time: the comparison of a large matrix would otherwise be as large again
+
+
+class RetrievalMetrics(TypedDict):
+    """What `retrieval_metrics` returns; serialises to JSON as it is."""
+
+    t2v: dict[str, float]
+    v2t: dict[str, float]
+    protocol: str
+    ties: str
+
+
+def ranks(
+    scores: Float[Tensor, "q c"],
+    positives: Int[Tensor, "q"] | Bool[Tensor, "q c"] | None = None,
+    ties: str = "mean",
+) -> Float[Tensor, "q"]:
+    """The rank of each query's best positive among the candidates, fp64, from 1.
+
+    Args:
+        scores: [queries, candidates], higher is better.
+        positives: the column of each query's positive [q], a bool matrix [q, c] of all its positives (others
+            than the best are no rivals), or None: the diagonal of a square matrix.
+        ties: rivals as good as the positive count fully ("pessimistic"), half ("mean": the expected rank under
+            a random order) or not at all ("optimistic").
+
+    Raises:
+        ValueError: NaN among the scores (the first is named), a query without a positive, shapes that do not fit.
+    """
+    checks.scores(scores)
+    share = TIES[checks.choice("ties", ties, TIES)]
+    if positives is None:
+        checks.square(scores, "pass positives otherwise")
+        positives = torch.arange(len(scores), device=scores.device)
+    if positives.dtype != torch.bool:
+        checks.labels("positives", positives, len(scores))
+        checks.indices("positives", positives, scores.shape[1])
+    elif positives.shape != scores.shape:
+        raise ValueError(
+            f"positives: expected a bool matrix of shape {checks.shape(scores)}, got {checks.shape(positives)}"
+        )
+    parts = [_ranks(scores[i : i + _ROWS], positives[i : i + _ROWS], share, i) for i in range(0, len(scores), _ROWS)]
+    return torch.cat(parts)
+
+
+def _ranks(scores: Tensor, positives: Tensor, share: float, first_row: int) -> Tensor:
+    checks.not_nan(scores, first_row)
+    if positives.dtype != torch.bool:
+        best = scores.gather(1, positives[:, None].long())
+        better, equal = (scores > best).sum(1), (scores == best).sum(1) - 1
+    else:
+        lonely = ~positives.any(1)
+        if lonely.any():
+            raise ValueError(f"positives: query {first_row + int(lonely.nonzero()[0])} has none")
+        best = torch.where(positives, scores, -torch.inf).amax(1, keepdim=True)
+        better, equal = ((scores > best) & ~positives).sum(1), ((scores == best) & ~positives).sum(1)
+    return 1 + better.double() + share * equal.double()
+
+
+def retrieval_metrics(
+    scores: Float[Tensor, "t v"],
+    targets: Int[Tensor, "t"] | None = None,
+    protocol: str = "diagonal",
+    ties: str = "mean",
+) -> RetrievalMetrics:
+    """R@1, R@5, R@10 (per cent), MdR and MnR (ranks), text to video and back.
+
+    Args:
+        scores: [texts, videos].
+        targets: the video of each text, [texts]; every video has at least one. Not for "diagonal".
+        protocol: "diagonal": text i belongs to video i, a square matrix.
+            "all_captions": each text ranks all videos; each video ranks all texts, and its best own one counts.
+            "group_max": as X-CLIP and CLIP4Clip evaluate MSVD: each video ranks the videos, each by its best
+            caption, so that a rival's many captions count once. R@1 is as in "all_captions", the rest is easier.
+        ties: see `ranks`.
+
+    Raises:
+        ValueError: NaN among the scores (the first pair is named), unknown protocol, targets that do not fit.
+    """
+    checks.choice("protocol", protocol, PROTOCOLS)
+    if protocol == "diagonal":
+        if targets is not None:
+            raise ValueError('targets: expected None under the protocol "diagonal"; name "all_captions" or "group_max"')
+        t2v, v2t = ranks(scores, ties=ties), ranks(scores.T, ties=ties)
+    else:
+        checks.scores(scores)
+        targets = _targets(scores, targets, protocol)
+        t2v = ranks(scores, targets, ties)
+        videos = torch.arange(scores.shape[1], device=scores.device)
+        if protocol == "all_captions":
+            v2t = ranks(scores.T, videos[:, None] == targets[None], ties)
+        else:
+            best = scores.new_full((len(videos), len(videos)), -torch.inf)
+            v2t = ranks(best.index_reduce_(0, targets, scores, "amax").T, ties=ties)
+    return {"t2v": summarize(t2v), "v2t": summarize(v2t), "protocol": protocol, "ties": ties}
+
+
+def summarize(ranks: Float[Tensor, "q"]) -> dict[str, float]:
+    """R@1, R@5, R@10 in per cent, median rank (MdR) and mean rank (MnR) of ranks [q]."""
+    recalls = {f"R@{k}": 100 * (ranks <= k).double().mean().item() for k in RECALLS}
+    ordered, n = ranks.double().sort().values, len(ranks)
+    median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    return {**recalls, "MdR": median.item(), "MnR": ranks.double().mean().item()}
+
+
+def _targets(scores: Tensor, targets: Tensor | None, protocol: str) -> Tensor:
+    if targets is None:
+        raise ValueError(f"targets: expected the video of each text under the protocol {protocol!r}, got None")
+    checks.labels("targets", targets, scores.shape[0])
+    checks.indices("targets", targets, scores.shape[1])
+    missing = torch.bincount(targets, minlength=scores.shape[1]) == 0
+    if missing.any():
+        raise ValueError(f"targets: expected a text for every video, got none for video {int(missing.nonzero()[0])}")
+    return targets.long()

@@ -1,0 +1,113 @@
+"""Masked reductions of one axis, the only place with fill values and fp32 widening.
+
+    mean       sum_k m_k x_k / sum_k m_k
+    sum        sum_k m_k x_k
+    max        max over real k of x_k; tied tokens share the gradient evenly
+    logsumexp  t log sum_k m_k exp(x_k / t)
+    softmax    sum_k p_k x_k, p = softmax over real k of x_k / t      (attention over the similarities)
+
+x [...]; mask broadcastable to x, bool, True = a real token, None = all. Masked positions are filled with the
+dtype's lowest number before a max or a softmax and their weights are zeroed after it: a similarity is never
+multiplied by a mask, or a padding's 0 would beat a real negative. Where no token is real the result is 0 with
+zero gradient. Half precision is widened to fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import checks
+
+
+def mean(x: Tensor, mask: Tensor | None = None, dim: int = -1) -> Tensor:
+    """The mean of the real entries along `dim`."""
+    x = widen(x)
+    if mask is None:
+        return x.mean(dim)
+    count = mask.sum(dim).clamp_min(1)
+    return torch.where(mask, x, 0.0).sum(dim) / count
+
+
+def total(x: Tensor, mask: Tensor | None = None, dim: int = -1) -> Tensor:
+    """The sum of the real entries along `dim`."""
+    x = widen(x)
+    return (x if mask is None else torch.where(mask, x, 0.0)).sum(dim)
+
+
+def maximum(x: Tensor, mask: Tensor | None = None, dim: int = -1) -> Tensor:
+    """The maximum of the real entries along `dim`."""
+    x = widen(x)
+    return _zero_if_empty(_lowest(x, mask).amax(dim), mask, dim)
+
+
+def logsumexp(x: Tensor, mask: Tensor | None = None, dim: int = -1, temperature: float = 1.0) -> Tensor:
+    """t log sum exp(x / t) over the real entries along `dim`; at least their maximum, which it meets as t falls."""
+    x = widen(x)
+    out = temperature * torch.logsumexp(_lowest(x / temperature, mask), dim)
+    return _zero_if_empty(out, mask, dim)
+
+
+def attend(
+    x: Tensor, mask: Tensor | None = None, dim: int = -1, temperature: float = 1.0, mixing: Tensor | None = None
+) -> Tensor:
+    """Attention of the entries along `dim` over themselves: softmax(x / t), times x.
+
+    Args:
+        mixing: [K, K], K the length of `dim`: multiplies the attention after the softmax (p @ mixing), as the
+            code of X-CLIP does. Rows and columns of masked entries drop out.
+    """
+    x = widen(x)
+    attention = _lowest(x / temperature, mask).softmax(dim)
+    if mask is not None:
+        attention = torch.where(mask, attention, 0.0)
+        x = torch.where(mask, x, 0.0)
+    if mixing is not None:
+        attention = (attention.movedim(dim, -1) @ mixing.to(x.dtype)).movedim(-1, dim)
+    return (attention * x).sum(dim)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduction by name, which kernels can read: mean, sum, max, logsumexp or softmax, with its temperature.
+
+    Raises:
+        ValueError: unknown kind, or a temperature that is not positive and finite.
+    """
+
+    kind: str
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.choice("reduction", self.kind, [*_PLAIN, *_TEMPERED])
+        checks.positive("temperature", self.temperature)
+
+    def __call__(self, x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+        """Reduce `dim` of x under a mask broadcastable to x."""
+        if self.kind in _PLAIN:
+            return _PLAIN[self.kind](x, mask, dim)
+        return _TEMPERED[self.kind](x, mask, dim, self.temperature)
+
+
+_PLAIN: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {"mean": mean, "sum": total, "max": maximum}
+_TEMPERED: dict[str, Callable[[Tensor, Tensor | None, int, float], Tensor]] = {
+    "logsumexp": logsumexp,
+    "softmax": attend,
+}
+
+
+def widen(x: Tensor) -> Tensor:
+    """fp32 for anything narrower; fp64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _lowest(x: Tensor, mask: Tensor | None) -> Tensor:
+    # Not -inf: a row of them would make softmax NaN.
+    return x if mask is None else torch.where(mask, x, torch.finfo(x.dtype).min)
+
+
+def _zero_if_empty(out: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+    return out if mask is None else torch.where(mask.any(dim), out, 0.0)

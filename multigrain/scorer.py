@@ -1,0 +1,79 @@
+"""MultiGrain: several grains combined into one score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from . import checks
+from .grains import Grain
+from .tokens import Features, Tokens
+
+
+class MultiGrain(nn.Module):
+    """scores = sum_g w_g grain_g(query, candidate).
+
+    Args:
+        grains: the grains, with distinct names.
+        weights: "mean" (1 / number of grains, as X-CLIP), one number per grain, or "learned" (a softmax over one
+            parameter per grain, the mean at first).
+        strict: raise where a real token holds NaN or infinity, or an item has no real token, instead of scoring
+            the latter 0. It reads the values, which synchronises a GPU.
+
+    Raises:
+        ValueError: no grain, a name twice, or weights that do not fit.
+
+    Example:
+        >>> scorer = MultiGrain(Grain("sentence", "video"), Grain("sentence", "frame", "aosm"))
+        >>> text = Features(sentence=torch.randn(3, 16))
+        >>> video = Features(video=torch.randn(5, 16), frame=torch.randn(5, 4, 16))
+        >>> scorer(text, video).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(self, *grains: Grain, weights: str | Sequence[float] = "mean", strict: bool = False) -> None:
+        super().__init__()
+        checks.grains(grains)
+        self.grains = nn.ModuleList(grains)
+        self.strict = strict
+        self.weight_logits: nn.Parameter | None = None
+        # Python floats, not a buffer: `.half()` or fp64 scores must not meet weights rounded to fp32.
+        self._fixed_weights = [1 / len(grains)] * len(grains)
+        if not isinstance(weights, str):
+            self._fixed_weights = checks.weights(weights, len(grains))
+        elif checks.choice("weights", weights, ("mean", "learned")) == "learned":
+            self.weight_logits = nn.Parameter(torch.zeros(len(grains)))
+
+    @property
+    def weights(self) -> Sequence[float] | Float[Tensor, "g"]:
+        """The weight of each grain, in their order: numbers, or a tensor where they are learned."""
+        return self._fixed_weights if self.weight_logits is None else self.weight_logits.softmax(0)
+
+    def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:
+        """Scores [queries, candidates] of all pairs (texts x videos), before any logit scale.
+
+        Raises:
+            KeyError: a grain that the features lack; the message lists those that are there.
+            ValueError: features that do not fit together; with strict, bad values, naming grain and row.
+        """
+        scores = self.scores_by_grain(query, candidate).values()
+        first, *rest = (weight * score for weight, score in zip(self.weights, scores, strict=True))
+        return sum(rest, first)
+
+    def scores_by_grain(self, query: Features, candidate: Features) -> dict[str, Float[Tensor, "q c"]]:
+        """Each grain's own scores [queries, candidates], by its name, unweighted."""
+        grains = cast("list[Grain]", list(self.grains))
+        queries = self._read(query, [grain.query for grain in grains])
+        candidates = self._read(candidate, [grain.candidate for grain in grains])
+        return {grain.name: grain.score(queries[grain.query], candidates[grain.candidate]) for grain in grains}
+
+    def _read(self, features: Features, names: list[str]) -> dict[str, Tokens]:
+        """Every grain normalised once, however many scores use it."""
+        if self.strict:
+            for name in dict.fromkeys(names):
+                checks.finite(name, features[name])
+        return {name: features[name].normalized() for name in dict.fromkeys(names)}

@@ -1,0 +1,99 @@
+"""Scores of collections too large for one pass: exact, in blocks, streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import checks
+from .tokens import Features
+
+Progress = Callable[[int, int], None]
+
+
+@torch.no_grad()
+def score_matrix(
+    scorer: nn.Module,
+    query: Features,
+    candidate: Features,
+    block: int = 256,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Float[Tensor, "q c"]:
+    """All scores [queries, candidates], computed block by block without a graph.
+
+    Args:
+        scorer: Features x Features -> scores, such as MultiGrain.
+        block: queries and candidates in a block; memory beyond the result is that of one block.
+        device: where the result goes; default: where the features are.
+        progress: called with (pairs done, pairs in all) after each block.
+
+    Raises:
+        ValueError: block below 1, or whatever the scorer raises.
+    """
+    out: Tensor | None = None
+    for rows, columns, scores in _blocks(scorer, query, candidate, block, progress):
+        if out is None:
+            out = scores.new_empty(len(query), len(candidate), device=device)
+        out[rows, columns] = scores
+    assert out is not None  # Features are never empty
+    return out
+
+
+@torch.no_grad()
+def top_k(
+    scorer: nn.Module,
+    query: Features,
+    candidate: Features,
+    k: int,
+    block: int = 256,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
+    """The k best candidates of each query, best first; of equal scores the lower index. Never holds the matrix.
+
+    Args:
+        k: from 1 to the number of candidates.
+        scorer, block, device, progress: as for `score_matrix`.
+
+    Returns:
+        Scores [queries, k] and candidate indices [queries, k].
+
+    Raises:
+        ValueError: k or block out of range, or whatever the scorer raises.
+    """
+    checks.count("k", k, at_most=len(candidate))
+    done: list[tuple[Tensor, Tensor]] = []
+    best: tuple[Tensor, Tensor] | None = None
+    for _, columns, scores in _blocks(scorer, query, candidate, block, progress):
+        indices = torch.arange(columns.start, columns.stop, device=scores.device).expand_as(scores)
+        if best is not None:
+            scores, indices = torch.cat([best[0], scores], 1), torch.cat([best[1], indices], 1)
+        # A stable sort, so that equal scores stay in the order of their indices whatever the block size.
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        best = scores[:, :k], indices.gather(1, order[:, :k])
+        if columns.stop == len(candidate):
+            done.append((best[0].to(device), best[1].to(device)))
+            best = None
+    return torch.cat([s for s, _ in done]), torch.cat([i for _, i in done])
+
+
+def _blocks(
+    scorer: nn.Module, query: Features, candidate: Features, block: int, progress: Progress | None
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Row by row of blocks: (queries, candidates, their scores)."""
+    checks.count("block", block)
+    done, total = 0, len(query) * len(candidate)
+    for i in range(0, len(query), block):
+        rows = slice(i, min(i + block, len(query)))
+        queries = query[rows]
+        for j in range(0, len(candidate), block):
+            columns = slice(j, min(j + block, len(candidate)))
+            scores = scorer(queries, candidate[columns])
+            yield rows, columns, scores
+            done += scores.numel()
+            if progress is not None:
+                progress(done, total)

@@ -1,0 +1,268 @@
+"""Tokens and Features: what encoders hand over, and the one accessor through which scorers read it.
+
+A grain of an item is a set of tokens: features [B, L, D] with a mask [B, L], True = a real token. A coarse
+feature (a sentence, a whole video) is a grain of one token, [B, D] or [B, 1, D].
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias, overload
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from . import checks
+
+Index: TypeAlias = "int | slice | Tensor | Sequence[int]"
+
+# A vector shorter than this has no direction: its similarity and its gradient are zero.
+EPS = 1e-12
+
+
+class Tokens:
+    """One grain of a batch of items.
+
+    Args:
+        features: [B, D] (one token each) or [B, L, D], floating point.
+        mask: bool [B, L], True = a real token; None = all are real. What lies behind a False, NaN
+            included, can reach neither a score nor a gradient.
+        name: how errors call it.
+
+    Raises:
+        TypeError, ValueError: wrong type, rank, dtype, device, an empty axis, or a mask that does not fit.
+    """
+
+    __slots__ = ("features", "mask")
+
+    features: Float[Tensor, "b d"] | Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"] | None
+
+    def __init__(self, features: Tensor, mask: Tensor | None = None, name: str = "features") -> None:
+        self.features = checks.features(name, features)
+        self.mask = None if mask is None else checks.mask(name, mask, features)
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of items."""
+        return self.features.shape[0]
+
+    @property
+    def length(self) -> int:
+        """L, the number of token slots, padding included; 1 for a coarse feature."""
+        return 1 if self.features.ndim == 2 else self.features.shape[1]
+
+    @property
+    def dim(self) -> int:
+        """D, the feature width."""
+        return self.features.shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return self.features.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the features as given."""
+        return self.features.dtype
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __repr__(self) -> str:
+        mask = "" if self.mask is None else ", masked"
+        return f"Tokens({checks.shape(self.features)}, {self.dtype}, {self.device}{mask})"
+
+    def __getitem__(self, index: Index) -> Tokens:
+        """The items at an index of the batch axis; an int keeps the axis."""
+        rows = _rows(index, self.batch_size)
+        return Tokens(self.features[rows], None if self.mask is None else self.mask[rows])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tokens:
+        """The same tokens on another device, or with features of another dtype."""
+        mask = None if self.mask is None else self.mask.to(device=device)
+        return Tokens(self.features.to(device=device, dtype=dtype), mask)
+
+    def detach(self) -> Tokens:
+        """The same tokens without their graph."""
+        return Tokens(self.features.detach(), self.mask)
+
+    def normalized(self) -> Tokens:
+        """Unit tokens [B, L, D] in fp32 (fp64 stays), padded slots zero: what every scorer reads.
+
+        The zero-fill comes first, so NaN behind a mask vanishes in the forward and the backward pass. Half
+        precision is widened before anything is computed: rounding similarities to bf16 reorders results.
+        """
+        x = self.features.unsqueeze(1) if self.features.ndim == 2 else self.features
+        if self.mask is not None:
+            x = torch.where(self.mask.unsqueeze(-1), x, 0.0)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return Tokens(torch.where(norm > EPS, x / norm.clamp_min(EPS), 0.0), self.mask)
+
+
+class Features:
+    """The grains of a batch of items, by name.
+
+    Args:
+        grains: name -> Tokens, a tensor [B, D] or [B, L, D], or a pair (tensor, mask [B, L]). All grains
+            share B and the device; widths and lengths may differ.
+
+    Raises:
+        TypeError, ValueError: see Tokens; or grains that differ in B or device.
+
+    Example:
+        >>> f = Features(sentence=torch.randn(4, 8), word=(torch.randn(4, 6, 8), torch.ones(4, 6).bool()))
+        >>> f.names, len(f), f["word"].length, len(f[1:3])
+        (('sentence', 'word'), 4, 6, 2)
+    """
+
+    __slots__ = ("_grains",)
+
+    def __init__(self, **grains: Tokens | Tensor | tuple[Tensor, Tensor | None]) -> None:
+        self._grains = {name: _tokens(name, value) for name, value in grains.items()}
+        checks.same_batch(self._grains)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the grains, in the order given."""
+        return tuple(self._grains)
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of items."""
+        return self._any.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where all grains are."""
+        return self._any.device
+
+    @property
+    def _any(self) -> Tokens:
+        return next(iter(self._grains.values()))
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._grains
+
+    def __iter__(self) -> Iterator[Features]:
+        """One Features of one item after the other."""
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Features({', '.join(f'{name}={tokens!r}' for name, tokens in self._grains.items())})"
+
+    @overload
+    def __getitem__(self, index: str) -> Tokens: ...
+    @overload
+    def __getitem__(self, index: Index) -> Features: ...
+    def __getitem__(self, index: str | Index) -> Tokens | Features:
+        """The grain of a name, or the items at an index of the batch axis (an int keeps the axis).
+
+        Raises:
+            KeyError: no such grain; the message lists those that are there.
+        """
+        if isinstance(index, str):
+            if index not in self._grains:
+                raise KeyError(f"no grain {index!r}: these features have {', '.join(self.names)}")
+            return self._grains[index]
+        return Features(**{name: tokens[index] for name, tokens in self._grains.items()})
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Features:
+        """The same features on another device, or of another dtype (masks stay bool)."""
+        return Features(**{name: tokens.to(device, dtype) for name, tokens in self._grains.items()})
+
+    def detach(self) -> Features:
+        """The same features without their graph."""
+        return Features(**{name: tokens.detach() for name, tokens in self._grains.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Features]) -> Features:
+        """One batch from several with the same grains; shorter ones are padded and masked.
+
+        Raises:
+            ValueError: nothing to concatenate, or parts with different grains.
+        """
+        if not parts:
+            raise ValueError("parts: expected at least one Features, got none")
+        names = set(parts[0].names)
+        for i, part in enumerate(parts):
+            if set(part.names) != names:
+                raise ValueError(f"parts[{i}]: expected grains {sorted(names)}, got {sorted(part.names)}")
+        return Features(**{name: _cat([part[name] for part in parts]) for name in parts[0].names})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one file, whole or not at all (a temporary file, then a rename)."""
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        torch.save({name: (t.features, t.mask) for name, t in self._grains.items()}, partial)
+        partial.replace(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Features:
+        """Read what `save` wrote; nothing but tensors is ever unpickled.
+
+        Raises:
+            ValueError: the file is not one of ours, or is damaged.
+        """
+        try:
+            grains = torch.load(path, map_location=device, weights_only=True)
+            return Features(**grains)
+        except (RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"path: expected a file written by Features.save, got {os.fspath(path)}: {error}"
+            ) from error
+
+
+def _tokens(name: str, value: Tokens | Tensor | tuple[Tensor, Tensor | None]) -> Tokens:
+    if isinstance(value, Tokens):
+        return value
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise ValueError(f"{name}: expected a pair (features, mask), got {len(value)} values")
+        return Tokens(*value, name=name)
+    return Tokens(value, name=name)
+
+
+def _rows(index: Index, size: int) -> slice | Tensor:
+    if isinstance(index, int):
+        if not -size <= index < size:
+            raise IndexError(f"index: expected one from {-size} to {size - 1}, got {index}")
+        return slice(index % size, index % size + 1)
+    return index if isinstance(index, slice) else torch.as_tensor(index)
+
+
+def _cat(parts: list[Tokens]) -> Tokens:
+    """Concatenate along the batch, padding to the longest; a mask appears only where one is needed."""
+    lengths = {part.length for part in parts}
+    if len(lengths) == 1 and len({part.features.ndim for part in parts}) == 1:
+        features = torch.cat([part.features for part in parts])
+    else:
+        features = torch.cat([_pad(_tokenwise(part.features), max(lengths)) for part in parts])
+    if len(lengths) == 1 and all(part.mask is None for part in parts):
+        return Tokens(features)
+    return Tokens(features, torch.cat([_pad(_mask(part), max(lengths)) for part in parts]))
+
+
+def _tokenwise(x: Tensor) -> Tensor:
+    return x.unsqueeze(1) if x.ndim == 2 else x
+
+
+def _mask(tokens: Tokens) -> Tensor:
+    if tokens.mask is not None:
+        return tokens.mask
+    return torch.ones(tokens.batch_size, tokens.length, dtype=torch.bool, device=tokens.device)
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    """Zeros (False) up to `length` along axis 1."""
+    missing = length - x.shape[1]
+    return x if missing == 0 else torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1)
