@@ -66,7 +66,7 @@ class TwoLevel(Aggregator):
         candidate_mask: Bool[Tensor, "c n"] | None = None,
     ) -> Float[Tensor, "q c"]:
         """Scores [q, c]; 0 with zero gradient where an item has no real token."""
-        checks.similarity(sim, query_mask, candidate_mask)
+        sim = clean(sim, query_mask, candidate_mask)
         q_mask = None if query_mask is None else query_mask[:, None, :, None]
         c_mask = None if candidate_mask is None else candidate_mask[None, :, None, :]
         scores: list[Tensor] = []
@@ -182,7 +182,7 @@ class AOSM(TwoLevel):
         """Scores [q, c]; 0 with zero gradient where an item has no real token."""
         if not self.mixes:
             return super().forward(sim, query_mask, candidate_mask)
-        checks.similarity(sim, query_mask, candidate_mask)
+        sim = clean(sim, query_mask, candidate_mask)
         t = self.inner.temperature
         q_mask = None if query_mask is None else query_mask[:, None, :]
         c_mask = None if candidate_mask is None else candidate_mask[None]
@@ -209,6 +209,16 @@ class AOSM(TwoLevel):
                 f"1 where it has none), got {length}"
             )
         return tuple(None if w is None else w[:length, :length] for w in (inner, outer))  # type: ignore[return-value]
+
+
+def clean(sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> Tensor:
+    """A checked sim [q, c, m, n] with zeros behind the masks, so that NaN there stays out of every gradient."""
+    checks.similarity(sim, query_mask, candidate_mask)
+    if query_mask is not None:
+        sim = torch.where(query_mask[:, None, :, None], sim, 0.0)
+    if candidate_mask is not None:
+        sim = torch.where(candidate_mask[None, :, None, :], sim, 0.0)
+    return sim
 
 
 def zero_empty(scores: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> Tensor:

@@ -111,7 +111,8 @@ def retrieval_metrics(
             v2t = ranks(scores.T, videos[:, None] == targets[None], ties)
         else:
             best = scores.new_full((len(videos), len(videos)), -torch.inf)
-            v2t = ranks(best.index_reduce_(0, targets, scores, "amax").T, ties=ties)
+            best.scatter_reduce_(0, targets[:, None].expand_as(scores), scores, "amax")
+            v2t = ranks(best.T, ties=ties)
     return {"t2v": summarize(t2v), "v2t": summarize(v2t), "protocol": protocol, "ties": ties}
 
 
