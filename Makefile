@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python and make, nothing else: they create .venv, install into it and run.
+# PYTHON names the interpreter that .venv is made from: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOOK := $(addprefix tests/support/torchvision_cpu,.py .pth)
+# Two pytest workers on two cores: more threads in each would only wait for one another.
+PYTEST_WORKERS ?= 2
+
+.PHONY: demo test lint docs demo-install test-install docs-install torchvision-hook clean
+
+demo: demo-install
+	$(BIN)/multigrain demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+lint: test-install
+	$(BIN)/ruff check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+docs: docs-install
+	$(BIN)/mkdocs build --strict
+
+demo-install: $(VENV)/.installed-demo
+test-install: $(VENV)/.installed-dev
+docs-install: $(VENV)/.installed-docs
+
+# One stamp for each extra: a second `make` installs nothing until the files below change.
+$(VENV)/.installed-%: pyproject.toml constraints.txt $(HOOK)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	$(MAKE) --no-print-directory torchvision-hook
+	touch $@
+
+# Why: tests/support/torchvision_cpu.py.
+torchvision-hook: $(HOOK)
+	cp $^ "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+clean:
+	rm -rf $(VENV) build dist site .coverage .hypothesis .pytest_cache .ruff_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,210 @@
+"""Who imports whom, what is public, what an import costs, and what an installation pulls in."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+import multigrain as mg
+
+ROOT = Path(__file__).parent.parent
+
+# A module of the core imports from its own layer and from those above it in this list, and from nothing else.
+LAYERS = (
+    {"tokens", "checks"},
+    {"reduce", "distributed"},
+    {"aggregators"},
+    {"kernels"},
+    {"grains"},
+    {"scorer"},
+    {"scoring", "losses", "metrics", "hubness"},
+)
+CORE = set[str]().union(*LAYERS)
+LEAVES = {"cli", "data", "demo", "gallery", "interop", "models", "recipes", "report", "training", "viz"}
+KERNEL_USERS = {"kernels", "grains"}
+CORE_PACKAGES = {"torch", "einops", "jaxtyping"}
+HEAVY = {"triton", "timm", "torchvision", "minigrid", "matplotlib", "transformers", "rich", "yaml"}
+
+PUBLIC = [
+    "AOSM",
+    "Aggregator",
+    "Features",
+    "FrameWord",
+    "Grain",
+    "InfoNCE",
+    "LogSumExp",
+    "MaxMax",
+    "MaxMean",
+    "MaxSim",
+    "MeanMax",
+    "MeanMean",
+    "MultiGrain",
+    "RetrievalLoss",
+    "SentenceFrame",
+    "Tokens",
+    "VideoSentence",
+    "VideoWord",
+    "build_aggregator",
+    "ranks",
+    "register_aggregator",
+    "retrieval_metrics",
+    "score_matrix",
+    "top_k",
+]
+
+
+def imports(path: Path, package: Path) -> Iterator[tuple[str, str, bool]]:
+    """Yield (package, module directly below it or "", for type checkers only) of each import anywhere in a file."""
+    here = [package.name, *path.relative_to(package).parent.parts]
+    tree = ast.parse(path.read_text())
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    guarded = {node for guard in guards for statement in guard.body for node in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = here[: len(here) - node.level + 1] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            yield top, rest.partition(".")[0], node in guarded
+
+
+def module_of(path: Path, package: Path) -> str:
+    """Name the module or subpackage directly below the package that a file belongs to."""
+    return path.relative_to(package).parts[0].removesuffix(".py")
+
+
+def allowed(module: str) -> set[str]:
+    """Which modules of the package a module of the core may import; `__init__` all of the core."""
+    if module == "__init__":
+        return CORE
+    position = next(i for i, layer in enumerate(LAYERS) if module in layer)
+    below = set[str]().union(*LAYERS[: position + 1])
+    return below if module in KERNEL_USERS else below - {"kernels"}
+
+
+def wrong_arrows(package: Path) -> list[str]:
+    """List the imports of a source tree that point the wrong way."""
+    siblings = {module_of(path, package) for path in package.rglob("*.py")}
+    wrong = []
+    for path in sorted(package.rglob("*.py")):
+        module = module_of(path, package)
+        if module in LEAVES:
+            continue
+        if module not in CORE | {"__init__"}:
+            wrong.append(f"{module} is neither in the core nor a leaf: say which, in LAYERS or LEAVES")
+            continue
+        packages = CORE_PACKAGES | set(sys.stdlib_module_names) | ({"triton"} if module == "kernels" else set())
+        for top, below, for_types in imports(path, package):
+            # A type may be named from anywhere in the core: at run time that is no arrow.
+            reachable = CORE if for_types else allowed(module)
+            if top == package.name and below in siblings - reachable:
+                wrong.append(f"{path.relative_to(package.parent)} imports {below}")
+            elif top not in packages | {package.name}:
+                wrong.append(f"{path.relative_to(package.parent)} imports {top}")
+            elif (top, below) == ("torch", "distributed") and module != "distributed":
+                wrong.append(f"{path.relative_to(package.parent)} imports torch.distributed")
+    return wrong
+
+
+def test_imports_point_one_way() -> None:
+    assert wrong_arrows(ROOT / "multigrain") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("reduce.py", "from .aggregators import AOSM", "imports aggregators"),
+        ("grains.py", "def f():\n    from . import cli", "imports cli"),
+        ("checks.py", "if TYPE_CHECKING:\n    from . import cli", "imports cli"),
+        ("scorer.py", "import multigrain.cli", "imports cli"),
+        ("aggregators.py", "from . import kernels", "imports kernels"),
+        ("losses/infonce.py", "from ..cli import main", "imports cli"),
+        ("losses/infonce.py", "import torch.distributed as dist", "imports torch.distributed"),
+        ("__init__.py", "from .cli import main", "imports cli"),
+        ("metrics.py", "import numpy as np", "imports numpy"),
+        ("helpers.py", "", "neither in the core nor a leaf"),
+    ],
+)
+def test_a_wrong_arrow_is_seen(tmp_path: Path, module: str, source: str, complaint: str) -> None:
+    package = tmp_path / "multigrain"
+    for name in ("aggregators.py", "cli.py", "kernels/__init__.py", module):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).touch()
+    (package / module).write_text(source)
+    [found] = wrong_arrows(package)
+    assert complaint in found
+
+
+def test_public_names() -> None:
+    assert sorted(mg.__all__) == PUBLIC
+    assert [name for name in PUBLIC if not hasattr(mg, name)] == []
+    defined = {name for name, value in vars(mg).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert sorted(defined - {"annotations"}) == PUBLIC
+
+
+def undocumented(name: str, value: Any) -> Iterator[str]:
+    """Yield the name if it has no docstring of its own, and each public member without one, inherited or not."""
+    if not value.__doc__:
+        yield name
+    if not inspect.isclass(value):
+        return
+    ours = [base for base in value.__mro__ if base.__module__.startswith("multigrain")]
+    for member, definition in vars(value).items():
+        function = getattr(definition, "__func__", definition)
+        if member.startswith("_") or not (inspect.isfunction(function) or isinstance(function, property)):
+            continue
+        if not any(getattr(vars(base).get(member), "__doc__", None) for base in ours):
+            yield f"{name}.{member}"
+
+
+def test_public_names_have_docstrings() -> None:
+    assert [missing for name in PUBLIC for missing in undocumented(name, getattr(mg, name))] == []
+
+
+IMPORT = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.perf_counter()
+import multigrain
+seconds = time.perf_counter() - start
+loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps({"seconds": seconds, "loaded": sorted(loaded)}))
+"""
+
+
+def import_in_a_fresh_interpreter() -> dict[str, Any]:
+    """Import torch, then multigrain; return the seconds of the latter and the packages that it brought."""
+    run = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    return json.loads(run.stdout)
+
+
+def test_import_is_light() -> None:
+    measured = import_in_a_fresh_interpreter()
+    assert HEAVY & set(measured["loaded"]) == set()
+    # The fastest of three, since other work on the machine only ever adds time.
+    seconds = [measured["seconds"], *(import_in_a_fresh_interpreter()["seconds"] for _ in range(2))]
+    assert min(seconds) < 0.1, f"import multigrain took {min(seconds):.3f} s beyond torch"
+
+
+def test_the_core_needs_three_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {Requirement(line).name for line in project["dependencies"]} == CORE_PACKAGES
+    assert project["version"] == mg.__version__
