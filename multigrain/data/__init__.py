@@ -1,0 +1,1 @@
+"""Video-sentence pairs. Each module is imported by name and asks for its own extra when it is used."""
