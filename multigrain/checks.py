@@ -178,7 +178,7 @@ def grains(values: Sequence[Grain]) -> None:
     if not values:
         raise ValueError("grains: expected at least one Grain, got none")
     for i, value in enumerate(values):
-        if not hasattr(value, "score"):
+        if not hasattr(value, "similarity"):
             raise TypeError(f"grains[{i}]: expected a Grain, got {type(value).__name__}")
     unique("grains", [value.name for value in values])
 

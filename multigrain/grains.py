@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import checks
 from .aggregators import AOSM, Aggregator, build_aggregator, zero_empty
+from .kernels import table
 from .tokens import Features, Tokens
 
 
@@ -51,36 +51,38 @@ class Grain(nn.Module):
         size = None if bilinear is None else checks.count("bilinear", bilinear)
         self.register_parameter("bilinear", None if size is None else nn.Parameter(torch.eye(size)))
 
-    def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:
-        """Scores [q, c] of all pairs, fp32 (fp64 stays), before any logit scale."""
-        return self.score(query[self.query].normalized(), candidate[self.candidate].normalized())
+    def forward(self, query: Features, candidate: Features, backend: str | None = None) -> Float[Tensor, "q c"]:
+        """Scores [q, c] of all pairs, fp32 (fp64 stays), before any logit scale.
+
+        Args:
+            backend: "auto", "eager", "blocked" or "triton"; None: the variable MULTIGRAIN_BACKEND, else "auto".
+
+        Raises:
+            KeyError, ValueError: a grain that the features lack, or sides that do not fit together.
+            Unsupported: a backend asked for by name cannot serve.
+        """
+        q, c = self._sides(query, candidate)
+        if self.aggregator is None:
+            checks.single_tokens(self.name, q, c)
+            scores = table.similarity(q, c)[:, :, 0, 0]
+        else:
+            scores = table.scores(self.aggregator, q, c, backend)
+        return zero_empty(scores, q.mask, c.mask)
 
     def similarity(self, query: Features, candidate: Features) -> Float[Tensor, "q c m n"]:
         """Cosines [q, c, m, n] of all token pairs of all item pairs; 0 at padded tokens."""
-        return self._similarity(query[self.query].normalized(), candidate[self.candidate].normalized())
+        return table.similarity(*self._sides(query, candidate))
 
-    def score(self, query: Tokens, candidate: Tokens) -> Float[Tensor, "q c"]:
-        """Scores [q, c] of tokens that `Tokens.normalized` made."""
-        sim = self._similarity(query, candidate)
-        with torch.autocast(sim.device.type, enabled=False):
-            if self.aggregator is None:
-                checks.single_tokens(self.name, query, candidate)
-                scores = sim[:, :, 0, 0]
-            else:
-                scores = self.aggregator(sim, _nonempty(query.mask), _nonempty(candidate.mask))
-            return zero_empty(scores, query.mask, candidate.mask)
-
-    def _similarity(self, query: Tokens, candidate: Tokens) -> Tensor:
-        checks.sides(self.name, query, candidate)
-        q, c = query.features, candidate.features
-        dtype = torch.promote_types(q.dtype, c.dtype)
-        with torch.autocast(q.device.type, enabled=False):
-            q, c = q.to(dtype), c.to(dtype)
-            if self.bilinear is not None:
-                checks.bilinear(self.name, self.bilinear.shape[0], query)
-                q = q @ self.bilinear.to(dtype)
-            sim = rearrange(q, "q m d -> (q m) d") @ rearrange(c, "c n d -> (c n) d").T
-        return rearrange(sim, "(q m) (c n) -> q c m n", q=len(query), c=len(candidate))
+    def _sides(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
+        """The two grains, checked, the query behind the bilinear matrix."""
+        q, c = query[self.query].tokenwise(), candidate[self.candidate].tokenwise()
+        checks.sides(self.name, q, c)
+        if self.bilinear is not None:
+            checks.bilinear(self.name, self.bilinear.shape[0], q)
+            unit = q.normalized().features
+            with torch.autocast(unit.device.type, enabled=False):
+                q = Tokens(unit @ self.bilinear.to(unit.dtype), q.mask, unit=True)
+        return q, c
 
     def extra_repr(self) -> str:
         """The settings that repr shows."""
@@ -105,9 +107,3 @@ def SentenceFrame(aggregator: Aggregator | str | None = None, bilinear: int | No
 def FrameWord(aggregator: Aggregator | str | None = None, bilinear: int | None = None) -> Grain:
     """Grain("word", "frame"): each word against each frame (X-CLIP's S_F-W); default AOSM()."""
     return Grain("word", "frame", AOSM() if aggregator is None else aggregator, bilinear)
-
-
-def _nonempty(mask: Tensor | None) -> Tensor | None:
-    """Let an item without a real token pass as zeros: no aggregator meets an empty softmax, and the score is
-    zeroed afterwards."""
-    return None if mask is None else mask | ~mask.any(1, keepdim=True)

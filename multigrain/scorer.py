@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .grains import Grain
-from .tokens import Features, Tokens
+from .tokens import Features
 
 
 class MultiGrain(nn.Module):
@@ -21,6 +21,7 @@ class MultiGrain(nn.Module):
         grains: the grains, with distinct names.
         weights: "mean" (1 / number of grains, as X-CLIP), one number per grain, or "learned" (a softmax over one
             parameter per grain, the mean at first).
+        backend: who computes the scores of the grains: see `Grain.forward`.
         strict: raise where a real token holds NaN or infinity, or an item has no real token, instead of scoring
             the latter 0. It reads the values, which synchronises a GPU.
 
@@ -35,11 +36,13 @@ class MultiGrain(nn.Module):
         torch.Size([3, 5])
     """
 
-    def __init__(self, *grains: Grain, weights: str | Sequence[float] = "mean", strict: bool = False) -> None:
+    def __init__(
+        self, *grains: Grain, weights: str | Sequence[float] = "mean", strict: bool = False, backend: str | None = None
+    ) -> None:
         super().__init__()
         checks.grains(grains)
         self.grains = nn.ModuleList(grains)
-        self.strict = strict
+        self.strict, self.backend = strict, backend
         self.weight_logits: nn.Parameter | None = None
         # Python floats, not a buffer: `.half()` or fp64 scores must not meet weights rounded to fp32.
         self._fixed_weights = [1 / len(grains)] * len(grains)
@@ -67,13 +70,8 @@ class MultiGrain(nn.Module):
     def scores_by_grain(self, query: Features, candidate: Features) -> dict[str, Float[Tensor, "q c"]]:
         """Each grain's own scores [queries, candidates], by its name, unweighted."""
         grains = cast("list[Grain]", list(self.grains))
-        queries = self._read(query, [grain.query for grain in grains])
-        candidates = self._read(candidate, [grain.candidate for grain in grains])
-        return {grain.name: grain.score(queries[grain.query], candidates[grain.candidate]) for grain in grains}
-
-    def _read(self, features: Features, names: list[str]) -> dict[str, Tokens]:
-        """Every grain normalised once, however many scores use it."""
         if self.strict:
-            for name in dict.fromkeys(names):
-                checks.finite(name, features[name])
-        return {name: features[name].normalized() for name in dict.fromkeys(names)}
+            for features, names in ((query, {g.query for g in grains}), (candidate, {g.candidate for g in grains})):
+                for name in sorted(names):
+                    checks.finite(name, features[name])
+        return {grain.name: grain(query, candidate, self.backend) for grain in grains}

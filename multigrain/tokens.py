@@ -32,19 +32,25 @@ class Tokens:
         mask: bool [B, L], True = a real token; None = all are real. What lies behind a False, NaN
             included, can reach neither a score nor a gradient.
         name: how errors call it.
+        unit: the features are compared as they are: they are normalised already, or their length is meant to
+            count.
 
     Raises:
         TypeError, ValueError: wrong type, rank, dtype, device, an empty axis, or a mask that does not fit.
     """
 
-    __slots__ = ("features", "mask")
+    __slots__ = ("features", "mask", "unit")
 
     features: Float[Tensor, "b d"] | Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"] | None
+    unit: bool
 
-    def __init__(self, features: Tensor, mask: Tensor | None = None, name: str = "features") -> None:
+    def __init__(
+        self, features: Tensor, mask: Tensor | None = None, name: str = "features", unit: bool = False
+    ) -> None:
         self.features = checks.features(name, features)
         self.mask = None if mask is None else checks.mask(name, mask, features)
+        self.unit = unit
 
     @property
     def batch_size(self) -> int:
@@ -81,16 +87,20 @@ class Tokens:
     def __getitem__(self, index: Index) -> Tokens:
         """The items at an index of the batch axis; an int keeps the axis."""
         rows = _rows(index, self.batch_size)
-        return Tokens(self.features[rows], None if self.mask is None else self.mask[rows])
+        return Tokens(self.features[rows], None if self.mask is None else self.mask[rows], unit=self.unit)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tokens:
         """The same tokens on another device, or with features of another dtype."""
         mask = None if self.mask is None else self.mask.to(device=device)
-        return Tokens(self.features.to(device=device, dtype=dtype), mask)
+        return Tokens(self.features.to(device=device, dtype=dtype), mask, unit=self.unit)
 
     def detach(self) -> Tokens:
         """The same tokens without their graph."""
-        return Tokens(self.features.detach(), self.mask)
+        return Tokens(self.features.detach(), self.mask, unit=self.unit)
+
+    def tokenwise(self) -> Tokens:
+        """The same tokens as [B, L, D], L = 1 for a coarse feature."""
+        return Tokens(self.features.unsqueeze(1), self.mask, unit=self.unit) if self.features.ndim == 2 else self
 
     def normalized(self) -> Tokens:
         """Unit tokens [B, L, D] in fp32 (fp64 stays), padded slots zero: what every scorer reads.
@@ -98,12 +108,14 @@ class Tokens:
         The zero-fill comes first, so NaN behind a mask vanishes in the forward and the backward pass. Half
         precision is widened before anything is computed: rounding similarities to bf16 reorders results.
         """
-        x = self.features.unsqueeze(1) if self.features.ndim == 2 else self.features
+        x = self.tokenwise().features
         if self.mask is not None:
             x = torch.where(self.mask.unsqueeze(-1), x, 0.0)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.unit:
+            return Tokens(x, self.mask, unit=True)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return Tokens(torch.where(norm > EPS, x / norm.clamp_min(EPS), 0.0), self.mask)
+        return Tokens(torch.where(norm > EPS, x / norm.clamp_min(EPS), 0.0), self.mask, unit=True)
 
 
 class Features:
@@ -180,6 +192,10 @@ class Features:
         """The same features on another device, or of another dtype (masks stay bool)."""
         return Features(**{name: tokens.to(device, dtype) for name, tokens in self._grains.items()})
 
+    def normalized(self) -> Features:
+        """Every grain as `Tokens.normalized`: worth doing once for a collection that is searched many times."""
+        return Features(**{name: tokens.normalized() for name, tokens in self._grains.items()})
+
     def detach(self) -> Features:
         """The same features without their graph."""
         return Features(**{name: tokens.detach() for name, tokens in self._grains.items()})
@@ -203,7 +219,7 @@ class Features:
         """Write to one file, whole or not at all (a temporary file, then a rename)."""
         path = Path(path)
         partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        torch.save({name: (t.features, t.mask) for name, t in self._grains.items()}, partial)
+        torch.save({name: (t.features, t.mask, t.unit) for name, t in self._grains.items()}, partial)
         partial.replace(path)
 
     @staticmethod
@@ -215,8 +231,8 @@ class Features:
         """
         try:
             grains = torch.load(path, map_location=device, weights_only=True)
-            return Features(**grains)
-        except (RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+            return Features(**{name: Tokens(x, mask, name, unit) for name, (x, mask, unit) in grains.items()})
+        except (RuntimeError, EOFError, TypeError, AttributeError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"path: expected a file written by Features.save, got {os.fspath(path)}: {error}"
             ) from error
@@ -242,18 +258,14 @@ def _rows(index: Index, size: int) -> slice | Tensor:
 
 def _cat(parts: list[Tokens]) -> Tokens:
     """Concatenate along the batch, padding to the longest; a mask appears only where one is needed."""
-    lengths = {part.length for part in parts}
-    if len(lengths) == 1 and len({part.features.ndim for part in parts}) == 1:
-        features = torch.cat([part.features for part in parts])
-    else:
-        features = torch.cat([_pad(_tokenwise(part.features), max(lengths)) for part in parts])
-    if len(lengths) == 1 and all(part.mask is None for part in parts):
-        return Tokens(features)
-    return Tokens(features, torch.cat([_pad(_mask(part), max(lengths)) for part in parts]))
-
-
-def _tokenwise(x: Tensor) -> Tensor:
-    return x.unsqueeze(1) if x.ndim == 2 else x
+    length = max(part.length for part in parts)
+    if any(part.features.ndim == 3 for part in parts):
+        parts = [part.tokenwise() for part in parts]
+    unit = all(part.unit for part in parts)
+    if all(part.mask is None and part.length == length for part in parts):
+        return Tokens(torch.cat([part.features for part in parts]), unit=unit)
+    features = torch.cat([_pad(part.tokenwise().features, length) for part in parts])
+    return Tokens(features, torch.cat([_pad(_mask(part), length) for part in parts]), unit=unit)
 
 
 def _mask(tokens: Tokens) -> Tensor:

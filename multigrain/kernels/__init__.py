@@ -1,0 +1,1 @@
+"""Backends that compute the scores of a grain; `table` chooses among them."""

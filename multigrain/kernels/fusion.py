@@ -1,0 +1,94 @@
+"""From a two-level aggregator to what a fused kernel is told."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+from ..aggregators import AOSM, Aggregator, TwoLevel
+from ..tokens import Tokens
+from .ops import fused_scores
+from .spec import Operand, Spec
+
+LINEAR = ("mean", "sum")
+
+
+def fuses(aggregator: Aggregator) -> TypeGuard[TwoLevel]:
+    """Whether an aggregator is outer(inner(sim)) and nothing else: no override, no mixing, no hook to serve."""
+    if not isinstance(aggregator, TwoLevel) or (isinstance(aggregator, AOSM) and aggregator.mixes):
+        return False
+    hooks = (aggregator._forward_hooks, aggregator._forward_pre_hooks, aggregator._backward_hooks)  # pyright: ignore[reportPrivateUsage]
+    return type(aggregator).forward in (TwoLevel.forward, AOSM.forward) and not any(hooks)
+
+
+def scores(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
+    """Scores [q, c] of an aggregator that `fuses`."""
+    direction = aggregator.direction
+    if aggregator.inner.kind in LINEAR:
+        return _pooled(aggregator, query, candidate, backend)
+    if direction == "both" and _commutes(aggregator, query, candidate):
+        direction = "query" if candidate.length > 1 else "candidate"
+    if direction == "candidate":
+        return _fused(aggregator, candidate, query, False, backend).T
+    return _fused(aggregator, query, candidate, direction == "both", backend)
+
+
+def _commutes(aggregator: TwoLevel, query: Tokens, candidate: Tokens) -> bool:
+    """Whether both directions give the same score, so that one of them will do."""
+    coarse = 1 in (query.length, candidate.length)
+    return aggregator.outer == aggregator.inner and (coarse or aggregator.inner.kind == "logsumexp")
+
+
+def _fused(aggregator: TwoLevel, query: Tokens, candidate: Tokens, both: bool, backend: str) -> Tensor:
+    outer, inner = aggregator.outer, aggregator.inner
+    kind = "linear" if outer.kind in LINEAR else outer.kind
+    dtype = torch.promote_types(query.dtype, candidate.dtype)
+    if dtype != torch.float64:
+        dtype = None  # kernels widen half precision as they read it
+    return fused_scores(
+        _operand(query, outer.kind, dtype),
+        _operand(candidate, outer.kind if both else None, dtype),
+        Spec(inner.kind, inner.temperature, kind, outer.temperature, both),
+        backend,
+    )
+
+
+def _operand(tokens: Tokens, outer: str | None, dtype: torch.dtype | None) -> Operand:
+    tokens = tokens.tokenwise().to(dtype=dtype)
+    weights = linear_weights(tokens, outer) if outer in LINEAR else None
+    return Operand(tokens.features, tokens.mask, weights, not tokens.unit)
+
+
+def linear_weights(tokens: Tokens, kind: str) -> Tensor:
+    """[B, L]: 1 / number of real tokens for "mean", 1 for "sum", 0 at padding."""
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    if tokens.mask is None:
+        value = 1 / tokens.length if kind == "mean" else 1.0
+        return torch.full((len(tokens), tokens.length), value, dtype=dtype, device=tokens.device)
+    real = tokens.mask.to(dtype)
+    return real / real.sum(1, keepdim=True).clamp_min(1) if kind == "mean" else real
+
+
+def _pooled(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
+    """A linear inner reduction comes before the product: the mean of cosines is the cosine with a mean."""
+    directions = ("query", "candidate") if aggregator.direction == "both" else (aggregator.direction,)
+    out: list[Tensor] = []
+    for direction in directions:
+        a, b = (query, candidate) if direction == "query" else (candidate, query)
+        b = _pool(b, aggregator.inner.kind)
+        if aggregator.outer.kind in LINEAR:
+            scores = _pool(a, aggregator.outer.kind).features[:, 0] @ b.features[:, 0].T
+        else:
+            # One candidate token: its inner reduction is the identity, whichever it is.
+            scores = _fused(TwoLevel(aggregator.outer, aggregator.outer, "query"), b, a, False, backend).T
+        out.append(scores if direction == "query" else scores.T)
+    return sum(out[1:], out[0]) / len(out)
+
+
+def _pool(tokens: Tokens, kind: str) -> Tokens:
+    unit = tokens.normalized()
+    weights = linear_weights(unit, kind)
+    with torch.autocast(unit.device.type, enabled=False):
+        return Tokens((weights.unsqueeze(1) @ unit.features), unit=True)

@@ -1,0 +1,99 @@
+"""The fused scores as operators of torch.library, so that autograd, fake tensors and torch.compile know them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import blocked, reference
+from .spec import Gradients, Operand, Spec
+
+_MODULES: dict[str, ModuleType] = {"blocked": blocked}
+
+# Operators take no tuples: what `_flat` makes of (Operand, Operand, Spec, backend).
+_SCHEMA = (
+    "Tensor query, Tensor candidate, Tensor? query_mask, Tensor? candidate_mask, "
+    "Tensor? query_weights, Tensor? candidate_weights, bool normalize_query, bool normalize_candidate, "
+    "str inner, float inner_temperature, str outer, float outer_temperature, bool both, str backend"
+)
+
+
+def fused_scores(query: Operand, candidate: Operand, spec: Spec, backend: str) -> Tensor:
+    """Scores [q, c], fp32 (fp64 stays), by a backend with a kernel ("blocked" or "triton")."""
+    return _scores(*_flat(query, candidate), *spec, backend)
+
+
+def _flat(query: Operand, candidate: Operand) -> list[Any]:
+    return [value for pair in zip(query, candidate, strict=True) for value in pair]
+
+
+def _unflat(arguments: tuple[Any, ...]) -> tuple[Operand, Operand, Spec, str]:
+    operands = [Operand(*arguments[side:8:2]) for side in (0, 1)]
+    return operands[0], operands[1], Spec(*arguments[8:13]), arguments[13]
+
+
+@torch.library.custom_op("multigrain::pair_scores", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
+def _scores(*arguments: Any) -> Tensor:
+    query, candidate, spec, backend = _unflat(arguments)
+    with torch.autocast(query.x.device.type, enabled=False):
+        return _MODULES[backend].forward(query, candidate, spec)
+
+
+@torch.library.custom_op(
+    "multigrain::pair_scores_backward", mutates_args=(), schema=f"(Tensor grad, {_SCHEMA}) -> Tensor[]"
+)
+def _scores_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    query, candidate, spec, backend = _unflat(arguments)
+    with torch.autocast(query.x.device.type, enabled=False):
+        gradients: Gradients = _MODULES[backend].backward(grad, query, candidate, spec)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+@_scores.register_fake
+def _(*arguments: Any) -> Tensor:
+    query, candidate, *_ = _unflat(arguments)
+    dtype = torch.promote_types(query.x.dtype, torch.float32)
+    return query.x.new_empty(query.x.shape[0], candidate.x.shape[0], dtype=dtype)
+
+
+@_scores_backward.register_fake
+def _(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    return [torch.empty_like(arguments[i], memory_format=torch.contiguous_format) for i in _differentiable(arguments)]
+
+
+def _differentiable(arguments: tuple[Any, ...]) -> list[int]:
+    """Positions of the tokens and of those weights that were given."""
+    return [i for i in (0, 1, 4, 5) if arguments[i] is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.settings = inputs[6:]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    arguments = (*ctx.saved_tensors, *ctx.settings)
+    wanted = _differentiable(arguments)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        gradients = _differentiable_backward(grad, arguments, wanted)
+    else:
+        gradients = _scores_backward(grad, *arguments)
+    out: list[Tensor | None] = [None] * len(arguments)
+    for i, gradient in zip(wanted, gradients, strict=True):
+        out[i] = gradient
+    return tuple(out)
+
+
+def _differentiable_backward(grad: Tensor, arguments: tuple[Any, ...], wanted: list[int]) -> tuple[Tensor, ...]:
+    """Grad mode in a backward pass means create_graph=True: a gradient of the gradient, which the eager one has."""
+    query, candidate, spec, _ = _unflat(arguments)
+    inputs = [arguments[i] for i in wanted]
+    scores = reference.scores(query, candidate, spec)
+    gradients = torch.autograd.grad(scores, inputs, grad, create_graph=True, allow_unused=True, materialize_grads=True)
+    return tuple(gradients)
+
+
+_scores.register_autograd(_backward, setup_context=_setup_context)

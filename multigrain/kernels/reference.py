@@ -1,0 +1,36 @@
+"""The eager definition of what the fused operators compute: the judge of every kernel, and its double backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reduce import Reduction
+from ..tokens import Tokens
+from .spec import Operand, Spec
+
+
+def scores(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
+    """Scores [q, c] through the whole [q, c, m, n], differentiable any number of times."""
+    q, c = _unit(query), _unit(candidate)
+    sim = torch.einsum("qmd,cnd->qcmn", q, c)
+    q_mask = None if query.mask is None else query.mask[:, None, :, None]
+    c_mask = None if candidate.mask is None else candidate.mask[None, :, None, :]
+    inner = Reduction(spec.inner, spec.inner_temperature)
+    out = _outer(inner(sim, c_mask, 3), query, None if q_mask is None else q_mask[..., 0], spec, "qcm,qm->qc")
+    if spec.both:
+        y = inner(sim, q_mask, 2)
+        converse = _outer(y, candidate, None if c_mask is None else c_mask[:, :, 0], spec, "qcn,cn->qc")
+        out = (out + converse) / 2
+    return out
+
+
+def _unit(operand: Operand) -> Tensor:
+    return Tokens(operand.x, operand.mask, unit=not operand.normalize).normalized().features
+
+
+def _outer(y: Tensor, operand: Operand, mask: Tensor | None, spec: Spec, product: str) -> Tensor:
+    if spec.outer != "linear":
+        return Reduction(spec.outer, spec.outer_temperature)(y, mask, 2)
+    assert operand.weights is not None
+    return torch.einsum(product, y, operand.weights.to(y.dtype))

@@ -1,0 +1,40 @@
+"""What a kernel is told: the two operands, the aggregation, and how it says that it cannot serve."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Unsupported(Exception):
+    """A backend cannot serve these inputs, and says why. Only this makes `backend="auto"` try the next one."""
+
+
+class Operand(NamedTuple):
+    """One side of a score matrix."""
+
+    x: Tensor  # tokens [B, L, D]: fp16, bf16, fp32 or fp64
+    mask: Tensor | None  # bool [B, L], True = a real token
+    weights: Tensor | None  # [B, L]: of a linear outer reduction over these tokens, 0 at padding
+    normalize: bool  # divide every token by its norm (zero vectors stay zero)
+
+
+class Spec(NamedTuple):
+    """A two-level aggregation: outer over query tokens of inner over candidate tokens; `both` averages with the
+    converse."""
+
+    inner: str  # max, softmax or logsumexp
+    inner_temperature: float
+    outer: str  # those, or linear: the sum under the operand's weights
+    outer_temperature: float
+    both: bool
+
+
+class Gradients(NamedTuple):
+    """By tokens [B, L, D] and weights [B, L] of both operands, in their dtypes; None for weights not given."""
+
+    query: Tensor
+    candidate: Tensor
+    query_weights: Tensor | None
+    candidate_weights: Tensor | None

@@ -1,0 +1,97 @@
+"""The backend table: who computes the scores of a grain, and how "auto" chooses.
+
+    eager     the definition: cosines [q, c, m, n], then Aggregator.forward
+    blocked   any device, any aggregator, in the memory of one block; closed-form gradient for two-level ones
+    triton    CUDA, two-level ones, one fused pass
+
+"auto" takes the first that serves. Only `Unsupported` makes it try the next; a backend asked for by name raises
+it. Every other exception surfaces.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .. import checks
+from ..aggregators import Aggregator
+from ..tokens import Tokens
+from . import fusion, recompute
+from .spec import Unsupported
+
+# (aggregator, query tokens, candidate tokens) -> scores [q, c]: finite, and passing on no gradient but its own,
+# where an item has no real token; the grain zeroes both.
+Backend = Callable[[Aggregator, Tokens, Tokens], Tensor]
+
+
+def similarity(query: Tokens, candidate: Tokens) -> Tensor:
+    """Cosines [q, c, m, n] of all token pairs of all item pairs, fp32 (fp64 stays); 0 at padded tokens."""
+    q, c = query.normalized().features, candidate.normalized().features
+    dtype = torch.promote_types(q.dtype, c.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        sim = rearrange(q.to(dtype), "q m d -> (q m) d") @ rearrange(c.to(dtype), "c n d -> (c n) d").T
+    return rearrange(sim, "(q m) (c n) -> q c m n", q=len(query), c=len(candidate))
+
+
+def eager(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
+    """The definition of every score."""
+    sim = similarity(query, candidate)
+    with torch.autocast(sim.device.type, enabled=False):
+        return aggregator(sim, _nonempty(query.mask), _nonempty(candidate.mask))
+
+
+def _nonempty(mask: Tensor | None) -> Tensor | None:
+    """An item without a real token passes as one of zeros: no aggregator meets an empty softmax."""
+    return None if mask is None else mask | ~mask.any(1, keepdim=True)
+
+
+def blocked(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
+    """Block by block: the closed form for two-level aggregators, the definition recomputed for all others."""
+    if fusion.fuses(aggregator):
+        return fusion.scores(aggregator, query, candidate, "blocked")
+    return recompute.scores(lambda q, c: eager(aggregator, q, c), query, candidate)
+
+
+def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
+    """One fused pass on CUDA."""
+    if not fusion.fuses(aggregator):
+        raise Unsupported(f"triton serves two-level aggregators without mixing matrices, not {aggregator!r}")
+    return fusion.scores(aggregator, query, candidate, "triton")
+
+
+BACKENDS: dict[str, Backend] = {"triton": triton, "blocked": blocked, "eager": eager}
+CHOICES = ("auto", *BACKENDS)
+
+# Fewer similarities than this cost less than the bookkeeping of blocks.
+SMALL = 1 << 15
+
+
+def scores(aggregator: Aggregator, query: Tokens, candidate: Tokens, backend: str | None = None) -> Tensor:
+    """Scores [q, c] by the backend of a name; None: that of MULTIGRAIN_BACKEND, else "auto".
+
+    Raises:
+        ValueError: no backend of that name.
+        Unsupported: a backend asked for by name cannot serve.
+    """
+    name = backend or os.environ.get("MULTIGRAIN_BACKEND", "auto")
+    if checks.choice("backend", name, CHOICES) != "auto":
+        return BACKENDS[name](aggregator, query, candidate)
+    for serve in _automatic(aggregator, query, candidate):
+        try:
+            return serve(aggregator, query, candidate)
+        except Unsupported:
+            continue
+    return eager(aggregator, query, candidate)
+
+
+def _automatic(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> list[Backend]:
+    """What to try before the definition, best first."""
+    if torch.compiler.is_compiling() and not fusion.fuses(aggregator):
+        return []  # the compiler sees through the definition, not through blocks of it
+    if query.device.type == "cuda" and fusion.fuses(aggregator):
+        return [triton, blocked]
+    return [blocked] if len(query) * query.length * len(candidate) * candidate.length >= SMALL else []
