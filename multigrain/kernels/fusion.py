@@ -79,7 +79,7 @@ def _pooled(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str
         a, b = (query, candidate) if direction == "query" else (candidate, query)
         b = _pool(b, aggregator.inner.kind)
         if aggregator.outer.kind in LINEAR:
-            scores = _pool(a, aggregator.outer.kind).features[:, 0] @ b.features[:, 0].T
+            scores = _product(_pool(a, aggregator.outer.kind).features, b.features)
         else:
             # One candidate token: its inner reduction is the identity, whichever it is.
             scores = _fused(TwoLevel(aggregator.outer, aggregator.outer, "query"), b, a, False, backend).T
@@ -92,3 +92,9 @@ def _pool(tokens: Tokens, kind: str) -> Tokens:
     weights = linear_weights(unit, kind)
     with torch.autocast(unit.device.type, enabled=False):
         return Tokens((weights.unsqueeze(1) @ unit.features), unit=True)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    with torch.autocast(a.device.type, enabled=False):
+        return a[:, 0].to(dtype) @ b[:, 0].to(dtype).T

@@ -77,6 +77,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     arguments = (*ctx.saved_tensors, *ctx.settings)
     wanted = _differentiable(arguments)
+    gradients: list[Tensor | None] | list[Tensor]
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         gradients = _differentiable_backward(grad, arguments, wanted)
     else:
@@ -87,13 +88,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(out)
 
 
-def _differentiable_backward(grad: Tensor, arguments: tuple[Any, ...], wanted: list[int]) -> tuple[Tensor, ...]:
+def _differentiable_backward(grad: Tensor, arguments: tuple[Any, ...], wanted: list[int]) -> list[Tensor | None]:
     """Grad mode in a backward pass means create_graph=True: a gradient of the gradient, which the eager one has."""
     query, candidate, spec, _ = _unflat(arguments)
-    inputs = [arguments[i] for i in wanted]
+    inputs = [arguments[i] for i in wanted if arguments[i].requires_grad]
     scores = reference.scores(query, candidate, spec)
-    gradients = torch.autograd.grad(scores, inputs, grad, create_graph=True, allow_unused=True, materialize_grads=True)
-    return tuple(gradients)
+    gradients = iter(torch.autograd.grad(scores, inputs, grad, create_graph=True, materialize_grads=True))
+    return [next(gradients) if arguments[i].requires_grad else None for i in wanted]
 
 
 _scores.register_autograd(_backward, setup_context=_setup_context)

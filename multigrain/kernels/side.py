@@ -69,13 +69,10 @@ class Side:
             return x * (self._take(self.reciprocal, block) * self.scale).unsqueeze(-1)
         return x if self.scale == 1 else x * self.scale
 
-    def mask(self, block: Block) -> Tensor | None:
-        """[size, length], or None where all are real."""
-        return self._take(self.counted, block) if block.ragged and self.counted is not None else None
-
-    def weights(self, block: Block) -> Tensor | None:
-        """[size, length], or None where none were given."""
-        return None if self.given.weights is None else self._take(self.given.weights, block).to(self.dtype)
+    def about(self, block: Block) -> tuple[Tensor | None, Tensor | None]:
+        """The mask [size, length], None where all are real, and the weights, None where none were given."""
+        mask = self._take(self.counted, block) if block.ragged and self.counted is not None else None
+        return mask, None if self.given.weights is None else self._take(self.given.weights, block)
 
     def add(self, total: Tensor, block: Block, part: Tensor) -> None:
         """total [B, L, ...] += part [size, length, ...] of a block."""

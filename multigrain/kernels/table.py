@@ -90,8 +90,16 @@ def scores(aggregator: Aggregator, query: Tokens, candidate: Tokens, backend: st
 
 def _automatic(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> list[Backend]:
     """What to try before the definition, best first."""
-    if torch.compiler.is_compiling() and not fusion.fuses(aggregator):
-        return []  # the compiler sees through the definition, not through blocks of it
+    if torch.compiler.is_compiling():
+        if not fusion.fuses(aggregator):
+            return []  # the compiler sees through the definition, not through blocks of it
+    elif _transformed():
+        return []
     if query.device.type == "cuda" and fusion.fuses(aggregator):
         return [triton, blocked]
     return [blocked] if len(query) * query.length * len(candidate) * candidate.length >= SMALL else []
+
+
+def _transformed() -> bool:
+    """Under torch.func or forward-mode differentiation, of which the operators know nothing."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0  # pyright: ignore

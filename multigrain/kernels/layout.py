@@ -1,0 +1,129 @@
+"""Memory orders of a block of similarities, in which no reduced axis is the innermost one.
+
+A reduction then runs vectorised across the innermost axis. Both orders hold x of q queries with m tokens and
+c candidates with n tokens in four axes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Layout(ABC):
+    """Where the axes are, and how to get there and back."""
+
+    query_axis: int  # of query tokens
+    candidate_axis: int  # of candidate tokens
+
+    def prepare(self, c: Tensor) -> Tensor:
+        """Candidate tokens [c, n, D] stored as `similarity` wants them."""
+        return c
+
+    @abstractmethod
+    def similarity(self, q: Tensor, c: Tensor) -> Tensor:
+        """x, of four axes, from tokens [q, m, D] and prepared [c, n, D]."""
+
+    @abstractmethod
+    def by_tokens(self, dx: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients [q, m, D] and [c, n, D] by the tokens, from that by x."""
+
+    @abstractmethod
+    def of_query(self, t: Tensor) -> Tensor:
+        """[q, m] -> broadcastable to x."""
+
+    @abstractmethod
+    def of_candidate(self, t: Tensor) -> Tensor:
+        """[c, n] -> broadcastable to x."""
+
+    @abstractmethod
+    def of_pairs(self, t: Tensor) -> Tensor:
+        """[q, c] -> broadcastable to x."""
+
+    @abstractmethod
+    def of_tokens(self, t: Tensor, axis: int) -> Tensor:
+        """x with the other token axis reduced to 1, summed over the other items: [items, tokens] of a token axis."""
+
+    @abstractmethod
+    def to_pairs(self, t: Tensor) -> Tensor:
+        """x with both token axes reduced to 1 -> [q, c]."""
+
+
+class CandidatesInnermost(Layout):
+    """x [q, m, n, c]: either token axis can be reduced. Candidates are transposed once a block."""
+
+    query_axis, candidate_axis = 1, 2
+
+    def prepare(self, c: Tensor) -> Tensor:
+        """Stored [n, c, D]."""
+        return c.transpose(0, 1).contiguous().transpose(0, 1)
+
+    def similarity(self, q: Tensor, c: Tensor) -> Tensor:
+        """x [q, m, n, c]."""
+        (bq, m, d), (bc, n, _) = q.shape, c.shape
+        return (q.reshape(-1, d) @ c.transpose(0, 1).reshape(-1, d).T).view(bq, m, n, bc)
+
+    def by_tokens(self, dx: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Two products."""
+        (bq, m, d), (bc, n, _) = q.shape, c.shape
+        dx = dx.view(bq * m, n * bc)
+        dq, dc = dx @ c.transpose(0, 1).reshape(-1, d), dx.T @ q.reshape(-1, d)
+        return dq.view(bq, m, d), dc.view(n, bc, d).transpose(0, 1)
+
+    def of_query(self, t: Tensor) -> Tensor:
+        """[q, m, 1, 1]."""
+        return t[:, :, None, None]
+
+    def of_candidate(self, t: Tensor) -> Tensor:
+        """[1, 1, n, c]."""
+        return t.T[None, None]
+
+    def of_pairs(self, t: Tensor) -> Tensor:
+        """[q, 1, 1, c]."""
+        return t[:, None, None]
+
+    def of_tokens(self, t: Tensor, axis: int) -> Tensor:
+        """[q, m, 1, c] -> [q, m], or [q, 1, n, c] -> [c, n]."""
+        return t.sum(3)[:, :, 0] if axis == self.query_axis else t.sum(0)[0].T
+
+    def to_pairs(self, t: Tensor) -> Tensor:
+        """[q, 1, 1, c] -> [q, c]."""
+        return t[:, 0, 0]
+
+
+class QueriesInnermost(Layout):
+    """x [c, n, q, m]: for the inner reduction over candidate tokens alone. Candidates are read without a copy."""
+
+    query_axis, candidate_axis = 3, 1
+
+    def similarity(self, q: Tensor, c: Tensor) -> Tensor:
+        """x [c, n, q, m]."""
+        (bq, m, d), (bc, n, _) = q.shape, c.shape
+        return (c.reshape(-1, d) @ q.reshape(-1, d).T).view(bc, n, bq, m)
+
+    def by_tokens(self, dx: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Two products."""
+        (bq, m, d), (bc, n, _) = q.shape, c.shape
+        dx = dx.view(bc * n, bq * m)
+        return (dx.T @ c.reshape(-1, d)).view(bq, m, d), (dx @ q.reshape(-1, d)).view(bc, n, d)
+
+    def of_query(self, t: Tensor) -> Tensor:
+        """[1, 1, q, m]."""
+        return t[None, None]
+
+    def of_candidate(self, t: Tensor) -> Tensor:
+        """[c, n, 1, 1]."""
+        return t[:, :, None, None]
+
+    def of_pairs(self, t: Tensor) -> Tensor:
+        """[c, 1, q, 1]."""
+        return t.T[:, None, :, None]
+
+    def of_tokens(self, t: Tensor, axis: int) -> Tensor:
+        """[c, 1, q, m] -> [q, m], or [c, n, q, 1] -> [c, n]."""
+        return t.sum(0)[0] if axis == self.query_axis else t.sum(2)[:, :, 0]
+
+    def to_pairs(self, t: Tensor) -> Tensor:
+        """[c, 1, q, 1] -> [q, c]."""
+        return t[:, 0, :, 0].T

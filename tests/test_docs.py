@@ -1,0 +1,41 @@
+"""What the documentation shows is run: every Python fence of a page in one process, and every docstring example."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import multigrain as mg
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CORE = ["aggregators", "grains", "losses", "metrics", "reduce", "scorer", "scoring", "tokens"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if FENCE.search(page.read_text())], ids=lambda page: page.name)
+def test_fences_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    # In a process of their own: a page may register aggregators, which must not reach other tests.
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(FENCE.findall(page.read_text())))
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_docstring_examples_run() -> None:
+    modules = [importlib.import_module(f"multigrain.{name}") for name in CORE]
+    for package in [module for module in modules if hasattr(module, "__path__")]:
+        modules += [
+            importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)
+        ]
+    results = [doctest.testmod(module, extraglobs={"mg": mg, "torch": torch}) for module in modules]
+    assert sum(result.attempted for result in results) >= 10
+    assert sum(result.failed for result in results) == 0
