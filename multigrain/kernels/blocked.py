@@ -32,17 +32,30 @@ LOWEST = -1e30
 SAFE, TINY = 60.0, 1e-30
 
 
-class Tile(NamedTuple):
-    """A block of queries against a block of candidates; x, masks and weights in the axes of the layout."""
+class Column(NamedTuple):
+    """A block of candidates; masks and weights in the axes of the layout."""
 
     layout: Layout
-    rows: Block
-    cols: Block
+    block: Block
+    c: Tensor  # [c, n, D], as the layout prepared them
+    mask: Tensor | None
+    weights: Tensor | None
+
+
+class Tile(NamedTuple):
+    """A block of queries against a column."""
+
+    column: Column
+    block: Block
     q: Tensor  # [q, m, D]
-    c: Tensor  # [c, n, D]
     x: Tensor  # 0 at padding
     masks: dict[int, Tensor | None]  # by token axis: where it is real
     weights: dict[int, Tensor | None]  # by token axis: of a linear outer reduction
+
+    @property
+    def layout(self) -> Layout:
+        """The axes of x, masks and weights."""
+        return self.column.layout
 
 
 class Level(NamedTuple):
@@ -58,9 +71,10 @@ def forward(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
     """Scores [queries, candidates]."""
     a, b = Side(query, 1 / spec.inner_temperature), Side(candidate)
     out = query.x.new_empty(len(query.x), len(candidate.x), dtype=a.dtype)
-    for tile in _tiles(a, b, spec):
-        scores = [_outer(level, tile, spec)[0] for level in _inner(tile, spec)]
-        out[_index(tile)] = tile.layout.to_pairs(sum(scores[1:], scores[0]) / len(scores))
+    for column in _columns(a, b, spec):
+        for tile in _tiles(a, column):
+            scores = [_outer(level, tile, spec)[0] for level in _inner(tile, spec)]
+            out[_index(tile)] = tile.layout.to_pairs(sum(scores[1:], scores[0]) / len(scores))
     return out
 
 
@@ -69,36 +83,46 @@ def backward(grad: Tensor, query: Operand, candidate: Operand, spec: Spec) -> Gr
     a, b = Side(query, 1 / spec.inner_temperature), Side(candidate)
     by_query, by_candidate = (side.given.x.new_zeros(side.given.x.shape, dtype=side.dtype) for side in (a, b))
     by_weights = [None if w is None else w.new_zeros(w.shape) for w in (query.weights, candidate.weights)]
-    for tile in _tiles(a, b, spec):
-        levels = _inner(tile, spec)
-        g = tile.layout.of_pairs(grad[_index(tile)]) * (spec.inner_temperature / len(levels))
-        parts = [_outer(level, tile, spec)[1] * g for level in levels]
-        for level, side, block, total in zip(levels, (a, b), (tile.rows, tile.cols), by_weights, strict=False):
-            if total is not None:
-                side.add(total, block, _by_weights(level, g, tile))
-        dq, dc = tile.layout.by_tokens(_by_similarity(tile, levels, parts, spec), tile.q, tile.c)
-        a.add(by_query, tile.rows, dq)
-        b.add(by_candidate, tile.cols, dc)
-    return Gradients(a.through_norm(by_query), b.through_norm(by_candidate), *by_weights)
+    for column in _columns(a, b, spec):
+        dc = torch.zeros_like(column.c)
+        for tile in _tiles(a, column):
+            levels = _inner(tile, spec)
+            g = tile.layout.of_pairs(grad[_index(tile)]) * (spec.inner_temperature / len(levels))
+            parts = [_outer(level, tile, spec)[1] * g for level in levels]
+            for level, side, block, total in zip(levels, (a, b), (tile.block, column.block), by_weights, strict=False):
+                if total is not None:
+                    side.add(total, block, _by_weights(level, g, tile))
+            dx = _by_similarity(tile, levels, parts, spec)
+            a.add(by_query, tile.block, tile.layout.by_query(dx, column.c))
+            tile.layout.add_by_candidate(dc, dx, tile.q)
+        b.add(by_candidate, column.block, dc)
+    return Gradients(a.through_norm(by_query), b.through_norm(by_candidate), by_weights[0], by_weights[1])
 
 
-def _tiles(query: Side, candidate: Side, spec: Spec) -> Iterator[Tile]:
-    """All tiles, each with its similarities."""
+def _columns(query: Side, candidate: Side, spec: Spec) -> Iterator[Column]:
+    """All blocks of candidates, each read once."""
     layout = CandidatesInnermost() if spec.both else QueriesInnermost()
-    query_slots = min(QUERY_SLOTS, sum(query.lengths))
-    for cols in candidate.blocks(ELEMENTS // query_slots, LANES):
-        c = layout.prepare(candidate.read(cols))
-        c_mask, c_weights = (None if t is None else layout.of_candidate(t) for t in candidate.about(cols))
-        for rows in query.blocks(max(query_slots, ELEMENTS // (cols.size * cols.length))):
-            q = query.read(rows)
-            q_mask, q_weights = (None if t is None else layout.of_query(t) for t in query.about(rows))
-            masks = {layout.query_axis: q_mask, layout.candidate_axis: c_mask}
-            weights = {layout.query_axis: q_weights, layout.candidate_axis: c_weights}
-            yield Tile(layout, rows, cols, q, c, layout.similarity(q, c), masks, weights)
+    slots = ELEMENTS // min(QUERY_SLOTS, sum(query.lengths))
+    for block in candidate.blocks(slots, LANES):
+        c = layout.prepare(candidate.read(block))
+        mask, weights = (None if t is None else layout.of_candidate(t) for t in candidate.about(block))
+        yield Column(layout, block, c, mask, weights)
+
+
+def _tiles(query: Side, column: Column) -> Iterator[Tile]:
+    """All blocks of queries against a column, each with its similarities."""
+    layout = column.layout
+    slots = max(min(QUERY_SLOTS, sum(query.lengths)), ELEMENTS // (column.block.size * column.block.length))
+    for block in query.blocks(slots):
+        q = query.read(block)
+        mask, weights = (None if t is None else layout.of_query(t) for t in query.about(block))
+        masks = {layout.query_axis: mask, layout.candidate_axis: column.mask}
+        by_axis = {layout.query_axis: weights, layout.candidate_axis: column.weights}
+        yield Tile(column, block, q, layout.similarity(q, column.c), masks, by_axis)
 
 
 def _index(tile: Tile) -> tuple[slice | Tensor, slice | Tensor]:
-    rows, cols = tile.rows.items, tile.cols.items
+    rows, cols = tile.block.items, tile.column.block.items
     return (rows[:, None], cols) if isinstance(rows, Tensor) and isinstance(cols, Tensor) else (rows, cols)
 
 

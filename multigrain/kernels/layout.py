@@ -17,17 +17,21 @@ class Layout(ABC):
     query_axis: int  # of query tokens
     candidate_axis: int  # of candidate tokens
 
+    @abstractmethod
     def prepare(self, c: Tensor) -> Tensor:
         """Candidate tokens [c, n, D] stored as `similarity` wants them."""
-        return c
 
     @abstractmethod
     def similarity(self, q: Tensor, c: Tensor) -> Tensor:
         """x, of four axes, from tokens [q, m, D] and prepared [c, n, D]."""
 
     @abstractmethod
-    def by_tokens(self, dx: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients [q, m, D] and [c, n, D] by the tokens, from that by x."""
+    def by_query(self, dx: Tensor, c: Tensor) -> Tensor:
+        """The gradient [q, m, D] by the query's tokens, from that by x."""
+
+    @abstractmethod
+    def add_by_candidate(self, dc: Tensor, dx: Tensor, q: Tensor) -> None:
+        """dc [c, n, D], stored as `prepare` does, += the gradient by the candidates' tokens."""
 
     @abstractmethod
     def of_query(self, t: Tensor) -> Tensor:
@@ -64,12 +68,15 @@ class CandidatesInnermost(Layout):
         (bq, m, d), (bc, n, _) = q.shape, c.shape
         return (q.reshape(-1, d) @ c.transpose(0, 1).reshape(-1, d).T).view(bq, m, n, bc)
 
-    def by_tokens(self, dx: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Two products."""
-        (bq, m, d), (bc, n, _) = q.shape, c.shape
-        dx = dx.view(bq * m, n * bc)
-        dq, dc = dx @ c.transpose(0, 1).reshape(-1, d), dx.T @ q.reshape(-1, d)
-        return dq.view(bq, m, d), dc.view(n, bc, d).transpose(0, 1)
+    def by_query(self, dx: Tensor, c: Tensor) -> Tensor:
+        """[q m, n c] @ [n c, D]."""
+        (bq, m, n, bc), d = dx.shape, c.shape[-1]
+        return (dx.view(bq * m, n * bc) @ c.transpose(0, 1).reshape(-1, d)).view(bq, m, d)
+
+    def add_by_candidate(self, dc: Tensor, dx: Tensor, q: Tensor) -> None:
+        """[n c, q m] @ [q m, D]."""
+        (bq, m, n, bc), d = dx.shape, q.shape[-1]
+        dc.transpose(0, 1).view(n * bc, d).addmm_(dx.view(bq * m, n * bc).T, q.reshape(-1, d))
 
     def of_query(self, t: Tensor) -> Tensor:
         """[q, m, 1, 1]."""
@@ -97,16 +104,24 @@ class QueriesInnermost(Layout):
 
     query_axis, candidate_axis = 3, 1
 
+    def prepare(self, c: Tensor) -> Tensor:
+        """Stored [c, n, D]."""
+        return c.contiguous()
+
     def similarity(self, q: Tensor, c: Tensor) -> Tensor:
         """x [c, n, q, m]."""
         (bq, m, d), (bc, n, _) = q.shape, c.shape
         return (c.reshape(-1, d) @ q.reshape(-1, d).T).view(bc, n, bq, m)
 
-    def by_tokens(self, dx: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Two products."""
-        (bq, m, d), (bc, n, _) = q.shape, c.shape
-        dx = dx.view(bc * n, bq * m)
-        return (dx.T @ c.reshape(-1, d)).view(bq, m, d), (dx @ q.reshape(-1, d)).view(bc, n, d)
+    def by_query(self, dx: Tensor, c: Tensor) -> Tensor:
+        """[q m, c n] @ [c n, D]."""
+        (bc, n, bq, m), d = dx.shape, c.shape[-1]
+        return (dx.view(bc * n, bq * m).T @ c.reshape(-1, d)).view(bq, m, d)
+
+    def add_by_candidate(self, dc: Tensor, dx: Tensor, q: Tensor) -> None:
+        """[c n, q m] @ [q m, D]."""
+        (bc, n, bq, m), d = dx.shape, q.shape[-1]
+        dc.view(bc * n, d).addmm_(dx.view(bc * n, bq * m), q.reshape(-1, d))
 
     def of_query(self, t: Tensor) -> Tensor:
         """[1, 1, q, m]."""
