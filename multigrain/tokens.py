@@ -115,7 +115,7 @@ class Tokens:
         if self.unit:
             return Tokens(x, self.mask, unit=True)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return Tokens(torch.where(norm > EPS, x / norm.clamp_min(EPS), 0.0), self.mask, unit=True)
+        return Tokens(torch.where(norm <= EPS, 0.0, x / norm.clamp_min(EPS)), self.mask, unit=True)
 
 
 class Features:

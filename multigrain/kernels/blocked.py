@@ -29,7 +29,7 @@ LANES = 32
 LOWEST = -1e30
 
 # exp(+-SAFE), summed over thousands of tokens, multiplied by x or divided by, is far from the limits of fp32.
-SAFE, TINY = 60.0, 1e-30
+SAFE, TINY = 60.0, 1e-32
 
 
 class Column(NamedTuple):
@@ -83,6 +83,9 @@ def backward(grad: Tensor, query: Operand, candidate: Operand, spec: Spec) -> Gr
     a, b = Side(query, 1 / spec.inner_temperature), Side(candidate)
     by_query, by_candidate = (side.given.x.new_zeros(side.given.x.shape, dtype=side.dtype) for side in (a, b))
     by_weights = [None if w is None else w.new_zeros(w.shape) for w in (query.weights, candidate.weights)]
+    # In units of its largest element, so that a loss scaled for half precision cannot overflow a block.
+    factor = grad.abs().amax().to(a.dtype).clamp_min(torch.finfo(a.dtype).tiny)
+    grad = grad / factor
     for column in _columns(a, b, spec):
         dc = torch.zeros_like(column.c)
         for tile in _tiles(a, column):
@@ -96,24 +99,31 @@ def backward(grad: Tensor, query: Operand, candidate: Operand, spec: Spec) -> Gr
             a.add(by_query, tile.block, tile.layout.by_query(dx, column.c))
             tile.layout.add_by_candidate(dc, dx, tile.q)
         b.add(by_candidate, column.block, dc)
-    return Gradients(a.through_norm(by_query), b.through_norm(by_candidate), by_weights[0], by_weights[1])
+    by_query_weights, by_candidate_weights = (None if total is None else total * factor for total in by_weights)
+    by_query, by_candidate = a.through_norm(by_query, factor), b.through_norm(by_candidate, factor)
+    return Gradients(by_query, by_candidate, by_query_weights, by_candidate_weights)
 
 
 def _columns(query: Side, candidate: Side, spec: Spec) -> Iterator[Column]:
     """All blocks of candidates, each read once."""
     layout = CandidatesInnermost() if spec.both else QueriesInnermost()
-    slots = ELEMENTS // min(QUERY_SLOTS, sum(query.lengths))
-    for block in candidate.blocks(slots, LANES):
+    lanes = LANES if spec.both else 1
+    slots = ELEMENTS // _query_slots(query, candidate.lengths[0] * lanes)
+    for block in candidate.blocks(slots, lanes):
         c = layout.prepare(candidate.read(block))
         mask, weights = (None if t is None else layout.of_candidate(t) for t in candidate.about(block))
         yield Column(layout, block, c, mask, weights)
 
 
+def _query_slots(query: Side, candidate_slots: int) -> int:
+    """Token slots of a block of queries beside so many of candidates: whole items, and no more than there are."""
+    return min(max(ELEMENTS // candidate_slots, query.lengths[0]), QUERY_SLOTS, sum(query.lengths))
+
+
 def _tiles(query: Side, column: Column) -> Iterator[Tile]:
     """All blocks of queries against a column, each with its similarities."""
     layout = column.layout
-    slots = max(min(QUERY_SLOTS, sum(query.lengths)), ELEMENTS // (column.block.size * column.block.length))
-    for block in query.blocks(slots):
+    for block in query.blocks(ELEMENTS // (column.block.size * column.block.length)):
         q = query.read(block)
         mask, weights = (None if t is None else layout.of_query(t) for t in query.about(block))
         masks = {layout.query_axis: mask, layout.candidate_axis: column.mask}

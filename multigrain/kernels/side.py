@@ -54,7 +54,7 @@ class Side:
         while start < total:
             length = self.lengths[start]
             size = max(1, tokens // length)
-            size = min(max(size // multiple, 1) * multiple, total - start)
+            size = min(size - size % multiple if size > multiple else size, total - start)
             items = slice(start, start + size) if self.order is None else self.order[start : start + size]
             ragged = self.order is not None and self.lengths[start + size - 1] < length
             yield Block(items, size, length, ragged)
@@ -91,13 +91,13 @@ class Side:
             return x[block.items, : block.length]
         return x[block.items[:, None], self.slots[block.items, : block.length]]
 
-    def through_norm(self, gradient: Tensor) -> Tensor:
-        """From the gradient by the read tokens, in place, to that by the given ones [B, L, D], in their dtype.
+    def through_norm(self, gradient: Tensor, factor: Tensor) -> Tensor:
+        """From the gradient by the read tokens, in place, to `factor` times that by the given ones, in their dtype.
 
         y = s x / |x|:  dx = s (dy - u <u, dy>) / |x|, u = x / |x|; some items at a time, to copy no more than those.
         """
         if self.reciprocal is None:
-            return (gradient if self.scale == 1 else gradient.mul_(self.scale)).to(self.given.x.dtype)
+            return gradient.mul_(factor * self.scale).to(self.given.x.dtype)
         step = max(1, _CHUNK // gradient[0].numel())
         for rows in (slice(i, i + step) for i in range(0, len(gradient), step)):
             g, r = gradient[rows], self.reciprocal[rows].unsqueeze(-1)
@@ -105,7 +105,7 @@ class Side:
             if self.given.mask is not None:
                 x = torch.where(self.given.mask[rows].unsqueeze(-1), x, 0.0)
             unit = x * r
-            g.addcmul_(unit, (unit * g).sum(-1, keepdim=True), value=-1).mul_(r * self.scale)
+            g.addcmul_(unit, (unit * g).sum(-1, keepdim=True), value=-1).mul_(r * (factor * self.scale))
         return gradient.to(self.given.x.dtype)
 
 
