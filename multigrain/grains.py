@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from . import checks
 from .aggregators import AOSM, Aggregator, build_aggregator, zero_empty
 from .kernels import table
+from .reduce import without_autocast
 from .tokens import Features, Tokens
 
 
@@ -61,6 +62,7 @@ class Grain(nn.Module):
             KeyError, ValueError: a grain that the features lack, or sides that do not fit together.
             Unsupported: a backend asked for by name cannot serve.
         """
+        backend = table.choice(backend)
         q, c = self._sides(query, candidate)
         if self.aggregator is None:
             checks.single_tokens(self.name, q, c)
@@ -80,7 +82,7 @@ class Grain(nn.Module):
         if self.bilinear is not None:
             checks.bilinear(self.name, self.bilinear.shape[0], q)
             unit = q.normalized().features
-            with torch.autocast(unit.device.type, enabled=False):
+            with without_autocast(unit):
                 q = Tokens(unit @ self.bilinear.to(unit.dtype), q.mask, unit=True)
         return q, c
 

@@ -15,6 +15,7 @@ zero gradient. Half precision is widened to fp32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -104,8 +105,16 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Computing on x's device at the precision of the tensors themselves, whatever autocast surrounds it."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def _lowest(x: Tensor, mask: Tensor | None) -> Tensor:
-    # Not -inf: a row of them would make softmax NaN.
+    # Not -inf: the softmax of a row of them is NaN, and the backward pass of a NaN is only masked afterwards.
     return x if mask is None else torch.where(mask, x, torch.finfo(x.dtype).min)
 
 

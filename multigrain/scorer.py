@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .grains import Grain
+from .kernels import table
 from .tokens import Features
 
 
@@ -42,7 +43,7 @@ class MultiGrain(nn.Module):
         super().__init__()
         checks.grains(grains)
         self.grains = nn.ModuleList(grains)
-        self.strict, self.backend = strict, backend
+        self.strict, self.backend = strict, None if backend is None else table.choice(backend)
         self.weight_logits: nn.Parameter | None = None
         # Python floats, not a buffer: `.half()` or fp64 scores must not meet weights rounded to fp32.
         self._fixed_weights = [1 / len(grains)] * len(grains)

@@ -232,7 +232,7 @@ class Features:
         try:
             grains = torch.load(path, map_location=device, weights_only=True)
             return Features(**{name: Tokens(x, mask, name, unit) for name, (x, mask, unit) in grains.items()})
-        except (RuntimeError, EOFError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        except (RuntimeError, EOFError, TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"path: expected a file written by Features.save, got {os.fspath(path)}: {error}"
             ) from error
@@ -261,7 +261,9 @@ def _cat(parts: list[Tokens]) -> Tokens:
     length = max(part.length for part in parts)
     if any(part.features.ndim == 3 for part in parts):
         parts = [part.tokenwise() for part in parts]
-    unit = all(part.unit for part in parts)
+    unit = any(part.unit for part in parts)
+    if unit:
+        parts = [part if part.unit else part.normalized() for part in parts]
     if all(part.mask is None and part.length == length for part in parts):
         return Tokens(torch.cat([part.features for part in parts]), unit=unit)
     features = torch.cat([_pad(part.tokenwise().features, length) for part in parts])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..aggregators import AOSM, Aggregator, TwoLevel
+from ..reduce import without_autocast
 from ..tokens import Tokens
 from .ops import fused_scores
 from .spec import Operand, Spec
@@ -19,8 +20,11 @@ def fuses(aggregator: Aggregator) -> TypeGuard[TwoLevel]:
     """Whether an aggregator is outer(inner(sim)) and nothing else: no override, no mixing, no hook to serve."""
     if not isinstance(aggregator, TwoLevel) or (isinstance(aggregator, AOSM) and aggregator.mixes):
         return False
-    hooks = (aggregator._forward_hooks, aggregator._forward_pre_hooks, aggregator._backward_hooks)  # pyright: ignore[reportPrivateUsage]
-    return type(aggregator).forward in (TwoLevel.forward, AOSM.forward) and not any(hooks)
+    forward = vars(aggregator).get("forward") or type(aggregator).forward  # an instance may have been patched
+    return forward in (TwoLevel.forward, AOSM.forward) and not any(getattr(aggregator, hooks) for hooks in _HOOKS)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def scores(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
@@ -90,11 +94,11 @@ def _pooled(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str
 def _pool(tokens: Tokens, kind: str) -> Tokens:
     unit = tokens.normalized()
     weights = linear_weights(unit, kind)
-    with torch.autocast(unit.device.type, enabled=False):
+    with without_autocast(unit.features):
         return Tokens((weights.unsqueeze(1) @ unit.features), unit=True)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     dtype = torch.promote_types(a.dtype, b.dtype)
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a):
         return a[:, 0].to(dtype) @ b[:, 0].to(dtype).T

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reduce import without_autocast
 from . import blocked, reference
 from .spec import Gradients, Operand, Spec
 
@@ -38,7 +39,7 @@ def _unflat(arguments: tuple[Any, ...]) -> tuple[Operand, Operand, Spec, str]:
 @torch.library.custom_op("multigrain::pair_scores", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
 def _scores(*arguments: Any) -> Tensor:
     query, candidate, spec, backend = _unflat(arguments)
-    with torch.autocast(query.x.device.type, enabled=False):
+    with without_autocast(query.x):
         return _MODULES[backend].forward(query, candidate, spec)
 
 
@@ -47,7 +48,7 @@ def _scores(*arguments: Any) -> Tensor:
 )
 def _scores_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     query, candidate, spec, backend = _unflat(arguments)
-    with torch.autocast(query.x.device.type, enabled=False):
+    with without_autocast(query.x):
         gradients: Gradients = _MODULES[backend].backward(grad, query, candidate, spec)
     return [gradient for gradient in gradients if gradient is not None]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import checks
 from ..aggregators import Aggregator
+from ..reduce import without_autocast
 from ..tokens import Tokens
 from . import fusion, recompute
 from .spec import Unsupported
@@ -32,7 +33,7 @@ def similarity(query: Tokens, candidate: Tokens) -> Tensor:
     """Cosines [q, c, m, n] of all token pairs of all item pairs, fp32 (fp64 stays); 0 at padded tokens."""
     q, c = query.normalized().features, candidate.normalized().features
     dtype = torch.promote_types(q.dtype, c.dtype)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         sim = rearrange(q.to(dtype), "q m d -> (q m) d") @ rearrange(c.to(dtype), "c n d -> (c n) d").T
     return rearrange(sim, "(q m) (c n) -> q c m n", q=len(query), c=len(candidate))
 
@@ -40,7 +41,7 @@ def similarity(query: Tokens, candidate: Tokens) -> Tensor:
 def eager(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
     """The definition of every score."""
     sim = similarity(query, candidate)
-    with torch.autocast(sim.device.type, enabled=False):
+    with without_autocast(sim):
         return aggregator(sim, _nonempty(query.mask), _nonempty(candidate.mask))
 
 
@@ -58,6 +59,9 @@ def blocked(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
 
 def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
     """One fused pass on CUDA."""
+    for tokens in (query, candidate):
+        if tokens.device.type != "cuda":
+            raise Unsupported(f"triton serves features on CUDA, not on {tokens.device}")
     if not fusion.fuses(aggregator):
         raise Unsupported(f"triton serves two-level aggregators without mixing matrices, not {aggregator!r}")
     return fusion.scores(aggregator, query, candidate, "triton")
@@ -65,21 +69,31 @@ def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
 
 BACKENDS: dict[str, Backend] = {"triton": triton, "blocked": blocked, "eager": eager}
 CHOICES = ("auto", *BACKENDS)
+VARIABLE = "MULTIGRAIN_BACKEND"
 
 # Fewer similarities than this cost less than the bookkeeping of blocks.
 SMALL = 1 << 15
 
 
-def scores(aggregator: Aggregator, query: Tokens, candidate: Tokens, backend: str | None = None) -> Tensor:
-    """Scores [q, c] by the backend of a name; None: that of MULTIGRAIN_BACKEND, else "auto".
+def choice(backend: str | None) -> str:
+    """The backend of a name; None: that of the variable MULTIGRAIN_BACKEND, else "auto".
 
     Raises:
         ValueError: no backend of that name.
+    """
+    if backend is not None:
+        return checks.choice("backend", backend, CHOICES)
+    return checks.choice(f"the variable {VARIABLE}", os.environ.get(VARIABLE) or "auto", CHOICES)
+
+
+def scores(aggregator: Aggregator, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
+    """Scores [q, c] by the backend of a name (see `choice`).
+
+    Raises:
         Unsupported: a backend asked for by name cannot serve.
     """
-    name = backend or os.environ.get("MULTIGRAIN_BACKEND", "auto")
-    if checks.choice("backend", name, CHOICES) != "auto":
-        return BACKENDS[name](aggregator, query, candidate)
+    if backend != "auto":
+        return BACKENDS[backend](aggregator, query, candidate)
     for serve in _automatic(aggregator, query, candidate):
         try:
             return serve(aggregator, query, candidate)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
+from ..reduce import without_autocast
 
 Ids: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
 
@@ -74,7 +75,7 @@ class InfoNCE(nn.Module):
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
                 self.logit_scale.clamp_(max=self.max_logit_scale)
-        with torch.autocast(scores.device.type, enabled=False):
+        with without_autocast(scores):
             scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
             logits = self.logit_scale.exp().to(scores.dtype) * scores
             rows, columns = self._targets(scores, ids)
