@@ -1,0 +1,219 @@
+"""Towers: frames -> frame features, sentences -> sentence and word features.
+
+`FrameTower` and `TextTower` are all that XCLIP asks of an encoder. `TimmTower` and `WordTower` are the two that
+can be trained from scratch; CLIP's come behind the same protocols.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .transformer import Transformer
+
+_SPREAD = 0.3  # of embeddings and positions at first
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class FrameTower(Protocol):
+    """frames [U, 3, H, W], uint8 or floating in [0, 1] -> features [U, D]."""
+
+    dim: int
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Features [U, dim], not normalised."""
+        ...
+
+
+class TextTower(Protocol):
+    """sentences -> (sentence features [B, D], word features [B, M, D], mask [B, M], True = a real word)."""
+
+    dim: int
+
+    def __call__(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of width dim, not normalised."""
+        ...
+
+    def words(self, sentence: str) -> list[str]:
+        """The words of a sentence as its word features see them, one for each."""
+        ...
+
+
+class TimmTower(nn.Module):
+    """Any timm vision model, trained from scratch, and a projection without bias.
+
+    Args:
+        name: of a timm model.
+        dim: D of the features.
+        kwargs: for timm.create_model, such as img_size, patch_size, embed_dim, depth. With global_pool="" the
+            features of all places go into the projection side by side, so that it can tell them apart.
+        mean, std: of the pixels in [0, 1], each one number for all channels or three.
+
+    Raises:
+        ImportError: timm is not installed, or cannot be imported; the message says what to do.
+        ValueError: a name or arguments that timm does not know.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        dim: int,
+        kwargs: Mapping[str, Any] | None = None,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.5,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.backbone = create_timm(name, {**(kwargs or {}), "num_classes": 0})
+        self.projection = nn.Linear(_features_of(self.backbone, kwargs or {}), dim, bias=False)
+        for key, value in (("mean", mean), ("std", std)):
+            self.register_buffer(key, torch.as_tensor(value).float().reshape(-1, 1, 1), persistent=False)
+
+    def forward(self, frames: Tensor) -> Float[Tensor, "u d"]:
+        """Features [U, dim] of frames [U, 3, H, W], uint8 or floating in [0, 1]."""
+        pixels = frames.to(self.projection.weight.dtype)
+        if not frames.is_floating_point():
+            pixels = pixels / 255
+        return self.projection(self.backbone((pixels - self.mean) / self.std).flatten(1))
+
+
+def create_timm(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """timm.create_model(name, **kwargs), with errors that say what to do (see TimmTower)."""
+    try:
+        import timm
+    except ImportError as error:
+        if error.name != "timm":
+            raise
+        raise ImportError('vision towers need timm: pip install "multigrain[models]"') from error
+    except RuntimeError as error:
+        if "torchvision" not in str(error):
+            raise
+        raise ImportError(
+            f"timm cannot be imported: the installed torchvision was built for another torch than {torch.__version__} "
+            f"({error}). For a CPU torch: pip install --force-reinstall --no-deps torchvision "
+            f"--index-url https://download.pytorch.org/whl/cpu"
+        ) from error
+    if not timm.is_model(name):
+        similar = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(
+            f"vision name: expected a model of timm {timm.__version__}, got {name!r}"
+            + (f"; there are {', '.join(similar)}, ..." if similar else "; timm.list_models() has them all")
+        )
+    try:
+        return timm.create_model(name, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"vision kwargs: timm's {name!r} does not take {dict(kwargs)}: {error}") from error
+
+
+@torch.no_grad()
+def _features_of(backbone: nn.Module, kwargs: Mapping[str, Any]) -> int:
+    """Numbers per frame: the model's width, or with global_pool="" that times the places."""
+    if kwargs.get("global_pool") != "":
+        return int(backbone.num_features)  # type: ignore[arg-type]
+    size = int(kwargs.get("img_size") or backbone.default_cfg["input_size"][-1])  # type: ignore[index]
+    return backbone.eval()(torch.zeros(1, 3, size, size)).numel()
+
+
+def split_words(sentence: str) -> list[str]:
+    """Lower-case words and punctuation marks, each its own token."""
+    return _WORD.findall(sentence.lower())
+
+
+def build_vocabulary(sentences: Iterable[str]) -> list[str]:
+    """All words of the sentences, sorted."""
+    return sorted({word for sentence in sentences for word in split_words(sentence)})
+
+
+class WordTower(nn.Module):
+    """A transformer over the words of a sentence, from a vocabulary of its own.
+
+    A learned token in front gathers the sentence vector; the words follow, each with a feature. A word outside
+    the vocabulary shares one embedding of zeros, so that it says where it stands and nothing else.
+
+    Args:
+        vocabulary: the words that have an embedding (see build_vocabulary).
+        dim: D of the features.
+        width, depth, heads: of the transformer.
+        max_words: M; a longer sentence is cut, with a warning.
+        dropout: in [0, 1), in training.
+        pad_to_max: pad every batch to max_words rather than to its longest sentence; where masks are ignored, a
+            score would otherwise depend on the other sentences of the batch.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        dim: int,
+        width: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        max_words: int = 48,
+        dropout: float = 0.0,
+        pad_to_max: bool = False,
+    ) -> None:
+        super().__init__()
+        if not vocabulary:
+            raise ValueError("vocabulary: expected at least one word, got none")
+        self.vocabulary, self.dim = list(vocabulary), dim
+        self.max_words, self.pad_to_max = max_words, pad_to_max
+        self._ids = {word: i for i, word in enumerate(self.vocabulary, 1)}
+        # Row 0 is for padding and for unknown words: zeros that are never trained.
+        self.embedding = nn.Embedding(len(self.vocabulary) + 1, width, padding_idx=0)
+        # As large as each other: a position too small to see makes a bag of words at first, and
+        # "red ball, blue key" learns slowly that the ball is the red one.
+        self.start = nn.Parameter(_SPREAD * torch.randn(width))
+        self.position = nn.Parameter(_SPREAD * torch.randn(max_words, width))
+        with torch.no_grad():
+            self.embedding.weight.mul_(_SPREAD)
+        self.transformer = Transformer(width, depth, heads, dropout)
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, dim, bias=False)
+
+    def words(self, sentence: str) -> list[str]:
+        """The words that have a feature, in order."""
+        return split_words(sentence)[: self.max_words]
+
+    def tokenize(self, sentences: Sequence[str]) -> tuple[Int[Tensor, "b m"], Bool[Tensor, "b m"]]:
+        """Word ids (0 = unknown or padding) and mask, on the device of the model.
+
+        Raises:
+            TypeError: one string instead of a list of them.
+            ValueError: no sentence, or one without a word; its position is named.
+        """
+        if isinstance(sentences, str):
+            raise TypeError(f"sentences: expected a list of strings, got one string {sentences!r}")
+        split = [split_words(sentence) for sentence in sentences]
+        if not split:
+            raise ValueError("sentences: expected at least one, got none")
+        if empty := [i for i, words in enumerate(split) if not words]:
+            raise ValueError(f"sentences[{empty[0]}]: expected at least one word, got {sentences[empty[0]]!r}")
+        if long := sum(len(words) > self.max_words for words in split):
+            warnings.warn(f"{long} of {len(split)} sentences were cut to {self.max_words} words", stacklevel=3)
+        length = self.max_words if self.pad_to_max else min(self.max_words, max(map(len, split)))
+        ids = torch.zeros(len(split), length, dtype=torch.long)
+        mask = torch.zeros(len(split), length, dtype=torch.bool)
+        for row, words in enumerate(split):
+            known = [self._ids.get(word, 0) for word in words[:length]]
+            ids[row, : len(known)] = torch.tensor(known)
+            mask[row, : len(known)] = True
+        return ids.to(self.start.device), mask.to(self.start.device)
+
+    def forward(
+        self, sentences: Sequence[str]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
+        """Sentence features, word features and the mask of the words."""
+        ids, mask = self.tokenize(sentences)
+        words = self.embedding(ids) + self.position[: ids.shape[1]]
+        tokens = torch.cat([self.start.expand(len(ids), 1, -1), words], 1)
+        hidden = self.transformer(tokens, torch.cat([mask.new_ones(len(ids), 1), mask], 1))
+        features = self.projection(self.norm(hidden))
+        return features[:, 0], features[:, 1:], mask

@@ -1,0 +1,67 @@
+"""A small pre-norm transformer over masked tokens, shared by the text tower and the temporal encoder."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Dropout sits on the two residual branches only: inside the attention it would cost the fused kernel.
+
+    Args:
+        width: D of the tokens.
+        heads: attention heads; must divide the width.
+        dropout: in [0, 1), in training.
+
+    Raises:
+        ValueError: a number of heads that does not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads: expected a divisor of width {width}, got {heads}")
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "b l d"], keys: Bool[Tensor, "b 1 1 l"] | None) -> Float[Tensor, "b l d"]:
+        """Tokens after attention to the real `keys` (True; None = all) and the mlp."""
+        x = x + self.dropout(self._attend(self.attention_norm(x), keys))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+    def _attend(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
+        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=keys), "b h l d -> b l (h d)"))
+
+
+class Transformer(nn.Module):
+    """`depth` blocks over tokens [B, L, D] under a mask [B, L] (True = real).
+
+    A padded token is zeroed on the way in and out and no token attends to it, so what it holds (NaN included)
+    changes nothing. An item without a real token comes out as zeros.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
+
+    def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        """The tokens after all blocks."""
+        if mask is None:
+            for block in self.blocks:
+                x = block(x, None)
+            return x
+        x = x.masked_fill(~mask[..., None], 0.0)
+        # An item without a real token may attend to its zeros: a softmax over nothing would be NaN.
+        keys = (mask | ~mask.any(1, keepdim=True))[:, None, None]
+        for block in self.blocks:
+            x = block(x, keys)
+        return x.masked_fill(~mask[..., None], 0.0)

@@ -1,0 +1,31 @@
+"""Training and evaluation: one loop for every stage, resumable at any step. Needs the extras `models` and `cli`.
+
+config = training.load_config("demo")
+data = training.load_data(config.data)
+model = training.train(config, data, "runs/demo")
+training.evaluate(model, data.test)["all"]["t2v"]["R@1"]
+"""
+
+from __future__ import annotations
+
+from .config import DataConfig, OptimizerConfig, StageConfig, TrainConfig, load_config
+from .data import Data, Pairs, load_data
+from .evaluation import encode, evaluate, metrics_by_grain, scores_by_grain
+from .loop import Progress, train
+
+__all__ = [
+    "Data",
+    "DataConfig",
+    "OptimizerConfig",
+    "Pairs",
+    "Progress",
+    "StageConfig",
+    "TrainConfig",
+    "encode",
+    "evaluate",
+    "load_config",
+    "load_data",
+    "metrics_by_grain",
+    "scores_by_grain",
+    "train",
+]

@@ -1,0 +1,133 @@
+"""Files of a run: the checkpoint, the metrics and what it ran on. Everything is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .config import TrainConfig
+
+_PLACE_ONLY = ("device", "checkpoint_seconds")  # settings that may change between a run and its resumption
+
+
+class Position(NamedTuple):
+    """The next step to take: stage and epoch from 0, and how many steps of that epoch are done."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
+def open_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"out_dir: expected a folder that can be written to, got {folder}: {error}") from error
+    return folder
+
+
+def write_json(path: Path, values: object) -> None:
+    """Indented JSON, in place of what was there."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Tensors and plain values, in place of the checkpoint before."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What save_checkpoint wrote; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        ValueError: the file is damaged, or of a run with other settings or data (the first difference is named).
+    """
+    remedy = "pass resume=False to start anew, or another out_dir"
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = json.loads(state["settings"])
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a checkpoint of this version, or a damaged one; {remedy}") from error
+    if difference := _difference(saved, json.loads(json.dumps(settings))):
+        raise ValueError(f"{path}: the checkpoint of another run: {difference}; {remedy}")
+    return state
+
+
+def comparable(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share."""
+    values = {name: value for name, value in asdict(config).items() if name not in _PLACE_ONLY}
+    return {**values, "data": {name: value for name, value in values["data"].items() if name != "cache"}}
+
+
+def environment() -> dict[str, Any]:
+    """What the figures of a run depend on beside its settings."""
+    versions = {name: _version(name) for name in ("multigrain", "torch", "timm", "minigrid", "numpy")}
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+    }
+
+
+@dataclass
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, in the order of training, each with its position."""
+
+    path: Path
+
+    def keep_until(self, position: Position) -> None:
+        """Drop the lines that a resumed run will write again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if tuple(json.loads(line)["position"]) <= position]
+        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.replace(self.path)
+
+    def write(self, position: Position, values: dict[str, Any]) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**values, "position": position}) + "\n")
+
+
+def _difference(old: object, new: object, name: str = "settings") -> str:
+    """The first difference between two nested values in words; empty where there is none."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        differences = (_difference(old[key], new[key], f"{name}.{key}") for key in old)
+        return next((text for text in differences if text), "")
+    return "" if old == new else f"{name} was {old!r}, is {new!r}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

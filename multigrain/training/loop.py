@@ -1,0 +1,236 @@
+"""The training loop.
+
+The order of the batches is a function of (seed, stage, epoch) and the learning rate of the step; a checkpoint holds
+the weights, the optimizer, the position and the state of the random numbers. A run that was stopped anywhere
+therefore goes on to the same weights, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..metrics import RetrievalMetrics
+from ..models import XCLIP, build_vocabulary
+from . import checkpoint
+from .checkpoint import MetricsLog, Position
+from .config import OptimizerConfig, StageConfig, TrainConfig
+from .data import Data, batches
+from .evaluation import evaluate
+from .objectives import make_loss
+
+LOG_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, after a step; `validation` is set after an epoch that was validated.
+
+    `epoch` and `step` count from 1, `step` within its stage; `seconds` is the time of this process in the stage.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    logit_scale: float
+    learning_rate: float
+    seconds: float
+    validation: dict[str, RetrievalMetrics] | None = None
+
+
+def train(
+    config: TrainConfig,
+    data: Data,
+    out_dir: str | os.PathLike[str],
+    resume: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+) -> XCLIP:
+    """Train through all stages and return the model in eval mode.
+
+    Writes into out_dir: model/ (XCLIP.from_pretrained reads it), metrics.jsonl, config.json, environment.json and
+    checkpoint.pt.
+
+    Args:
+        resume: go on from the checkpoint in out_dir, where there is one. False starts anew.
+        progress: called after every step and every validation.
+
+    Raises:
+        OSError: out_dir cannot be written to.
+        ValueError: the checkpoint is damaged or of another run; settings that do not fit.
+        FloatingPointError: the loss is no longer finite; the message names the step.
+    """
+    out = checkpoint.open_folder(out_dir)
+    run = _Run(config, data)
+    file, log = out / "checkpoint.pt", MetricsLog(out / "metrics.jsonl")
+    if resume and file.is_file():
+        run.load_state(checkpoint.load_checkpoint(file, run.settings))
+    else:
+        file.unlink(missing_ok=True)
+    log.keep_until(run.position if file.is_file() else Position(-1))
+    checkpoint.write_json(out / "config.json", asdict(config))
+    checkpoint.write_json(out / "environment.json", checkpoint.environment())
+    saved = time.monotonic()
+    for event, at_epoch_end in run.steps():
+        if at_epoch_end or event.step % LOG_EVERY == 0:
+            log.write(run.position, {"kind": "epoch" if at_epoch_end else "step", **asdict(event)})
+        if at_epoch_end or time.monotonic() - saved > config.checkpoint_seconds:
+            checkpoint.save_checkpoint(file, run.state())
+            saved = time.monotonic()
+        if progress is not None:
+            progress(event)
+    run.model.freeze_vision(False)
+    model = run.model.eval()
+    model.save_pretrained(out / "model")
+    return model
+
+
+class _Run:
+    """The model, the optimizer and how far they are."""
+
+    def __init__(self, config: TrainConfig, data: Data) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.data = config, data
+        self.device = _device(config.device)
+        sentences = [*data.single.sentences, *data.train.sentences]
+        self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.position = Position()
+        self.last: Progress | None = None
+        digest = hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).hexdigest()
+        self.settings = {**checkpoint.comparable(config), "sentences": digest}
+
+    def steps(self) -> Iterator[tuple[Progress, bool]]:
+        """Train; after every step and every epoch, where the run is, and whether that was an epoch."""
+        while self.position.stage < len(self.config.stages):
+            yield from self._stage(self.config.stages[self.position.stage])
+
+    def _stage(self, stage: StageConfig) -> Iterator[tuple[Progress, bool]]:
+        """The rest of one stage."""
+        started, number = time.monotonic(), self.position.stage
+        pairs = self.data.single if stage.task == "frames" else self.data.train
+        optimizer = self._begin(stage)
+        loss_of = make_loss(self.model, stage, pairs)
+        for epoch in range(self.position.epoch, stage.epochs):
+            order = batches(pairs.sentences, stage.batch_size, stage.bucket, _mix(self.config.seed, number, epoch))
+            total = len(order) * stage.epochs
+            self.model.train()
+            for i in range(self.position.step, len(order)):
+                step = epoch * len(order) + i
+                rate = learning_rate(stage.optimizer, step, total)
+                loss = self._step(stage, loss_of(order[i]), optimizer, rate)
+                self.position = Position(number, epoch, i + 1)
+                scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
+                self.last = Progress(stage.name, epoch + 1, stage.epochs, step + 1, total, loss, scale, rate, seconds)
+                yield self.last, False
+            validation = self._validate(stage)
+            last = epoch + 1 == stage.epochs
+            self.position = Position(number + 1) if last else Position(number, epoch + 1)
+            if last:
+                self.optimizer = None
+            assert self.last is not None  # an epoch has at least one step
+            yield replace(self.last, validation=validation), True
+
+    def _step(self, stage: StageConfig, loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> float:
+        """One step down; the loss as a number."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"stage {stage.name!r}, {self.position}: expected a finite loss, got {loss.item()}; "
+                f"a lower learning_rate than {stage.optimizer.learning_rate} may help"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), stage.optimizer.clip_norm)
+        optimizer.step()
+        return float(loss.detach())
+
+    def _validate(self, stage: StageConfig) -> dict[str, RetrievalMetrics] | None:
+        count = min(self.config.validation_pairs, len(self.data.val.sentences))
+        if stage.task == "frames" or count == 0:
+            return None
+        return evaluate(self.model, self.data.val, range(count), stage.max_frames)
+
+    def _begin(self, stage: StageConfig) -> torch.optim.Optimizer:
+        """Freeze what the stage freezes; its optimizer, as a checkpoint left it or new."""
+        self.model.freeze_vision(stage.freeze_vision)
+        self.model.zero_grad(set_to_none=True)  # what a frozen tower had before would count in the gradient's norm
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.model, stage.optimizer)
+        return self.optimizer
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        return {
+            "settings": json.dumps(self.settings),
+            "position": tuple(self.position),
+            "last": None if self.last is None else asdict(self.last),
+            "model": self.model.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.position = Position(*state["position"])
+        self.last = None if state["last"] is None else Progress(**state["last"])
+        self.model.load_state_dict(state["model"])
+        if state["optimizer"] is not None:
+            self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if torch.cuda.is_available() and state["random_cuda"]:
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The rate of a step (from 0) out of `steps`: linear to the top, then half a cosine to 0, without a jump."""
+    warm = config.warmup * steps
+    if step < warm:
+        return config.learning_rate * (step + 1) / (math.floor(warm) + 1)
+    return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over what is trainable, with weight decay on matrices alone.
+
+    Positions are not matrices in that sense, nor are the mixing and bilinear ones, which start from the identity:
+    decay would pull them away from it.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim > 1 and not any(word in name for word in _UNDECAYED)
+            groups[plain].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": config.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+        fused=True,
+    )
+
+
+_UNDECAYED = ("position", "pos_embed", "bilinear", "inner_", "outer_")
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _mix(seed: int, stage: int, epoch: int) -> int:
+    return seed * 1_000_003 + stage * 10_007 + epoch

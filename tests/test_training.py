@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from multigrain import training
+from multigrain.models import XCLIP, GrainConfig, ModelConfig, TemporalConfig, TextConfig, VisionConfig
+from multigrain.training import OptimizerConfig, StageConfig, TrainConfig
+from multigrain.training.data import batches, sentence_ids
+from multigrain.training.loop import learning_rate, make_optimizer
+from multigrain.training.objectives import frame_features, make_loss
+
+COLORS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
+
+
+class Paint:
+    """Videos of plain colours; the sentence names them in order. Two to three real frames of three."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        lengths = torch.randint(2, 4, (count,), generator=generator).tolist()
+        self.names = [
+            [list(COLORS)[i] for i in torch.randint(0, 4, (length,), generator=generator)] for length in lengths
+        ]
+        self.sentences = [", then ".join(names) for names in self.names]
+
+    def batch(self, indices: Sequence[int], max_frames: int = 12) -> SimpleNamespace:
+        names = [self.names[i] if max_frames > 1 else self.names[i][-1:] for i in indices]
+        length = max(map(len, names))
+        index = torch.tensor([[list(COLORS).index(n) for n in row] + [0] * (length - len(row)) for row in names])
+        mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in names])
+        frames = torch.tensor(list(COLORS.values()), dtype=torch.uint8)[:, :, None, None] * 255
+        return SimpleNamespace(
+            frames=frames.expand(-1, -1, 16, 16), index=index, mask=mask, sentences=[self.sentences[i] for i in indices]
+        )
+
+
+DATA = SimpleNamespace(train=Paint(40, 0), single=Paint(24, 1), val=Paint(8, 2), test=Paint(8, 3))
+CONFIG = TrainConfig(
+    model=ModelConfig(
+        vision=VisionConfig(
+            "vit_tiny_patch16_224", {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        ),
+        text=TextConfig(width=16, depth=1, heads=2, max_words=12),
+        temporal=TemporalConfig(depth=1, heads=2, max_frames=4),
+        dim=8,
+    ),
+    stages=[
+        StageConfig("towers", "frames", epochs=2, batch_size=8),
+        StageConfig("grains", "videos", epochs=2, batch_size=8, bucket=2),
+    ],
+    validation_pairs=4,
+    checkpoint_seconds=0.0,
+    device="cpu",
+)
+EVENTS = 2 * (3 + 1) + 2 * (5 + 1)  # steps and ends of epochs
+
+
+def same_weights(a: XCLIP, b: XCLIP) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    values = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in values]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[XCLIP, Path]:
+    """A run without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    return training.train(CONFIG, DATA, folder), folder
+
+
+@pytest.mark.parametrize(
+    ("stop", "frozen"),
+    [
+        pytest.param(1, False, id="first step"),
+        pytest.param(3, False, id="last step of an epoch"),
+        pytest.param(4, False, id="end of an epoch"),
+        pytest.param(8, False, id="end of a stage"),
+        pytest.param(11, False, id="second stage"),
+        pytest.param(11, True, id="second stage, frozen tower"),
+        pytest.param(EVENTS, False, id="the end"),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_very_same_weights(tmp_path: Path, stop: int, frozen: bool):
+    stages = [CONFIG.stages[0], dataclasses.replace(CONFIG.stages[1], freeze_vision=frozen)]
+    config = dataclasses.replace(CONFIG, stages=stages)
+    expected = training.train(config, DATA, tmp_path / "whole")
+    seen = 0
+
+    def interrupt(event: training.Progress) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(config, DATA, tmp_path / "cut", progress=interrupt)
+    events: list[training.Progress] = []
+    torch.manual_seed(99)  # nothing may hang on what the process did before
+    resumed = training.train(config, DATA, tmp_path / "cut", progress=events.append)
+    assert same_weights(expected, resumed)
+    assert len(events) == EVENTS - stop
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_a_finished_run_is_loaded_and_not_trained_again(whole: tuple[XCLIP, Path]):
+    events: list[training.Progress] = []
+    again = training.train(CONFIG, DATA, whole[1], progress=events.append)
+    assert events == []
+    assert same_weights(again, whole[0])
+    assert same_weights(XCLIP.from_pretrained(whole[1] / "model"), whole[0])
+
+
+def test_the_seed_decides(whole: tuple[XCLIP, Path], tmp_path: Path):
+    assert same_weights(training.train(CONFIG, DATA, tmp_path / "same"), whole[0])
+    other = training.train(dataclasses.replace(CONFIG, seed=1), DATA, tmp_path / "other")
+    assert not same_weights(other, whole[0])
+
+
+def test_files_of_a_run(whole: tuple[XCLIP, Path]):
+    model, folder = whole
+    assert not model.training
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "checkpoint.pt",
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "model",
+    ]
+    assert json.loads((folder / "config.json").read_text())["stages"][1]["bucket"] == 2
+    assert json.loads((folder / "environment.json").read_text())["versions"]["torch"] == torch.__version__
+    log = lines(folder)
+    assert [line["kind"] for line in log] == ["epoch", "epoch", "epoch", "step", "epoch"]
+    assert log[0]["validation"] is None
+    assert set(log[-1]["validation"]) == {"sentence-video", "word-video", "sentence-frame", "word-frame", "all"}
+
+
+def test_a_checkpoint_of_other_settings_is_refused_by_name(whole: tuple[XCLIP, Path]):
+    other = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, frame_source="temporal"))
+    with pytest.raises(ValueError, match=r"settings\.model\.frame_source was 'raw', is 'temporal'"):
+        training.train(other, DATA, whole[1])
+    data = SimpleNamespace(**{**vars(DATA), "train": Paint(40, 7)})
+    with pytest.raises(ValueError, match=r"settings\.sentences was"):
+        training.train(CONFIG, data, whole[1])
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK nonsense")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: not a checkpoint.*resume=False"):
+        training.train(CONFIG, DATA, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"out_dir: expected a folder that can be written to, got .*file/run"):
+        training.train(CONFIG, DATA, tmp_path / "file" / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
+    broken = SimpleNamespace(**vars(DATA))
+    broken.single = Paint(24, 1)
+    real = broken.single.batch
+    broken.single.batch = lambda *args: SimpleNamespace(
+        **{**vars(real(*args)), "frames": torch.full((4, 3, 16, 16), float("nan"))}
+    )
+    with pytest.raises(FloatingPointError, match=r"stage 'towers'.*lower learning_rate than 0\.001"):
+        training.train(CONFIG, broken, tmp_path)
+
+
+def test_evaluation_scores_each_grain_and_all_together(whole: tuple[XCLIP, Path]):
+    model = whole[0]
+    text, video = training.encode(model, DATA.test, batch_size=3)
+    scores = training.scores_by_grain(model, text, video)
+    torch.testing.assert_close(scores["all"], model.scorer(text, video).detach())
+    for name, matrix in model.scorer.scores_by_grain(text, video).items():
+        torch.testing.assert_close(scores[name], matrix.detach())
+    metrics = training.evaluate(model, DATA.test, [0, 1, 2])
+    assert set(metrics) == set(scores)
+    assert metrics["all"]["protocol"] == "diagonal"
+
+
+def test_a_frozen_tower_stays_as_it_is_and_its_kept_features_give_the_same_loss():
+    torch.manual_seed(0)
+    model = XCLIP.from_config(dataclasses.replace(CONFIG.model, dropout=0.0), ["red", "green", "blue", "white", "then"])
+    stage = dataclasses.replace(CONFIG.stages[1], freeze_vision=True)
+    model.freeze_vision(True)
+    frozen, live = make_loss(model, stage, DATA.train), make_loss(model, CONFIG.stages[1], DATA.train)
+    rows = [3, 1, 4, 15]
+    torch.testing.assert_close(frozen(rows), live(rows))
+    frozen(rows).backward()
+    assert all(p.grad is None for p in model.vision.parameters())
+    assert model.temporal.position.grad is not None
+    features, mask = frame_features(model, DATA.train, max_frames=4, batch_size=7)
+    assert features.shape == (40, 4, 8)
+    assert not features[~mask].any()
+
+
+def test_batches_are_whole_shuffled_and_of_similar_length_in_buckets():
+    sentences = ["a " * (i % 7) for i in range(50)]
+    plain, bucketed = batches(sentences, 8, 1, seed=3), batches(sentences, 8, 50, seed=3)
+    for cut in (plain, bucketed):
+        assert [len(rows) for rows in cut] == [8] * 6
+        assert len({row for rows in cut for row in rows}) == 48
+    assert plain == batches(sentences, 8, 1, seed=3) != batches(sentences, 8, 1, seed=4)
+
+    def spread(cut: list[list[int]]) -> int:
+        return sum(max(i % 7 for i in rows) - min(i % 7 for i in rows) for rows in cut)
+
+    assert spread(bucketed) < spread(plain) / 3
+    assert batches(sentences[:5], 8, 1, seed=0)[0] != []
+
+
+def test_equal_sentences_share_an_id():
+    assert sentence_ids(["a", "b", "a"]).tolist() == [0, 1, 0]
+
+
+def test_learning_rate_rises_and_falls_without_a_jump():
+    config = OptimizerConfig(learning_rate=2.0, warmup=0.1)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert max(rates) == 2.0
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert max(abs(a - b) for a, b in itertools.pairwise(rates)) < 0.2
+    assert rates[0] > 0
+    assert rates[-1] < 0.01
+    assert learning_rate(OptimizerConfig(warmup=0.0), 0, 1) == 1e-3
+
+
+def test_positions_mixing_and_bilinear_matrices_do_not_decay():
+    config = dataclasses.replace(
+        CONFIG.model,
+        grains=[GrainConfig("word", "frame", _mixing(), bilinear=True)],
+    )
+    model = XCLIP.from_config(config, ["red"])
+    decayed = {id(p) for p in make_optimizer(model, OptimizerConfig()).param_groups[0]["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in decayed}
+    assert "text.embedding.weight" in names
+    assert not [n for n in names if any(w in n for w in ("pos", "bilinear", "inner", "outer", "norm", "bias"))]
+
+
+def _mixing() -> dict[str, Any]:
+    return {"class_path": "multigrain.AOSM", "init_args": {"query_tokens": 12, "candidate_tokens": 4}}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StageConfig("s", task="sleep"), "task: expected one of frames, videos, got 'sleep'"),
+        (lambda: StageConfig("s", epochs=0), "epochs: expected a positive integer, got 0"),
+        (lambda: OptimizerConfig(learning_rate=-1.0), "learning_rate: expected a number above 0, got -1.0"),
+        (lambda: OptimizerConfig(warmup=1.0), "warmup: expected a share in"),
+        (lambda: TrainConfig(), "stages: expected at least one stage"),
+        (lambda: TrainConfig(stages=[StageConfig("s"), StageConfig("s")]), "stages: expected distinct names"),
+    ],
+)
+def test_bad_settings_are_named(make: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_configs_come_by_name_or_path_with_overrides(tmp_path: Path):
+    config = training.load_config("demo", ["--seed=5", "--model.aggregator=max_max", "--model.frame_source=raw"])
+    assert (config.seed, config.model.aggregator, config.model.frame_source) == (5, "max_max", "raw")
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "model: {aggregator: {class_path: multigrain.AOSM, init_args: {temperature: 0.5}}}\n"
+        "stages: [{name: only, epochs: 1, optimizer: {learning_rate: 0.01}}]\n"
+    )
+    own = training.load_config(path)
+    assert own.stages[0].optimizer.learning_rate == 0.01
+    assert "temperature=0.5" in repr(own.model.scorer())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: [{name: a, epochs: x}]", "epochs"),
+        ("stages: [{name: a, epochs: 0}]", "epochs: expected a positive integer"),
+        ("stagez: []", "stagez"),
+        ("stages: [{name: a", "config"),
+    ],
+)
+def test_bad_configs_are_named(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        training.load_config(path)
+
+
+def test_unknown_config_lists_those_that_are_there():
+    with pytest.raises(FileNotFoundError, match=r"one of .*demo.*; got demmo"):
+        training.load_config("demmo")
