@@ -1,0 +1,64 @@
+"""The one table of a run, as rows of text: each grain's own retrieval and all together, beside chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..metrics import RetrievalMetrics
+
+COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
+DIRECTIONS = (("t2v", "text → video"), ("v2t", "video → text"))
+
+
+class Row(NamedTuple):
+    """One line: a name, then `COLUMNS` in either direction."""
+
+    name: str
+    cells: list[str]
+    kind: str
+    """"grain", "all" or "chance"""
+
+
+def chance(candidates: int) -> RetrievalMetrics:
+    """What a random order gives, in expectation, among so many candidates with one positive."""
+    middle = (candidates + 1) / 2
+    one = {f"R@{k}": 100 * min(k, candidates) / candidates for k in (1, 5, 10)} | {"MdR": middle, "MnR": middle}
+    return {"t2v": dict(one), "v2t": dict(one), "protocol": "diagonal", "ties": "mean"}
+
+
+def rows(metrics: Mapping[str, RetrievalMetrics], candidates: int) -> list[Row]:
+    """Every entry of `metrics` (grains, and "all"), then chance."""
+    grains = len(metrics.keys() - {"all"})
+    shown = {name: values for name, values in metrics.items() if name != "all" or grains > 1}
+    named = [(name, values, "all" if name == "all" else "grain") for name, values in shown.items()]
+    lines = [*named, ("chance", chance(candidates), "chance")]
+    words = {2: "both", 3: "all three", 4: "all four"}
+    together = words.get(grains, "together")
+    return [Row(together if kind == "all" else name, _cells(values), kind) for name, values, kind in lines]
+
+
+def recall_at_1(metrics: RetrievalMetrics) -> float:
+    """R@1 in per cent, the mean of both directions."""
+    return (metrics["t2v"]["R@1"] + metrics["v2t"]["R@1"]) / 2
+
+
+def standard_error(per_cent: float, queries: int) -> float:
+    """Of a recall in per cent that was measured with so many queries (binomial)."""
+    share = per_cent / 100
+    return 100 * math.sqrt(share * (1 - share) / queries)
+
+
+def verdict(metrics: Mapping[str, RetrievalMetrics], candidates: int) -> str:
+    """The result in one sentence."""
+    best = recall_at_1(metrics["all"])
+    return (
+        f"R@1 {best:.1f} % among {candidates:,} (mean of both directions; chance {100 / candidates:.3g} %; "
+        f"standard error of one direction {standard_error(best, candidates):.1f})"
+    )
+
+
+def _cells(metrics: RetrievalMetrics) -> list[str]:
+    values = [(key, metrics[direction][key]) for direction in ("t2v", "v2t") for key in COLUMNS]
+    return [f"{value:g}" if key == "MdR" else f"{value:.1f}" for key, value in values]

@@ -1,0 +1,247 @@
+"""The command line: what it says about wrong input, how fast it starts, and jobs from YAML."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from multigrain import __version__, training
+from multigrain.cli import main
+
+AOSM = {"class_path": "multigrain.AOSM", "init_args": {"temperature": 0.1}}
+GRAINS = [
+    {"query": "sentence", "candidate": "video"},
+    {"query": "word", "candidate": "video", "aggregator": AOSM},
+    {"query": "sentence", "candidate": "frame", "aggregator": AOSM},
+    {"query": "word", "candidate": "frame", "aggregator": AOSM},
+]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One shard of pairs of either kind, generated once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def write_config(path: Path, cache: Path, grains: list[dict[str, Any]] = GRAINS, epochs: int = 1) -> Path:
+    small = {"img_size": 56, "patch_size": 28, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    config = {
+        "data": {"cache": str(cache), "pairs": 250, "single": 250, "val": 20, "test": 40},
+        "model": {
+            "vision": {"name": "vit_tiny_patch16_224", "kwargs": small},
+            "text": {"width": 16, "depth": 1, "heads": 2},
+            "dim": 16,
+            "grains": grains,
+        },
+        "stages": [
+            {"name": "towers", "task": "frames", "epochs": 1},
+            {"name": "grains", "task": "videos", "epochs": epochs, "max_frames": 4},
+        ],
+        "validation_pairs": 20,
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"multigrain {__version__}\n"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = """
+import sys
+from multigrain.cli import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    assert stop.code == 0
+print(sorted({"timm", "matplotlib", "rich", "jsonargparse", "minigrid", "torchvision"} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("usage: multigrain")
+    assert run.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["dmo"], "invalid choice: 'dmo'"),
+        (["demo", "--workers", "0"], "--workers: expected an integer of at least 1, got '0'"),
+        (["demo", "--seed", "-1"], "--seed: expected an integer of at least 0, got '-1'"),
+        (["demo", "--fast"], "demo takes no --fast"),
+        (["train"], "required: --config"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    line = said(capsys)
+    assert line.startswith("multigrain: error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--config", "dmo"], "expected a YAML file or one of demo; got dmo"),
+        (["train", "--config", "demo", "--nonsense=3"], "--nonsense=3"),
+        (["train", "--config", "demo", "--seed=abc"], "abc"),
+        (["train", "--config", "demo", "--model.grains=[{query: word, candidate: frame, aggregator: men_max}]"],
+         "expected one of aosm, mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp; got 'men_max'"),
+        (["evaluate"], "expected --config, --out or both"),
+        (["evaluate", "--config", "demo"], "expected the folder of a finished training"),
+    ],
+)  # fmt: skip
+def test_wrong_settings(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    line = said(capsys)
+    assert line.startswith("multigrain: error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["demo", "--quick"], ["train", "--config", "demo"]])
+def test_an_unwritable_folder(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main([*arguments, "--out", str(tmp_path / "file" / "run")]) == 2
+    assert "--out: expected a folder that can be written to" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("minigrid", "demo"), ("timm", "models"), ("safetensors", "models"), ("matplotlib", "viz")]
+)
+def test_a_missing_extra(
+    package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else found(name, *a))
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert said(capsys) == f'multigrain: error: {package} is not installed: pip install "multigrain[{extra}]"'
+
+
+def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTIGRAIN_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["train", "--config", "dmo"])
+
+
+def test_train_and_evaluate_from_yaml(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grains = [grain for grain in GRAINS if grain != GRAINS[1]]  # one grain dropped, one aggregator swapped
+    grains[2] = {**grains[2], "aggregator": "mean_max"}
+    config = str(write_config(tmp_path / "three.yaml", cache, grains))
+    assert main(["train", "--config", config, "--workers", "1", "--model.frame_source=temporal"]) == 0
+    assert json.loads(Path("runs/three/config.json").read_text())["model"]["frame_source"] == "temporal"
+    assert main(["evaluate", "--config", config]) == 0
+    out = capsys.readouterr().out
+    assert "40 unseen sentences against 40 videos" in out
+    assert "all three" in out
+    assert out.endswith("Open runs/three/index.html\n")
+    results = json.loads(Path("runs/three/metrics.json").read_text())
+    assert list(results["metrics"]) == ["sentence-video", "sentence-frame", "word-frame", "all"]
+    assert results["chance"]["t2v"]["R@1"] == 2.5
+    assert results["seconds"].keys() >= {"pairs", "training towers", "training grains", "evaluation"}
+    assert "MeanMax(direction='both')" in unescape(Path("runs/three/index.html").read_text())
+
+    # The same weights under another aggregator leave the results of the training alone.
+    before = Path("runs/three/metrics.json").read_bytes()
+    one = "--model.grains=[{query: word, candidate: frame, aggregator: max_max}]"
+    assert main(["evaluate", "--out", "runs/three", one]) == 0
+    assert "scored by other grains" in capsys.readouterr().err
+    assert Path("runs/three/metrics.json").read_bytes() == before
+    assert list(json.loads(Path("runs/three/rescored/metrics.json").read_text())["metrics"]) == ["word-frame", "all"]
+
+    assert main(["evaluate", "--out", "runs/three", "--data.seed=1"]) == 2
+    assert "data.seed: expected 0, with which runs/three was trained, got 1" in capsys.readouterr().err
+
+    Path("runs/three/model/model.safetensors").write_bytes(b"damaged")
+    assert main(["evaluate", "--out", "runs/three"]) == 2
+    assert "model.safetensors: not the weights of this model" in capsys.readouterr().err
+
+    Path("runs/three/checkpoint.pt").write_bytes(b"damaged")
+    assert main(["train", "--config", config]) == 2
+    assert "checkpoint.pt" in (error := capsys.readouterr().err)
+    assert "--no-resume" in error
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "multigrain.cli", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def interrupt_at(process: subprocess.Popen[str], wanted: str) -> str:
+    """Ctrl-C when a line with this text appears on stderr; returns all that stderr said."""
+    assert process.stderr is not None
+    guard = threading.Timer(200, process.kill)
+    guard.start()
+    lines: list[str] = []
+    with process:
+        for line in process.stderr:
+            lines.append(line)
+            if wanted in line:
+                process.send_signal(signal.SIGINT)
+                wanted = "\0"
+    guard.cancel()
+    return "".join(lines)
+
+
+def test_ctrl_c_in_training_and_resumption(tmp_path: Path, cache: Path) -> None:
+    config = write_config(tmp_path / "long.yaml", cache, epochs=15)
+    arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers", "1"]
+    stopped = start(arguments)
+    error = interrupt_at(stopped, "grains: epoch 2/15")
+    assert stopped.returncode == 130
+    assert error.endswith(f"this goes on from there: multigrain {' '.join(arguments)}\n")
+    assert "Traceback" not in error
+    assert training.load_config(tmp_path / "run" / "config.json").stages[1].epochs == 15
+    done = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+    resumed = start(arguments)
+    output, error = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0
+    assert "towers" not in error
+    assert f"grains: epoch {done[-1]['epoch']}/15" in error or f"grains: epoch {done[-1]['epoch'] + 1}/15" in error
+    assert "grains: epoch 15/15" in error
+    assert "training towers" in output  # the time of the first process counts
+
+
+def test_ctrl_c_in_generation(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "small.yaml", tmp_path / "cache")
+    stopped = start(["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers", "1"])
+    error = interrupt_at(stopped, "1/2 shards")
+    assert stopped.returncode == 130
+    assert "Traceback" not in error
+    assert "goes on from there" in error.splitlines()[-1]
+    assert list((tmp_path / "cache").rglob("*.npz"))

@@ -1,0 +1,159 @@
+"""Pictures and the explanation behind them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import multigrain as mg
+from multigrain import viz
+from multigrain.report.explain import explain, token_weights
+from multigrain.report.page import figure_png
+
+AGGREGATORS = [
+    mg.AOSM(0.01),
+    mg.AOSM(0.1, "query"),
+    mg.AOSM(0.1, "candidate"),
+    mg.AOSM(0.1, query_tokens=9, candidate_tokens=9),
+    mg.MeanMean(),
+    mg.MeanMax(),
+    mg.MaxMean("candidate"),
+    mg.MaxMax(),
+    mg.MaxSim(),
+]
+
+
+def similarities(m: int = 6, n: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.rand(m, n, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=str)
+@torch.no_grad()
+def test_weights_give_the_score(aggregator: mg.Aggregator) -> None:
+    for parameter in aggregator.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    sim = similarities()
+    weights = token_weights(aggregator, sim)
+    torch.testing.assert_close((weights.cells * sim).sum(), aggregator(sim[None, None])[0, 0])
+
+
+@pytest.mark.parametrize(("side", "shape"), [("query_tokens", (6, 1)), ("candidate_tokens", (1, 4))])
+@torch.no_grad()
+def test_weights_of_a_single_matrix_give_the_score(side: str, shape: tuple[int, int]) -> None:
+    aggregator = mg.AOSM(0.1, **{side: 9})
+    for parameter in aggregator.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    sim = similarities(*shape)
+    weights = token_weights(aggregator, sim)
+    torch.testing.assert_close((weights.cells * sim).sum(), aggregator(sim[None, None])[0, 0])
+
+
+def test_weights_of_aosm_are_its_two_softmaxes() -> None:
+    sim = similarities()
+    weights = token_weights(mg.AOSM(0.1), sim)
+    assert weights.query is not None
+    assert weights.candidate is not None
+    inner = (sim / 0.1).softmax(1)
+    torch.testing.assert_close(weights.query.inner, inner)
+    torch.testing.assert_close(weights.query.outer, ((inner * sim).sum(1) / 0.1).softmax(0))
+    torch.testing.assert_close(weights.candidate.inner, (sim / 0.1).softmax(0))
+    torch.testing.assert_close(weights.cells.sum(), torch.tensor(1.0))
+
+
+def test_weights_of_a_foreign_aggregator_are_its_gradient() -> None:
+    class Half(mg.Aggregator):
+        def forward(self, sim, query_mask=None, candidate_mask=None):
+            return sim.sum((2, 3)) / 2
+
+    weights = token_weights(Half(), similarities())
+    torch.testing.assert_close(weights.cells, torch.full((6, 4), 0.5))
+    assert weights.query is None
+
+
+def features(words: int = 5, frames: int = 4) -> tuple[mg.Features, mg.Features]:
+    torch.manual_seed(0)
+    word_mask, frame_mask = torch.arange(8)[None] < words, torch.arange(6)[None] < frames
+    text = mg.Features(sentence=torch.randn(1, 16), word=(torch.randn(1, 8, 16), word_mask))
+    return text, mg.Features(video=torch.randn(1, 16), frame=(torch.randn(1, 6, 16), frame_mask))
+
+
+def test_parts_add_up_to_the_score() -> None:
+    scorer = mg.MultiGrain(
+        mg.VideoSentence(), mg.VideoWord(), mg.SentenceFrame("max_max"), mg.FrameWord(), weights=[0.4, 0.3, 0.2, 0.1]
+    )
+    text, video = features()
+    parts = explain(scorer, text, video)
+    assert sum(part.share * part.score for part in parts.values()) == pytest.approx(float(scorer(text, video)))
+    for part in parts.values():
+        assert float((part.weights.cells * part.sim).sum()) == pytest.approx(part.score, abs=1e-6)
+    assert parts["word-frame"].sim.shape == (5, 4)  # real tokens alone
+
+
+def test_explain_takes_one_item() -> None:
+    text, video = features()
+    with pytest.raises(ValueError, match="text: expected the features of one item, got 2"):
+        explain(mg.MultiGrain(mg.VideoSentence()), mg.Features.cat([text, text]), video)
+
+
+def picture(m: int, n: int, title: str | None = None) -> viz.Figure:
+    sim = similarities(m, n)
+    coarse = viz.Coarse(sim[:, 0], sim[0], 0.3, torch.ones(m) / m, torch.ones(n) / n)
+    frames = np.zeros((n, 56, 56, 3), np.uint8)
+    weights = token_weights(mg.AOSM(0.1), sim)
+    parts = {"sentence-video": 0.1, "word-video": -0.02, "sentence-frame": 0.2, "word-frame": 0.1}
+    return viz.similarity(frames, [f"word{i}" for i in range(m)], sim, weights, coarse, parts, title, "score 0.38")
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 2), (14, 12), (28, 12)])
+def test_similarity_picture(m: int, n: int) -> None:
+    figure = picture(m, n)
+    width, height = figure.get_size_inches()
+    for axes in figure.axes:
+        box = axes.get_position()
+        assert 0 <= box.x0 < box.x1 <= 1
+        assert 0 <= box.y0 < box.y1 <= 1
+    thumbnails = [a for a in figure.axes if a.images and a.images[0].get_array().ndim == 3]
+    assert len(thumbnails) == n
+    assert all(a.images[0].get_interpolation() == "nearest" for a in thumbnails)
+    for axes in thumbnails:  # square, in inches
+        box = axes.get_position()
+        assert box.width * width == pytest.approx(box.height * height)
+    assert figure_png(figure, 40).startswith(b"\x89PNG")
+
+
+def test_word_labels_do_not_overlap() -> None:
+    figure = picture(28, 12, "a title so long that it needs more than one line " * 4)
+    figure.draw_without_rendering()
+    matrix = next(a for a in figure.axes if [t.get_text() for t in a.get_yticklabels()][:1] == ["word0"])
+    boxes = [label.get_window_extent() for label in matrix.get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in pairwise(boxes))
+    assert all(box.x0 >= 0 for box in boxes)
+    titles = [text.get_window_extent() for text in figure.texts if text.get_weight() == "bold"]
+    assert len(titles) > 1
+    assert all(box.x1 <= figure.bbox.x1 for box in titles)
+
+
+def test_similarity_without_weights() -> None:
+    figure = viz.similarity(np.zeros((4, 8, 8, 3), np.uint8), list("abcdef"), similarities())
+    assert figure_png(figure, 40).startswith(b"\x89PNG")
+
+
+def test_similarity_of_a_wrong_size() -> None:
+    with pytest.raises(ValueError, match=r"sim: expected \[5, 4\] for 5 words and 4 frames, got \[6, 4\]"):
+        viz.similarity(np.zeros((4, 8, 8, 3), np.uint8), list("abcde"), similarities())
+
+
+def test_curves() -> None:
+    figure = viz.curves({"towers": [(0.1, 3.0), (1.0, 1.0)]}, {"text → video": [(1, 10), (2, 30)]}, chance=0.1)
+    assert len(figure.axes) == 2
+    assert figure_png(viz.curves({}, {}), 40).startswith(b"\x89PNG")  # a run without a logged step
+
+
+def test_pyplot_stays_out() -> None:
+    code = "import sys, multigrain.viz as v; v.curves({}, {}); sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
