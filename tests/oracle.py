@@ -1,0 +1,243 @@
+"""The judge: what a score, a loss and a metric are, in Python floats, one (query, candidate) pair at a time.
+
+Nothing of the package is imported and no tensor is touched: items are lists of tokens, a token is a list of
+floats, a mask a list of booleans (True = a real token). Nothing is ever masked here: the tokens that a mask
+declares padding are taken out before anything is reduced. Slow on purpose, and short enough to be read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+Vector = Sequence[float]
+Matrix = Sequence[Sequence[float]]
+Reduction = Callable[[Vector], float]
+
+# Tokens, and the similarities of one pair.
+
+
+def dot(a: Vector, b: Vector) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def normalise(token: Vector) -> list[float]:
+    """A zero token has no direction and stays zero."""
+    norm = math.sqrt(dot(token, token))
+    return [x / norm if norm > 0 else 0.0 for x in token]
+
+
+def real(mask: Sequence[bool]) -> list[int]:
+    return [position for position, is_real in enumerate(mask) if is_real]
+
+
+def similarity(query: Matrix, candidate: Matrix, bilinear: Matrix | None = None) -> list[list[float]]:
+    """Cosines [query token][candidate token] of two items; `bilinear` W gives (q W) . c instead of q . c."""
+    queries, candidates = [normalise(t) for t in query], [normalise(t) for t in candidate]
+    if bilinear is not None:
+        queries = [[dot(t, column) for column in zip(*bilinear, strict=True)] for t in queries]
+    return [[dot(q, c) for c in candidates] for q in queries]
+
+
+# Reductions of a list of numbers to one.
+
+
+def mean(x: Vector) -> float:
+    return math.fsum(x) / len(x)
+
+
+def softmax(x: Vector, temperature: float) -> list[float]:
+    largest = max(x)
+    exponentials = [math.exp((v - largest) / temperature) for v in x]
+    return [e / math.fsum(exponentials) for e in exponentials]
+
+
+def logsumexp(x: Vector, temperature: float) -> float:
+    largest = max(x)
+    return largest + temperature * math.log(math.fsum(math.exp((v - largest) / temperature) for v in x))
+
+
+def attend(x: Vector, temperature: float, mixing: Matrix | None = None) -> float:
+    """Sum of the numbers under their own softmax; `mixing` is applied to the attention after the softmax."""
+    attention = softmax(x, temperature)
+    if mixing is not None:
+        attention = [dot(attention, column) for column in zip(*mixing, strict=True)]
+    return dot(attention, x)
+
+
+# Aggregators: the similarities of one pair, [query token][candidate token], to one score.
+
+
+def both_ways(
+    sim: Matrix, direction: str, over_query: tuple[Reduction, Reduction], over_candidate: tuple[Reduction, Reduction]
+) -> float:
+    """Each pair is (outer, inner): "query" is outer over query tokens of inner over candidate tokens."""
+    outer_query, inner_query = over_query
+    outer_candidate, inner_candidate = over_candidate
+    query = outer_query([inner_candidate(row) for row in sim])
+    candidate = outer_candidate([inner_query(column) for column in zip(*sim, strict=True)])
+    return {"query": query, "candidate": candidate, "both": (query + candidate) / 2}[direction]
+
+
+def aosm(
+    sim: Matrix,
+    direction: str = "both",
+    temperature: float = 0.01,
+    inner_query: Matrix | None = None,
+    outer_query: Matrix | None = None,
+    inner_candidate: Matrix | None = None,
+    outer_candidate: Matrix | None = None,
+) -> float:
+    """X-CLIP's attention over the similarity matrix, with its four optional mixing matrices.
+
+    With matrices for one side alone the other side is one token, and there is one list of numbers to attend to.
+    """
+    if inner_query is not None and inner_candidate is None:
+        return attend([row[0] for row in sim], temperature, inner_query)
+    if inner_candidate is not None and inner_query is None:
+        return attend(sim[0], temperature, inner_candidate)
+
+    def weighted(mixing: Matrix | None) -> Reduction:
+        return lambda x: attend(x, temperature, mixing)
+
+    over_query = weighted(outer_query), weighted(inner_query)
+    over_candidate = weighted(outer_candidate), weighted(inner_candidate)
+    return both_ways(sim, direction, over_query, over_candidate)
+
+
+def pooled(outer: Reduction, inner: Reduction) -> Callable[..., float]:
+    def aggregate(sim: Matrix, direction: str = "both") -> float:
+        return both_ways(sim, direction, (outer, inner), (outer, inner))
+
+    return aggregate
+
+
+def max_sim(sim: Matrix, direction: str = "query") -> float:
+    return both_ways(sim, direction, (math.fsum, max), (math.fsum, max))
+
+
+def log_sum_exp(sim: Matrix, direction: str = "both", temperature: float = 0.1) -> float:
+    def reduction(x: Vector) -> float:
+        return logsumexp(x, temperature)
+
+    return both_ways(sim, direction, (reduction, reduction), (reduction, reduction))
+
+
+AGGREGATORS: dict[str, Callable[..., float]] = {
+    "aosm": aosm,
+    "mean_mean": pooled(mean, mean),
+    "mean_max": pooled(mean, max),
+    "max_mean": pooled(max, mean),
+    "max_max": pooled(max, max),
+    "max_sim": max_sim,
+    "logsumexp": log_sum_exp,
+}
+
+
+def aggregate(
+    name: str, sim: Matrix, query_mask: Sequence[bool], candidate_mask: Sequence[bool], **options: object
+) -> float:
+    """One pair's score from its full similarity table; an item without a real token scores 0.
+
+    Mixing matrices belong to positions: those of the real tokens are picked out of rows and columns alike.
+    """
+    rows, columns = real(query_mask), real(candidate_mask)
+    if not rows or not columns:
+        return 0.0
+    for option, positions in (("query", rows), ("candidate", columns)):
+        for level in ("inner", "outer"):
+            matrix = options.get(f"{level}_{option}")
+            if matrix is not None:
+                options[f"{level}_{option}"] = [[matrix[i][j] for j in positions] for i in positions]
+    return AGGREGATORS[name]([[sim[i][j] for j in columns] for i in rows], **options)
+
+
+# Grains and their combination.
+
+
+def grain(
+    query: Matrix,
+    candidate: Matrix,
+    query_mask: Sequence[bool],
+    candidate_mask: Sequence[bool],
+    bilinear: Matrix | None,
+    aggregator: str | None,
+    **options: object,
+) -> float:
+    """One pair's score in one grain; without an aggregator both sides are one token, and it is their similarity."""
+    sim = similarity(query, candidate, bilinear)
+    if aggregator is None:
+        ((only,),) = sim
+        return only if query_mask[0] and candidate_mask[0] else 0.0
+    return aggregate(aggregator, sim, query_mask, candidate_mask, **options)
+
+
+def multi_grain(scores: Vector, weights: Vector | None = None) -> float:
+    return mean(scores) if weights is None else dot(weights, scores)
+
+
+# Losses: InfoNCE over a table of scores [query][candidate].
+
+
+def cross_entropy(logits: Vector, positives: Sequence[bool], smoothing: float) -> float:
+    """The target spreads 1 - smoothing evenly over the positives and smoothing evenly over everything."""
+    normaliser = logsumexp(logits, 1.0)
+    share = (1 - smoothing) / sum(positives)
+    targets = [share * bool(p) + smoothing / len(logits) for p in positives]
+    return -math.fsum(t * (x - normaliser) for t, x in zip(targets, logits, strict=True))
+
+
+def info_nce(
+    scores: Matrix,
+    log_scale: float,
+    query_ids: Sequence[int],
+    candidate_ids: Sequence[int],
+    smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> float:
+    logits = [[math.exp(log_scale) * s for s in row] for row in scores]
+    positives = [[q == c for c in candidate_ids] for q in query_ids]
+
+    def one_direction(logits: Matrix, positives: Sequence[Sequence[bool]]) -> float:
+        return mean([cross_entropy(x, p, smoothing) for x, p in zip(logits, positives, strict=True)])
+
+    forward = one_direction(logits, positives)
+    backward = one_direction(list(zip(*logits, strict=True)), list(zip(*positives, strict=True)))
+    return (forward + backward) / (2 if reduction == "mean" else 1)
+
+
+# Metrics: ranks and what is said about them.
+
+
+def rank(scores: Vector, positives: Sequence[bool], ties: str) -> float:
+    """1 + the negatives strictly above the best positive; negatives level with it count 1/2, 0 or 1."""
+    best = max(s for s, p in zip(scores, positives, strict=True) if p)
+    negatives = [s for s, p in zip(scores, positives, strict=True) if not p]
+    level = sum(s == best for s in negatives)
+    return 1 + sum(s > best for s in negatives) + level * {"mean": 0.5, "optimistic": 0, "pessimistic": 1}[ties]
+
+
+def summary(ranks: Vector) -> dict[str, float]:
+    ordered, n = sorted(ranks), len(ranks)
+    recalls = {f"R@{k}": 100 * sum(r <= k for r in ranks) / n for k in (1, 5, 10)}
+    return recalls | {"MdR": (ordered[(n - 1) // 2] + ordered[n // 2]) / 2, "MnR": mean(ranks)}
+
+
+def retrieval_metrics(scores: Matrix, targets: Sequence[int], protocol: str, ties: str) -> dict[str, dict[str, float]]:
+    """Both directions of [text][video] scores; `targets` is the video of each text.
+
+    Text to video ranks the videos for every text. Video to text ranks all captions and counts the best own one
+    ("all_captions"; "diagonal" is the case of one caption a video), or first lets every video's captions speak
+    through their maximum ("group_max").
+    """
+    videos = range(len(scores[0]))
+    t2v = [rank(row, [v == target for v in videos], ties) for row, target in zip(scores, targets, strict=True)]
+    v2t = []
+    for video in videos:
+        column = [row[video] for row in scores]
+        if protocol == "group_max":
+            column = [max(s for s, target in zip(column, targets, strict=True) if target == v) for v in videos]
+            v2t.append(rank(column, [v == video for v in videos], ties))
+        else:
+            v2t.append(rank(column, [target == video for target in targets], ties))
+    return {"t2v": summary(t2v), "v2t": summary(v2t)}

@@ -1,0 +1,164 @@
+"""Every bad input is one error that names the argument, says what was expected, and what came."""
+
+# ruff: noqa: E501 (one bad input is one line of the table, so that what is missing can be seen)
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import multigrain as mg
+
+NAN = float("nan")
+ones = torch.ones
+
+
+def text(**grains) -> mg.Features:
+    return mg.Features(**({"sentence": ones(3, 8), "word": ones(3, 5, 8)} | grains))
+
+
+def video(**grains) -> mg.Features:
+    return mg.Features(**({"video": ones(2, 8), "frame": ones(2, 4, 8)} | grains))
+
+
+def bad(shape: tuple[int, ...], at: tuple[int, ...], value: float = NAN) -> torch.Tensor:
+    """Ones, but for one value, and another like it at the very end: the first is to be named."""
+    x = ones(shape)
+    x[at] = x.view(-1)[-1] = value
+    return x
+
+
+def holding(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows).bool()
+
+
+def strict() -> mg.MultiGrain:
+    return mg.MultiGrain(mg.FrameWord(), strict=True)
+
+
+SIM = ones(2, 3, 4, 5)
+SCORER = mg.MultiGrain(mg.VideoSentence())
+META = torch.ones(3, 5, dtype=torch.bool, device="meta")
+
+# what is wrong: (the call, the error, words that its message must hold)
+ERRORS = {
+    # Tokens and Features
+    "features not a tensor": (lambda: mg.Features(word=[[1.0]]), TypeError, "word", "tensor [B, D] or [B, L, D]", "list"),
+    "features of rank 4": (lambda: mg.Features(word=ones(1, 2, 3, 4)), ValueError, "word", "[B, L, D]", "[1, 2, 3, 4]"),
+    "features of rank 1": (lambda: mg.Tokens(ones(3)), ValueError, "features", "[B, D] or [B, L, D]", "[3]"),
+    "integer features": (lambda: mg.Features(word=ones(2, 3).long()), TypeError, "word", "floating", "torch.int64"),
+    "an empty batch": (lambda: mg.Features(word=ones(0, 3, 4)), ValueError, "word", "at least one item", "[0, 3, 4]"),
+    "no token": (lambda: mg.Features(word=ones(2, 0, 4)), ValueError, "word", "at least one", "[2, 0, 4]"),
+    "no grain": (lambda: mg.Features(), ValueError, "Features", "at least one grain", "none"),
+    "batches that differ": (lambda: mg.Features(word=ones(2, 4), sentence=ones(3, 4)), ValueError, "one batch size", "'word': 2", "'sentence': 3"),
+    "devices that differ": (lambda: text(word=ones(3, 5, 8, device="meta")), ValueError, "one device", "'word': 'meta'", "'sentence': 'cpu'"),
+    "a mask of another shape": (lambda: text(word=(ones(3, 5, 8), ones(3, 4).bool())), ValueError, "word mask", "[3, 5]", "[3, 4]"),
+    "a mask of another dtype": (lambda: text(word=(ones(3, 5, 8), ones(3, 5))), TypeError, "word mask", "torch.bool", "torch.float32"),
+    "a mask on another device": (lambda: text(word=(ones(3, 5, 8), META)), ValueError, "word mask", "device cpu", "meta"),
+    "a mask that is no tensor": (lambda: text(word=(ones(1, 2, 8), [[True, True]])), TypeError, "word mask", "bool tensor", "list"),
+    "a triple": (lambda: mg.Features(word=(ones(1, 2), None, None)), ValueError, "word", "(features, mask)", "3"),
+    "a missing grain by name": (lambda: text()["frame"], KeyError, "'frame'", "sentence, word"),
+    "an index out of range": (lambda: text()[3], IndexError, "-3 to 2", "got 3"),
+    "nothing to join": (lambda: mg.Features.cat([]), ValueError, "parts", "at least one", "none"),
+    "parts that differ": (lambda: mg.Features.cat([text(), video()]), ValueError, "parts[1]", "['sentence', 'word']", "['frame', 'video']"),
+    # aggregators
+    "an unknown aggregator": (lambda: mg.build_aggregator("soft"), ValueError, "aggregator", "aosm, mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp", "'soft'"),
+    "an unknown aggregator in a grain": (lambda: mg.Grain("word", "frame", "soft"), ValueError, "aggregator", "aosm, mean_mean", "'soft'"),
+    "a registered name again": (lambda: mg.register_aggregator("aosm")(mg.MeanMax), ValueError, "'aosm'", "taken", "AOSM"),
+    "registering no aggregator": (lambda: mg.register_aggregator("new")(dict), TypeError, "'new'", "subclass of Aggregator", "dict"),
+    "an unknown direction": (lambda: mg.MeanMax(direction="up"), ValueError, "direction", "both, query, candidate", "'up'"),
+    "a temperature of zero": (lambda: mg.AOSM(temperature=0), ValueError, "temperature", "positive", "got 0"),
+    "a negative temperature": (lambda: mg.AOSM(temperature=-0.1), ValueError, "temperature", "positive", "-0.1"),
+    "a temperature of NaN": (lambda: mg.LogSumExp(temperature=NAN), ValueError, "temperature", "positive finite", "nan"),
+    "an infinite temperature": (lambda: mg.AOSM(temperature=float("inf")), ValueError, "temperature", "finite", "inf"),
+    "a temperature in words": (lambda: mg.AOSM(temperature="cold"), TypeError, "temperature", "number", "'cold'"),
+    "zero query tokens": (lambda: mg.AOSM(query_tokens=0), ValueError, "query_tokens", "from 1", "got 0"),
+    "too many tokens to mix": (lambda: mg.AOSM(query_tokens=3, candidate_tokens=5)(SIM), ValueError, "at most 3 query tokens", "got 4"),
+    "a side that is not coarse": (lambda: mg.AOSM(query_tokens=4)(SIM), ValueError, "at most 1 candidate tokens", "got 5"),
+    "sim of rank 3": (lambda: mg.MeanMax()(ones(2, 3, 4)), ValueError, "sim", "[query, candidate, query_token, candidate_token]", "[2, 3, 4]"),
+    "a query mask that does not fit": (lambda: mg.MeanMax()(SIM, ones(3, 4).bool()), ValueError, "query_mask", "[2, 4]", "[3, 4]"),
+    "a candidate mask that does not fit": (lambda: mg.AOSM()(SIM, None, ones(2, 5).bool()), ValueError, "candidate_mask", "[3, 5]", "[2, 5]"),
+    "a candidate mask of floats": (lambda: mg.AOSM()(SIM, None, ones(3, 5)), TypeError, "candidate_mask", "torch.bool", "torch.float32"),
+    "a sim mask elsewhere": (lambda: mg.AOSM()(SIM, None, META), ValueError, "candidate_mask", "cpu", "meta"),
+    # grains
+    "widths that differ": (lambda: mg.FrameWord()(text(), video(frame=ones(2, 4, 6))), ValueError, "'word-frame'", "same width", "8 and 6"),
+    "sides on two devices": (lambda: mg.VideoSentence()(text(), video().to("meta")), ValueError, "'sentence-video'", "same device", "cpu and meta"),
+    "a bilinear of another width": (lambda: mg.FrameWord(bilinear=6)(text(), video()), ValueError, "'word-frame'", "width 6", "got 8"),
+    "a bilinear of no width": (lambda: mg.FrameWord(bilinear=0), ValueError, "bilinear", "from 1", "got 0"),
+    "tokens without an aggregator": (lambda: mg.Grain("word", "frame")(text(), video()), ValueError, "'word-frame'", "one token on each side", "5 and 4", "aggregator"),
+    "a missing grain": (lambda: mg.Grain("phrase", "frame", "aosm")(text(), video()), KeyError, "'phrase'", "sentence, word"),
+    # scorer
+    "a missing grain in a scorer": (lambda: mg.MultiGrain(mg.VideoSentence(), mg.FrameWord())(text(), mg.Features(video=ones(2, 8))), KeyError, "'frame'", "video"),
+    "no grains": (lambda: mg.MultiGrain(), ValueError, "grains", "at least one", "none"),
+    "a grain that is none": (lambda: mg.MultiGrain(mg.AOSM()), TypeError, "grains[0]", "Grain", "AOSM"),
+    "grains of one name": (lambda: mg.MultiGrain(mg.FrameWord(), mg.FrameWord("max_max")), ValueError, "grains", "distinct", "word-frame"),
+    "too few weights": (lambda: mg.MultiGrain(mg.FrameWord(), weights=[0.5, 0.5]), ValueError, "weights", "1 finite number", "[0.5, 0.5]"),
+    "a weight of NaN": (lambda: mg.MultiGrain(mg.FrameWord(), weights=[NAN]), ValueError, "weights", "finite", "nan"),
+    "an unknown weighting": (lambda: mg.MultiGrain(mg.FrameWord(), weights="median"), ValueError, "weights", "mean, learned", "'median'"),
+    "an unknown backend": (lambda: mg.MultiGrain(mg.FrameWord(), backend="cuda"), ValueError, "backend", "auto, triton, blocked, eager", "'cuda'"),
+    "an unknown backend of a grain": (lambda: mg.VideoSentence()(text(), video(), "cuda"), ValueError, "backend", "auto, triton, blocked, eager", "'cuda'"),
+    "NaN in strict mode": (lambda: strict()(text(word=bad((3, 5, 8), (1, 1, 0))), video()), ValueError, "word", "finite", "row 1", "token 1"),
+    "infinity in strict mode": (lambda: strict()(text(), video(frame=bad((2, 4, 8), (0, 2, 7), float("inf")))), ValueError, "frame", "finite", "row 0", "token 2"),
+    "an empty item in strict mode": (lambda: strict()(text(), video(frame=(ones(2, 4, 8), holding([1, 1, 0, 0], [0] * 4)))), ValueError, "frame", "real token", "row 1"),
+    # scoring
+    "a block of zero": (lambda: mg.score_matrix(SCORER, text(), video(), block=0), ValueError, "block", "from 1", "got 0"),
+    "a block of half": (lambda: mg.score_matrix(SCORER, text(), video(), block=0.5), TypeError, "block", "integer", "0.5"),
+    "k too large": (lambda: mg.top_k(SCORER, text(), video(), 3), ValueError, "k", "from 1 to 2", "got 3"),
+    "k of zero": (lambda: mg.top_k(SCORER, text(), video(), 0), ValueError, "k", "from 1", "got 0"),
+    # losses
+    "scores of rank 3": (lambda: mg.InfoNCE()(ones(2, 2, 2)), ValueError, "scores", "[queries, candidates]", "[2, 2, 2]"),
+    "scores that are no square": (lambda: mg.InfoNCE()(ones(2, 3)), ValueError, "scores", "square", "[2, 3]", "ids"),
+    "integer scores": (lambda: mg.InfoNCE()(ones(2, 2).long()), TypeError, "scores", "floating", "torch.int64"),
+    "ids of another length": (lambda: mg.InfoNCE()(ones(2, 2), torch.arange(3)), ValueError, "ids", "[2]", "[3]"),
+    "ids of floats": (lambda: mg.InfoNCE()(ones(2, 2), ones(2)), TypeError, "ids", "integers", "torch.float32"),
+    "a query without a positive": (lambda: mg.InfoNCE()(ones(2, 2), (torch.tensor([1, 2]), torch.tensor([1, 1]))), ValueError, "ids", "every query", "query 1"),
+    "a candidate without a positive": (lambda: mg.InfoNCE()(ones(2, 2), (torch.tensor([1, 1]), torch.tensor([1, 2]))), ValueError, "ids", "every candidate", "candidate 1"),
+    "a smoothing of one": (lambda: mg.InfoNCE(label_smoothing=1.0), ValueError, "label_smoothing", "[0, 1)", "1.0"),
+    "a smoothing of NaN": (lambda: mg.InfoNCE(label_smoothing=NAN), ValueError, "label_smoothing", "[0, 1)", "nan"),
+    "a scale above its limit": (lambda: mg.InfoNCE(init_logit_scale=9.0), ValueError, "init_logit_scale", "max_logit_scale", "9.0"),
+    "an unknown reduction": (lambda: mg.InfoNCE(reduction="none"), ValueError, "reduction", "mean, sum", "'none'"),
+    # metrics
+    "NaN among scores": (lambda: mg.retrieval_metrics(bad((3, 3), (1, 2))), ValueError, "scores", "NaN", "row 1", "column 2"),
+    "NaN among ranked scores": (lambda: mg.ranks(bad((2, 3), (0, 1)), torch.tensor([0, 0])), ValueError, "scores", "NaN", "row 0", "column 1"),
+    "metrics of no square": (lambda: mg.retrieval_metrics(ones(2, 3)), ValueError, "scores", "square", "[2, 3]"),
+    "an unknown tie rule": (lambda: mg.ranks(ones(2, 2), ties="random"), ValueError, "ties", "optimistic, mean, pessimistic", "'random'"),
+    "an unknown protocol": (lambda: mg.retrieval_metrics(ones(2, 2), protocol="best"), ValueError, "protocol", "diagonal, group_max, all_captions", "'best'"),
+    "targets for the diagonal": (lambda: mg.retrieval_metrics(ones(2, 2), torch.arange(2)), ValueError, "targets", "None", "diagonal"),
+    "no targets": (lambda: mg.retrieval_metrics(ones(3, 2), protocol="group_max"), ValueError, "targets", "video of each text", "None"),
+    "a target out of range": (lambda: mg.retrieval_metrics(ones(3, 2), torch.tensor([0, 1, 2]), "group_max"), ValueError, "targets", "from 0 to 1", "got 2", "position 2"),
+    "a video without a text": (lambda: mg.retrieval_metrics(ones(2, 2), torch.tensor([0, 0]), "all_captions"), ValueError, "targets", "every video", "video 1"),
+    "positives of another shape": (lambda: mg.ranks(ones(2, 3), ones(2, 2).bool()), ValueError, "positives", "[2, 3]", "[2, 2]"),
+    "a query without a positive to rank": (lambda: mg.ranks(ones(2, 2), holding([1, 0], [0, 0])), ValueError, "positives", "query 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ERRORS)
+def test_bad_input_is_one_error_that_says_what_was_expected_and_what_came(wrong):
+    call, error, *parts = ERRORS[wrong]
+    with pytest.raises(error) as raised:
+        call()
+    message = str(raised.value)
+    for part in parts:
+        assert part in message, f"{wrong}: {part!r} is missing from {message!r}"
+    assert "\n" not in message, f"{wrong}: one sentence, not {message!r}"
+
+
+def test_nan_behind_a_mask_is_no_error_in_strict_mode():
+    words = bad((3, 5, 8), (1, 4, 0))
+    assert strict()(text(word=(words, holding(*[[1, 1, 1, 1, 0]] * 3))), video()).isfinite().all()
+
+
+@pytest.mark.parametrize("content", ["nothing", "text", "the half of it", "other tensors", "another dictionary"])
+def test_a_damaged_or_foreign_file_of_features_is_named(tmp_path, content):
+    path = tmp_path / "text.features"
+    text().save(path)
+    if content == "other tensors":
+        torch.save(ones(2, 3), path)
+    elif content == "another dictionary":
+        torch.save({"word": ones(2, 3)}, path)
+    else:
+        whole = path.read_bytes()
+        path.write_bytes({"nothing": b"", "text": b"not ours", "the half of it": whole[: len(whole) // 2]}[content])
+    with pytest.raises(ValueError, match=rf"expected a file written by Features.save, got {re.escape(str(path))}"):
+        mg.Features.load(path)

@@ -1,0 +1,70 @@
+"""score_matrix and top_k: blocks of any size give what one pass gives, and no more is ever held."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import multigrain as mg
+from tests.strategies import CASES, Pair, close, pairs
+
+blocks = st.integers(1, 6)
+
+
+class Watched(nn.Module):
+    """Four grains, and a record of the block sizes they were called with."""
+
+    def __init__(self, aggregator: mg.Aggregator | str = "aosm") -> None:
+        super().__init__()
+        self.scorer = mg.MultiGrain(mg.VideoSentence(), mg.VideoWord(), mg.SentenceFrame(), mg.FrameWord(aggregator))
+        self.seen: list[tuple[int, int]] = []
+
+    def forward(self, text: mg.Features, video: mg.Features) -> Tensor:
+        self.seen.append((len(text), len(video)))
+        return self.scorer(text, video)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@given(pairs(items=6), blocks)
+def test_property_blocks_of_any_size_give_the_whole_matrix(case, device, pair, block):
+    pair, scorer = pair.to(device), Watched(case.build())
+    matrix = mg.score_matrix(scorer, *pair, block=block)
+    assert max(max(size) for size in scorer.seen) <= block
+    close(matrix, scorer(*pair), 1e-12)
+
+
+@given(pairs(items=6), blocks, st.data())
+def test_property_top_k_is_the_matrix_s_own(device, pair, block, data):
+    """Equal scores come in the order of their indices, so that the block size decides nothing."""
+    pair, scorer = pair.to(device), Watched()
+    if data.draw(st.booleans()):  # every candidate twice: ties in every row
+        pair = Pair(pair.text, mg.Features.cat([pair.video, pair.video]), pair.dim)
+    k = data.draw(st.integers(1, len(pair.video)))
+    scores, indices = mg.top_k(scorer, *pair, k, block=block)
+    assert max(max(size) for size in scorer.seen) <= block
+    matrix = mg.score_matrix(scorer, *pair, block=1)  # one pair at a time: duplicates score bit for bit alike
+    close(scores, matrix.topk(k).values, 1e-12)
+    close(scores, matrix.gather(1, indices), 1e-12)
+    assert all(len(set(row)) == k for row in indices.tolist())
+    scores, indices = mg.top_k(scorer, *pair, k, block=1)
+    assert torch.equal(indices, matrix.sort(dim=1, descending=True, stable=True).indices[:, :k])
+
+
+@given(pairs(items=6), blocks)
+def test_property_scoring_keeps_no_graph_and_reports_every_pair(device, pair, block):
+    text, video = pair.to(device)
+    text["sentence"].features.requires_grad_()
+    calls: list[tuple[int, int]] = []
+    matrix = mg.score_matrix(mg.MultiGrain(mg.VideoSentence()), text, video, block, "cpu", lambda *x: calls.append(x))
+    assert not matrix.requires_grad
+    assert matrix.device.type == "cpu"
+    total = len(text) * len(video)
+    assert calls[-1] == (total, total)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    best, _ = mg.top_k(mg.MultiGrain(mg.VideoSentence()), text, video, 1, block, device="cpu")
+    assert not best.requires_grad
+    assert best.device.type == "cpu"
+    close(best[:, 0], matrix.amax(1), 1e-12)
