@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..reduce import without_autocast
-from . import blocked, reference
+from . import blocked, fused, reference
 from .spec import Gradients, Operand, Spec
 
-_MODULES: dict[str, ModuleType] = {"blocked": blocked}
+_MODULES: dict[str, ModuleType] = {"blocked": blocked, "triton": fused}
 
 # Operators take no tuples: what `_flat` makes of (Operand, Operand, Spec, backend).
 _SCHEMA = (
