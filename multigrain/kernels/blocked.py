@@ -241,10 +241,14 @@ def _through_max(x: Tensor, level: Level, part: Tensor) -> Tensor:
 def _through_exp(x: Tensor, levels: list[Level], parts: list[Tensor], spec: Spec) -> Tensor:
     """sum over levels of part weight / total (softmax: times 1 + x - y), for levels that share their weight."""
     slopes = [part / level.total for level, part in zip(levels, parts, strict=True)]
-    out = slopes[0] if len(slopes) == 1 else slopes[0] + slopes[1]
-    if spec.inner == "softmax":
-        out = out * x if len(slopes) == 1 else out.mul_(x)
-        for slope, level in zip(slopes, levels, strict=True):
-            out.add_(slope * (1 - level.y))
+    if len(levels) == 1:
+        # The difference first: where similarities are large, x and y agree in most of their digits.
+        out = (x - levels[0].y).add_(1).mul_(slopes[0]) if spec.inner == "softmax" else slopes[0]
+    else:
+        out = slopes[0] + slopes[1]
+        if spec.inner == "softmax":
+            out.mul_(x)
+            for slope, level in zip(slopes, levels, strict=True):
+                out.add_(slope * (1 - level.y))
     assert levels[0].weight is not None
     return levels[0].weight.mul_(out)
