@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +25,7 @@ _SCHEMA = (
 
 def fused_scores(query: Operand, candidate: Operand, spec: Spec, backend: str) -> Tensor:
     """Scores [q, c], fp32 (fp64 stays), by a backend with a kernel ("blocked" or "triton")."""
-    return _scores(*_flat(query, candidate), *spec, backend)
+    return torch.ops.multigrain.pair_scores(*_flat(query, candidate), *spec, backend)
 
 
 def _flat(query: Operand, candidate: Operand) -> list[Any]:
@@ -36,16 +37,12 @@ def _unflat(arguments: tuple[Any, ...]) -> tuple[Operand, Operand, Spec, str]:
     return operands[0], operands[1], Spec(*arguments[8:13]), arguments[13]
 
 
-@torch.library.custom_op("multigrain::pair_scores", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
 def _scores(*arguments: Any) -> Tensor:
     query, candidate, spec, backend = _unflat(arguments)
     with without_autocast(query.x):
         return _MODULES[backend].forward(query, candidate, spec)
 
 
-@torch.library.custom_op(
-    "multigrain::pair_scores_backward", mutates_args=(), schema=f"(Tensor grad, {_SCHEMA}) -> Tensor[]"
-)
 def _scores_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     query, candidate, spec, backend = _unflat(arguments)
     with without_autocast(query.x):
@@ -53,15 +50,13 @@ def _scores_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     return [gradient for gradient in gradients if gradient is not None]
 
 
-@_scores.register_fake
-def _(*arguments: Any) -> Tensor:
+def _fake_scores(*arguments: Any) -> Tensor:
     query, candidate, *_ = _unflat(arguments)
     dtype = torch.promote_types(query.x.dtype, torch.float32)
     return query.x.new_empty(query.x.shape[0], candidate.x.shape[0], dtype=dtype)
 
 
-@_scores_backward.register_fake
-def _(grad: Tensor, *arguments: Any) -> list[Tensor]:
+def _fake_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     return [torch.empty_like(arguments[i], memory_format=torch.contiguous_format) for i in _differentiable(arguments)]
 
 
@@ -82,7 +77,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         gradients = _differentiable_backward(grad, arguments, wanted)
     else:
-        gradients = _scores_backward(grad, *arguments)
+        gradients = torch.ops.multigrain.pair_scores_backward(grad, *arguments)
     out: list[Tensor | None] = [None] * len(arguments)
     for i, gradient in zip(wanted, gradients, strict=True):
         out[i] = gradient
@@ -98,4 +93,14 @@ def _differentiable_backward(grad: Tensor, arguments: tuple[Any, ...], wanted: l
     return [next(gradients) if arguments[i].requires_grad else None for i in wanted]
 
 
-_scores.register_autograd(_backward, setup_context=_setup_context)
+def _register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    # Not torch.library.custom_op, whose first call imports the compiler: a second and 900 modules.
+    _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"multigrain::{name}", fake, lib=_LIBRARY)
+
+
+_LIBRARY = torch.library.Library("multigrain", "DEF")
+_register("pair_scores", f"({_SCHEMA}) -> Tensor", _scores, _fake_scores)
+_register("pair_scores_backward", f"(Tensor grad, {_SCHEMA}) -> Tensor[]", _scores_backward, _fake_backward)
+torch.library.register_autograd("multigrain::pair_scores", _backward, setup_context=_setup_context, lib=_LIBRARY)
