@@ -282,6 +282,42 @@ def test_configs_come_by_name_or_path_with_overrides(tmp_path: Path):
     assert "temperature=0.5" in repr(own.model.scorer())
 
 
+def test_overrides_reach_into_mappings_and_lists():
+    config = training.load_config(
+        "demo",
+        [
+            "--model.aggregator.init_args.temperature=0.03",
+            "--model.grains.3.aggregator={class_path: multigrain.MaxMax}",
+            "--stages.1.optimizer.learning_rate=1e-3",
+            "--stages.0.epochs=1",
+        ],
+    )
+    scorer = repr(config.model.scorer())
+    assert scorer.count("AOSM(temperature=0.03") == 2
+    assert "MaxMax" in scorer
+    assert config.stages[1].optimizer.learning_rate == 1e-3
+    assert config.stages[0].epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--stages.7.epochs=1", r"stages\.7\.epochs: expected a number below 2, got '7'"),
+        ("--seed.more=1", r"seed\.more: expected settings to choose from, got 3"),
+        ("--seed", "override: expected --name=value, got '--seed'"),
+        ("seed=1", "override: expected --name=value, got 'seed=1'"),
+        ("--model.colour=red", "colour"),
+        ("--stages.0.epochs=many", "epochs"),
+        ("--seed=[", "config"),
+    ],
+)
+def test_bad_overrides_are_named(tmp_path: Path, override: str, message: str):
+    path = tmp_path / "own.yaml"
+    path.write_text("seed: 3\nstages: [{name: a}, {name: b}]\n")
+    with pytest.raises(ValueError, match=message):
+        training.load_config(path, [override])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ..models import ModelConfig
 
@@ -117,11 +118,13 @@ class TrainConfig:
 
 
 def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainConfig:
-    """The settings of a YAML file.
+    """The settings of a YAML (or JSON) file.
 
     Args:
         name: a path, or the name of a file in multigrain/configs, without its suffix.
-        overrides: as on a command line, such as ["--seed=1", "--model.frame_source=temporal"].
+        overrides: as on a command line, applied to the file before it is read: ["--seed=1",
+            "--model.aggregator.init_args.temperature=0.03", "--model.grains.3.aggregator=max_max",
+            "--stages.1.epochs=3"]. Numbers count from 0; a value is YAML.
 
     Raises:
         FileNotFoundError: no such file; the message lists the configs that come with the package.
@@ -130,17 +133,42 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     path = _find(name)
     try:
+        import yaml
         from jsonargparse import ArgumentError, ArgumentParser
     except ImportError as error:
         raise ImportError('reading a config needs jsonargparse: pip install "multigrain[cli]"') from error
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
     parser.add_class_arguments(TrainConfig)
     try:
-        settings = parser.instantiate(parser.parse_args([f"--config={path}", *overrides]))
-    except ArgumentError as error:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        for override in overrides:
+            place, separator, value = override.removeprefix("--").partition("=")
+            _require(override.startswith("--") and bool(separator), "override", "--name=value", override)
+            _set(values, place, yaml.safe_load(value))
+        settings = parser.instantiate(parser.parse_object(values))
+    except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"config {path}: {error}") from error
     return TrainConfig(**{name: settings[name] for name in TrainConfig.__dataclass_fields__})
+
+
+def _set(values: Any, place: str, value: object) -> None:
+    """Put a value at a dotted place of nested mappings and lists, making mappings on the way."""
+    *path, last = place.split(".")
+    for name in path:
+        key = _key(values, name, place)
+        if isinstance(values, dict):
+            values.setdefault(key, {})
+        values = values[key]
+    values[_key(values, last, place)] = value
+
+
+def _key(values: Any, name: str, place: str) -> Any:
+    """The key of a name in a mapping, or its index in a list."""
+    if isinstance(values, list):
+        _require(name.isdigit() and int(name) < len(values), place, f"a number below {len(values)}", name)
+        return int(name)
+    _require(isinstance(values, dict), place, "settings to choose from", values)
+    return name
 
 
 def _find(name: str | os.PathLike[str]) -> Path:
