@@ -80,7 +80,7 @@ def test_similarities_far_from_one_overflow_nothing(device, name, temperature, s
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in ("aosm", "logsumexp")], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_similarities_in_the_thousands_keep_their_gradient(device, case, masked):
-    """Whole numbers, so that every similarity is exact and only the kernel's own rounding shows: x - y before all else."""
+    """Whole numbers, so that every similarity is exact and only the kernel's own rounding shows."""
     generator = torch.Generator().manual_seed(0)
     x = [16 * torch.randint(-3, 4, (6, 4, 8), generator=generator).to(device, torch.float64) for _ in range(2)]
     masks = [(torch.rand(6, 4, generator=generator) < 0.7).to(device) if masked else None for _ in range(2)]
@@ -180,9 +180,9 @@ def test_no_tensor_is_larger_than_a_few_blocks(case, inputs, largest):
         features.append(mg.Features(**{name: (x, torch.rand(items, length) < 0.7 if "ragged" in inputs else None)}))
         given.append(x.numel())
     block = 2048
-    with constants(blocked__ELEMENTS=block, blocked__QUERY_SLOTS=32, blocked__LANES=8, recompute__ELEMENTS=block):
-        with largest:
-            grain(*features, "blocked").sum().backward()
+    small = constants(blocked__ELEMENTS=block, blocked__QUERY_SLOTS=32, blocked__LANES=8, recompute__ELEMENTS=block)
+    with small, largest:
+        grain(*features, "blocked").sum().backward()
     q, c = (x[name] for x, name in zip(features, ("query", "candidate"), strict=True))
     whole = len(q) * q.length * len(c) * c.length
     assert 0 < largest.elements <= max(3 * block, *given) < whole / 2
@@ -196,8 +196,13 @@ def test_scores_can_be_differentiated_twice(device, case, wants):
         torch.randn(*shape, generator=generator, dtype=torch.float64).to(device).requires_grad_(wanted)
         for shape, wanted in zip([(2, 3, 4), (3, 2, 4)], wants, strict=True)
     )
-    masks = (torch.tensor([[1, 1, 0], [1, 0, 1]]).bool().to(device), torch.tensor([[1, 1], [0, 1], [0, 0]]).bool().to(device))
-    grain = mg.Grain("query", "candidate", case.build(temperature=0.5) if case.name in ("aosm", "logsumexp") else case.build())
+    masks = (
+        torch.tensor([[1, 1, 0], [1, 0, 1]]).bool().to(device),
+        torch.tensor([[1, 1], [0, 1], [0, 0]]).bool().to(device),
+    )
+    grain = mg.Grain(
+        "query", "candidate", case.build(temperature=0.5) if case.name in ("aosm", "logsumexp") else case.build()
+    )
 
     def score(query, candidate):
         return grain(mg.Features(query=(query, masks[0])), mg.Features(candidate=(candidate, masks[1])), "blocked")

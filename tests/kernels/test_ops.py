@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import multigrain as mg
-from multigrain.kernels import ops, table
+from multigrain.kernels import ops, reference, table
 from multigrain.kernels.spec import Operand, Spec, Unsupported
 from tests.kernels.problems import Attentive
 from tests.strategies import CASES, randomise
@@ -75,6 +75,28 @@ def test_operators_keep_the_rules_of_torch_library(call, backward):
     grad = torch.randn(len(query.x), len(candidate.x))
     arguments = (grad, *(x.detach() if isinstance(x, Tensor) else x for x in arguments))
     torch.library.opcheck(torch.ops.multigrain.pair_scores_backward.default, arguments)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("inner", ["max", "softmax", "logsumexp"])
+def test_weights_of_a_linear_outer_reduction_have_their_gradient(inner, both, masked):
+    """The reference judges; padding, whose weight is 0, gets none."""
+    spec = Spec(inner, 0.3, "linear", 1.0, both)
+    outcomes = []
+    for score in (lambda *given: ops.fused_scores(*given, "blocked"), reference.scores):
+        query, candidate = (operand(items, 4, items, masked, weighted=True) for items in (5, 6))
+        sides = [x._replace(x=x.x.double(), weights=x.weights.double()) for x in (query, candidate)]
+        if masked:
+            sides = [x._replace(weights=x.weights * x.mask) for x in sides]
+        if not both:
+            sides[1] = sides[1]._replace(weights=None)
+        leaves = [t for x in map(wanting, sides) for t in (x.x, x.weights) if t is not None]
+        scores = score(*sides, spec)
+        outcomes.append(
+            [scores.detach(), *torch.autograd.grad(scores, leaves, torch.linspace(-1, 1, 30).view(5, 6).double())]
+        )
+    same(*outcomes, 1e-12)
 
 
 def features(masked: bool = True, items: tuple[int, int] = (9, 8), dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -221,7 +243,7 @@ def test_an_unknown_backend_is_an_error_that_lists_those_there_are(grain, monkey
     with pytest.raises(ValueError, match=message):
         mg.MultiGrain(grain, backend="fastest")
     monkeypatch.setenv("MULTIGRAIN_BACKEND", "fastest")
-    with pytest.raises(ValueError, match="MULTIGRAIN_BACKEND.*expected one of auto, triton, blocked, eager.*fastest"):
+    with pytest.raises(ValueError, match=r"MULTIGRAIN_BACKEND.*expected one of auto, triton, blocked, eager.*fastest"):
         grain(*pair())
 
 
@@ -268,7 +290,7 @@ def test_sides_that_do_not_fit_are_one_error_whoever_serves(backend):
         mg.Features(word=(torch.randn(2, 3, 4), torch.ones(3, 2, dtype=torch.bool)))
     with pytest.raises(ValueError, match="word mask: expected device cpu"):
         mg.Features(word=(torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool, device="meta")))
-    with pytest.raises(TypeError, match="word mask: expected dtype torch.bool"):
+    with pytest.raises(TypeError, match=r"word mask: expected dtype torch\.bool"):
         mg.Features(word=(torch.randn(2, 3, 4), torch.ones(2, 3)))
 
 
