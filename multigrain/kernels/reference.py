@@ -33,4 +33,6 @@ def _outer(y: Tensor, operand: Operand, mask: Tensor | None, spec: Spec, product
     if spec.outer != "linear":
         return Reduction(spec.outer, spec.outer_temperature)(y, mask, 2)
     assert operand.weights is not None
+    if mask is not None:
+        y = torch.where(mask, y, 0.0)  # no gradient by the weight of padding
     return torch.einsum(product, y, operand.weights.to(y.dtype))
