@@ -83,8 +83,8 @@ def backward(grad: Tensor, query: Operand, candidate: Operand, spec: Spec) -> Gr
     a, b = Side(query, 1 / spec.inner_temperature), Side(candidate)
     by_query, by_candidate = (side.given.x.new_zeros(side.given.x.shape, dtype=side.dtype) for side in (a, b))
     by_weights = [None if w is None else w.new_zeros(w.shape) for w in (query.weights, candidate.weights)]
-    # In units of its largest element, so that a loss scaled for half precision cannot overflow a block.
-    factor = grad.abs().amax().to(a.dtype).clamp_min(torch.finfo(a.dtype).tiny)
+    # In units of its largest finite element, so that a loss scaled for half precision cannot overflow a block.
+    factor = torch.where(grad.isfinite(), grad.abs(), 0.0).amax().to(a.dtype).clamp_min(torch.finfo(a.dtype).tiny)
     grad = grad / factor
     for column in _columns(a, b, spec):
         dc = torch.zeros_like(column.c)
@@ -210,7 +210,7 @@ def _outer(level: Level, tile: Tile, spec: Spec) -> tuple[Tensor, Tensor]:
         return torch.logsumexp(z, axis, keepdim=True) * t, z.softmax(axis)
     p = z.softmax(axis)
     score = (p * z).sum(axis, keepdim=True)
-    return score * t, p * (1 + z - score)
+    return score * t, p * (1 + (z - score))
 
 
 def _by_weights(level: Level, g: Tensor, tile: Tile) -> Tensor:

@@ -1,22 +1,20 @@
-"""The operators under torch.library, torch.compile, autocast, threads and the environment; and their errors."""
+"""The operators under torch.library, autocast, threads, copies and the transforms of torch.func."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 import multigrain as mg
 from multigrain.kernels import ops, reference, table
-from multigrain.kernels.spec import Operand, Spec, Unsupported
-from tests.kernels.problems import Attentive
+from multigrain.kernels.spec import Operand, Spec
+from tests.kernels.scorers import features, five_grains, four_grains, outcome, pair, same, scoring
 from tests.strategies import CASES, randomise
 
 SOFT, HARD = Spec("softmax", 0.1, "softmax", 0.1, True), Spec("max", 1.0, "linear", 1.0, True)
@@ -99,88 +97,6 @@ def test_weights_of_a_linear_outer_reduction_have_their_gradient(inner, both, ma
     same(*outcomes, 1e-12)
 
 
-def features(masked: bool = True, items: tuple[int, int] = (9, 8), dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """sentence, word, video, frame and the masks of words and frames."""
-    generator = torch.Generator().manual_seed(0)
-    q, c = items
-    shapes = [(q, 16), (q, 7, 16), (c, 16), (c, 5, 16)]
-    x = [torch.randn(*shape, generator=generator, dtype=dtype) for shape in shapes]
-    masks = [torch.rand(*x[i].shape[:2], generator=generator) < 0.7 if masked else None for i in (1, 3)]
-    return [*x, *masks]
-
-
-def four_grains(backend: str | None, *more: mg.Grain) -> mg.MultiGrain:
-    grains = (mg.VideoSentence(bilinear=16), mg.VideoWord(), mg.SentenceFrame("mean_max"), mg.FrameWord(bilinear=16))
-    return randomise(mg.MultiGrain(*grains, *more, weights="learned", backend=backend))
-
-
-def five_grains(backend: str | None) -> mg.MultiGrain:
-    return four_grains(backend, mg.Grain("word", "frame", Attentive(), name="own"))
-
-
-def scoring(module: mg.MultiGrain) -> Callable[..., Tensor]:
-    def call(sentence, word, video, frame, word_mask, frame_mask):
-        text = mg.Features(sentence=sentence, word=(word, word_mask))
-        return module(text, mg.Features(video=video, frame=(frame, frame_mask)))
-
-    return call
-
-
-def outcome(module: nn.Module, call: Callable[..., Tensor], given: list[Tensor]) -> list[Tensor]:
-    """The scores of a call, and the gradients by features and by the parameters of the module."""
-    leaves = [x.detach().clone().requires_grad_() for x in given[:4]]
-    scores = call(*leaves, *given[4:])
-    module.zero_grad()
-    scores.backward(torch.arange(scores.numel()).view(scores.shape).to(scores))
-    grads = [x.grad for x in (*leaves, *module.parameters())]
-    assert all(x is not None for x in grads)
-    return [scores.detach(), *(x.clone() for x in grads)]
-
-
-def same(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-4) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=tolerance * max(1.0, float(b.abs().max())), rtol=0)
-
-
-@pytest.fixture
-def compiles():
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's warnings about its own future are not ours to fail on
-        yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("backend", [None, "blocked"])
-def test_a_scorer_compiles_to_one_graph(backend, masked, compiles, monkeypatch):
-    """Four grains and a user's own; "auto" must not take the definition only because the problem is small."""
-    monkeypatch.setattr(table, "SMALL", 0)
-    given, module, definition = features(masked), five_grains(backend), five_grains("eager")
-    compiled = torch.compile(scoring(module), fullgraph=True, backend="aot_eager")
-    same(outcome(module, compiled, given), outcome(definition, scoring(definition), given))
-
-
-def test_a_compiled_scorer_takes_batches_of_other_sizes(compiles, monkeypatch):
-    monkeypatch.setattr(table, "SMALL", 0)
-    module, definition = five_grains(None), five_grains("eager")
-    compiled = torch.compile(scoring(module), fullgraph=True, backend="aot_eager")
-    for items in ((9, 8), (6, 7), (1, 5)):
-        given = features(items=items)
-        same(outcome(module, compiled, given), outcome(definition, scoring(definition), given))
-
-
-def test_the_default_compiler_keeps_scores_and_gradients(compiles):
-    given, module, definition = features(), four_grains("blocked"), four_grains("eager")
-    compiled = torch.compile(scoring(module), fullgraph=True)
-    same(outcome(module, compiled, given), outcome(definition, scoring(definition), given))
-
-
-def pair(items: tuple[int, int] = (9, 8)) -> tuple[mg.Features, mg.Features]:
-    sentence, word, video, frame, word_mask, frame_mask = features(items=items)
-    return mg.Features(sentence=sentence, word=(word, word_mask)), mg.Features(video=video, frame=(frame, frame_mask))
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_autocast_changes_nothing_at_all(case):
     grain = mg.Grain("word", "frame", case.build().float())
@@ -188,110 +104,6 @@ def test_autocast_changes_nothing_at_all(case):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = grain(*pair(), "blocked")
     torch.testing.assert_close(actual, expected, atol=0, rtol=0)
-
-
-def served(monkeypatch) -> list[str]:
-    """The names of the backends that are asked, as they are asked."""
-    seen: list[str] = []
-
-    def watch(name, serve):
-        def call(*arguments):
-            seen.append(name)
-            return serve(*arguments)
-
-        return call
-
-    rows = {name: watch(name, serve) for name, serve in table.BACKENDS.items()}
-    monkeypatch.setattr(table, "BACKENDS", rows)
-    for name, row in rows.items():
-        monkeypatch.setattr(table, name, row)
-    return seen
-
-
-@pytest.mark.parametrize("small", [0, 10**9])
-def test_auto_takes_blocks_where_there_is_something_to_gain(small, monkeypatch):
-    monkeypatch.delenv("MULTIGRAIN_BACKEND", raising=False)
-    monkeypatch.setattr(table, "SMALL", small)
-    seen = served(monkeypatch)
-    mg.Grain("word", "frame", "aosm")(*pair())
-    assert seen == (["eager"] if small else ["blocked"])
-
-
-def test_the_environment_names_the_backend_and_an_argument_overrules_it(monkeypatch):
-    seen = served(monkeypatch)
-    grain = mg.Grain("word", "frame", "aosm")
-    monkeypatch.setenv("MULTIGRAIN_BACKEND", "blocked")
-    grain(*pair())
-    grain(*pair(), "eager")
-    mg.MultiGrain(grain, backend="eager")(*pair())
-    monkeypatch.setenv("MULTIGRAIN_BACKEND", "eager")
-    mg.MultiGrain(grain)(*pair())
-    assert seen == ["blocked", "eager", "eager", "eager"]
-
-
-@pytest.mark.parametrize("value", ["", "auto"])
-def test_an_empty_environment_variable_means_auto(value, monkeypatch):
-    monkeypatch.setenv("MULTIGRAIN_BACKEND", value)
-    same([mg.Grain("word", "frame", "aosm")(*pair())], [mg.Grain("word", "frame", "aosm")(*pair(), "eager")])
-
-
-@pytest.mark.parametrize("grain", [mg.FrameWord(), mg.VideoSentence()], ids=["tokens", "vectors"])
-def test_an_unknown_backend_is_an_error_that_lists_those_there_are(grain, monkeypatch):
-    message = r"backend.*expected one of auto, triton, blocked, eager.*fastest"
-    with pytest.raises(ValueError, match=message):
-        grain(*pair(), "fastest")
-    with pytest.raises(ValueError, match=message):
-        mg.MultiGrain(grain, backend="fastest")
-    monkeypatch.setenv("MULTIGRAIN_BACKEND", "fastest")
-    with pytest.raises(ValueError, match=r"MULTIGRAIN_BACKEND.*expected one of auto, triton, blocked, eager.*fastest"):
-        grain(*pair())
-
-
-@pytest.mark.parametrize("aggregator", ["aosm", "mean_mean", mg.AOSM(query_tokens=7, candidate_tokens=5), Attentive()])
-def test_triton_refuses_the_cpu_with_a_reason_and_auto_goes_on(aggregator, monkeypatch):
-    grain = mg.Grain("word", "frame", aggregator)
-    with pytest.raises(Unsupported, match="triton"):
-        grain(*pair(), "triton")
-    monkeypatch.setenv("MULTIGRAIN_BACKEND", "triton")
-    with pytest.raises(Unsupported, match="triton"):
-        grain(*pair())
-    monkeypatch.delenv("MULTIGRAIN_BACKEND")
-    monkeypatch.setattr(table, "SMALL", 0)
-    same([grain(*pair()).detach()], [grain(*pair(), "eager").detach()])
-
-
-def test_auto_falls_back_on_unsupported_and_on_nothing_else(monkeypatch):
-    monkeypatch.setattr(table, "SMALL", 0)
-    grain = mg.Grain("word", "frame", "aosm")
-    expected = grain(*pair(), "eager")
-
-    def raising(error):
-        def serve(*_):
-            raise error
-
-        return serve
-
-    monkeypatch.setattr(table, "blocked", raising(Unsupported("no")))
-    same([grain(*pair())], [expected], 0.0)
-    monkeypatch.setattr(table, "blocked", raising(RuntimeError("a bug")))
-    with pytest.raises(RuntimeError, match="a bug"):
-        grain(*pair())
-
-
-@pytest.mark.parametrize("backend", ["auto", "blocked", "eager"])
-def test_sides_that_do_not_fit_are_one_error_whoever_serves(backend):
-    text, video = pair()
-    grain = mg.FrameWord()
-    with pytest.raises(ValueError, match="same width, got 16 and 5"):
-        grain(text, mg.Features(frame=torch.randn(3, 2, 5)), backend)
-    with pytest.raises(ValueError, match="same device, got cpu and meta"):
-        grain(text, video.to("meta"), backend)
-    with pytest.raises(ValueError, match=r"word mask: expected shape \[2, 3\], got \[3, 2\]"):
-        mg.Features(word=(torch.randn(2, 3, 4), torch.ones(3, 2, dtype=torch.bool)))
-    with pytest.raises(ValueError, match="word mask: expected device cpu"):
-        mg.Features(word=(torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool, device="meta")))
-    with pytest.raises(TypeError, match=r"word mask: expected dtype torch\.bool"):
-        mg.Features(word=(torch.randn(2, 3, 4), torch.ones(2, 3)))
 
 
 @pytest.mark.parametrize("backend", ["auto", "blocked", "eager"])
@@ -377,20 +189,3 @@ def test_auto_serves_whatever_transform_the_definition_serves(transform, monkeyp
     actual = by_frames(TRANSFORMS[transform], None)
     assert actual is not None
     same([actual], [expected])
-
-
-def test_hooks_and_overrides_of_an_aggregator_are_honoured():
-    """A kernel that replaces a module must not skip what its owner hung on it."""
-    text, video = pair()
-    plain = mg.Grain("word", "frame", "mean_max")(text, video, "blocked")
-
-    class Doubled(mg.MeanMax):
-        def forward(self, sim, query_mask=None, candidate_mask=None):
-            return 2 * super().forward(sim, query_mask, candidate_mask)
-
-    hooked, patched = mg.MeanMax(), mg.MeanMax()
-    hooked.register_forward_hook(lambda module, inputs, scores: 2 * scores)
-    original = patched.forward
-    patched.forward = lambda *arguments: 2 * original(*arguments)
-    for aggregator in (Doubled(), hooked, patched):
-        same([mg.Grain("word", "frame", aggregator)(text, video, "blocked")], [2 * plain], 1e-6)
