@@ -20,9 +20,10 @@ from .layout import CandidatesInnermost, Layout, QueriesInnermost
 from .side import Block, Side
 from .spec import Gradients, Operand, Spec
 
-# Similarities of a block, fp32: with their copies they sit in an L2 cache of 2 MB.
-ELEMENTS = 256 * 768
-QUERY_SLOTS = 256
+# Similarities of a block: enough that starting the threads of an operation costs little beside its work, few enough
+# that a block and its copies (4 MB each in fp32) stay in a shared cache.
+ELEMENTS = 1 << 20
+QUERY_SLOTS = 512
 LANES = 32
 
 # Below every similarity, yet finite: a weight of 0 times it is 0.
