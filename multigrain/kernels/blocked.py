@@ -23,7 +23,7 @@ from .spec import Gradients, Operand, Spec
 # Similarities of a block: enough that starting the threads of an operation costs little beside its work, few enough
 # that a block and its copies (4 MB each in fp32) stay in a shared cache.
 ELEMENTS = 1 << 20
-QUERY_SLOTS = 512
+QUERY_SLOTS = 256
 LANES = 32
 
 # Below every similarity, yet finite: a weight of 0 times it is 0.
