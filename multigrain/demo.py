@@ -157,19 +157,8 @@ def check(run: Run) -> None:
 
 def generate(run: Run) -> BabyAI:
     """The pairs, from the cache or generated into it."""
-    from .data import babyai
-
-    data = run.config.data
     with run.clock.phase("pairs"):
-        return babyai.load(
-            data.cache,
-            pairs=data.pairs,
-            single=data.single,
-            val=data.val,
-            test=data.test,
-            seed=data.seed,
-            workers=run.workers,
-        )
+        return training.load_data(run.config.data, workers=run.workers)
 
 
 def fit(run: Run, data: BabyAI) -> XCLIP:

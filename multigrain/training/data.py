@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from .config import DataConfig
+
+if TYPE_CHECKING:
+    from ..data.babyai import BabyAI
 
 
 class Batch(Protocol):
@@ -72,7 +75,7 @@ class Data(Protocol):
         ...
 
 
-def load_data(config: DataConfig, progress: bool = True) -> Data:
+def load_data(config: DataConfig, progress: bool = True, workers: int | None = None) -> BabyAI:
     """The BabyAI pairs, from the cache or generated into it (see multigrain.data.babyai.load)."""
     from ..data import babyai
 
@@ -83,6 +86,7 @@ def load_data(config: DataConfig, progress: bool = True) -> Data:
         val=config.val,
         test=config.test,
         seed=config.seed,
+        workers=workers,
         progress=progress,
     )
 
