@@ -129,6 +129,12 @@ SOURCES = {
 }
 
 
+# A damaged pickle raises what its opcodes happen to run into.
+_DAMAGED = (
+    pickle.UnpicklingError, AttributeError, EOFError, LookupError, MemoryError, OverflowError, TypeError, ValueError,
+)  # fmt: skip
+
+
 class _NoGlobals(pickle.Unpickler):
     """Builds dicts, lists, tuples, sets, strings, bytes and numbers; whatever else needs a name, and gets none."""
 
@@ -141,8 +147,7 @@ def _pickled_captions(path: Path) -> Captions:
     try:
         with path.open("rb") as file:
             captions: Any = _NoGlobals(file, encoding="utf-8").load()
-    # A damaged pickle raises what its opcodes happen to run into.
-    except (pickle.UnpicklingError, AttributeError, EOFError, LookupError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{expected}, of builtin types alone; refused: {error}") from error
     if not isinstance(captions, dict):
         raise ValueError(f"{expected}, got {type(captions).__name__}")

@@ -70,7 +70,7 @@ def prepare(
     variant: str | None = None,
     strict: bool = False,
 ) -> Report:
-    """Write the manifest of a data set.
+    """Write the manifest of a data set. Blank captions are dropped, and of spaces between words one is kept.
 
     Args:
         name: "msrvtt", "msvd", "lsmdc", "didemo" or "activitynet".
