@@ -49,7 +49,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(
-        "multigrain", description="Video-text retrieval by many grains: train, evaluate, search, see why.", allow_abbrev=False
+        "multigrain",
+        description="Video-text retrieval by many grains: train, evaluate, search, see why.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"multigrain {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -83,10 +85,12 @@ def _parser() -> _Parser:
         made.add_argument("--workers", type=_positive, help="processes that generate pairs (default: one per core)")
     evaluate.add_argument("--model", help=f"{_MODEL} (default: that of OUT)")
     evaluate.add_argument("--text", help="a file of text features")
-    evaluate.add_argument("--video", help="a file of video features, or a folder that `extract` wrote")
+    evaluate.add_argument("--video", help="a file of video features")
     evaluate.add_argument("--targets", help="with --text: a JSON list, the video of each text, counted from 0")
     evaluate.add_argument("--protocol", default="diagonal", help="with --text: diagonal, all_captions or group_max")
-    _extract_options(command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable."))
+    _extract_options(
+        command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
+    )
     search = command("search", "find videos by a sentence", "Print the best videos of a folder of features.")
     search.add_argument("sentence")
     search.add_argument("--in", dest="features", type=Path, required=True, help="folder that `extract` wrote")
@@ -97,7 +101,9 @@ def _parser() -> _Parser:
 
 _MODEL = "folder of a model or of a run, or a checkpoint of X-CLIP's code or of CLIP"
 _OVERRIDES = "Any setting of the config may follow: --seed=1 --model.frame_source=raw --data.pairs=2000"
-_PREPARE = "Read the annotation files of a data set as CLIP4Clip and X-CLIP use them, find its videos, write a manifest."
+_PREPARE = (
+    "Read the annotation files of a data set as CLIP4Clip and X-CLIP use them, find its videos, write a manifest."
+)
 
 
 def _prepare_options(prepare: argparse.ArgumentParser) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
 
 from . import demo, runs, training
-from .data.babyai import BabyAI
-from .models import XCLIP
+from .models import ModelConfig
 from .report.console import Bars
 from .runs import Run
+from .tokens import Features
+
+if TYPE_CHECKING:
+    from .data.babyai import BabyAI
 
 
 def run_demo(options: argparse.Namespace, _: list[str]) -> None:
@@ -62,8 +67,8 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     run, model = runs.restore(run) if options.model is None else (run, runs.load_model(options.model))
     data = runs.load(run)
     evaluation = runs.evaluate(run, model, data.test)
-    if isinstance(data, BabyAI):
-        print(f"Open {demo.show(run, model, data, evaluation)}")
+    if isinstance(run.config.data, training.BabyAIConfig):
+        print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation)}")
     else:
         runs.report(run, evaluation, data.test)
         print(f"Time: {run.clock}")
@@ -72,14 +77,20 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
     if overrides or options.text is None or options.video is None or options.config is not None:
-        raise ValueError("features: expected --text FILE --video FILE, no --config and no setting of one")
-    targets = None if options.targets is None else json.loads(Path(options.targets).read_text(encoding="utf-8"))
-    scorer = None if options.model is None else runs.load_model(options.model).scorer
+        raise ValueError("features: expected --text FILE and --video FILE, no --config and no setting of one")
+    text, video = (Features.load(path) for path in (options.text, options.video))
+    targets = None
+    if options.targets is not None:
+        targets = torch.tensor(json.loads(Path(options.targets).read_text(encoding="utf-8")))
+    scorer = ModelConfig().scorer() if options.model is None else runs.load_model(options.model).scorer
     with Bars() as bars:
         evaluation = training.evaluate_features(
-            options.text, options.video, scorer, targets, options.protocol, bars.counter("scoring")
+            text, video, scorer, targets, options.protocol, bars.counter("scoring grains")
         )
-    runs.report_features(evaluation, options.protocol, options.out)
+    out = options.out or Path("runs", "features")
+    names = [[str(i) for i in range(len(side))] for side in (text, video)]
+    runs.write_report(out, evaluation, options.protocol, *names)
+    print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
 
 
 def run_extract(options: argparse.Namespace, _: list[str]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from . import runs, training
-from .data.babyai import BabyAI
 from .models import XCLIP
 from .runs import Run
-from .training import Evaluation, TrainConfig
+from .training import BabyAIConfig, Evaluation, TrainConfig
+
+if TYPE_CHECKING:
+    from .data.babyai import BabyAI
 
 _CHOSEN = "on the validation split; the test split was scored once, at the end, and decided nothing"
 _QUICK = "This is the one-minute version, on few pairs: it shows that everything runs, not what can be learned."
@@ -38,13 +41,14 @@ def demo(
         ImportError, OSError, ValueError: a missing extra, a folder that cannot be written, a damaged checkpoint.
     """
     config = training.load_config("demo")
-    data = dataclasses.replace(config.data, seed=seed, cache=cache or config.data.cache)
+    given = cast("BabyAIConfig", config.data)
+    data = dataclasses.replace(given, seed=seed, cache=cache or given.cache)
     config = dataclasses.replace(config, seed=seed, data=data)
     if quick:
         config = shrink(config)
     run = Run(config, out, runs.config_text("demo"), workers, resume, "multigrain demo", _QUICK * quick, _CHOSEN)
     check(run)
-    pairs = runs.load(run)
+    pairs = cast("BabyAI", runs.load(run))
     model = runs.fit(run, pairs)
     return show(run, model, pairs, runs.evaluate(run, model, pairs.test))
 

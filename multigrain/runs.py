@@ -196,7 +196,7 @@ def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
 
 
 def report(run: Run, evaluation: Evaluation, pairs: Pairs, **about: Any) -> None:
-    """Print the table and write metrics.json and rankings.jsonl to the results of a run; `about` goes into the former."""
+    """Print the table, write metrics.json (with `about`) and rankings.jsonl to the results of a run."""
     texts = [pairs.sentences[row] for row in evaluation.texts]
     videos = [pairs.names[row] for row in evaluation.videos]
     about = {"seconds": run.clock.seconds, **about, "settings": dataclasses.asdict(run.config)}
@@ -248,6 +248,7 @@ def rankings(
                 "query": query,
                 "rank": float(rank[i]),
                 "found": [
-                    {"item": candidates[j], "score": round(score, 6), "own": bool(positives[i, j])} for j, score in found
+                    {"item": candidates[j], "score": round(score, 6), "own": bool(positives[i, j])}
+                    for j, score in found
                 ],
             }

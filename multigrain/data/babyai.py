@@ -17,8 +17,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +48,14 @@ class Rollouts:
     """[total_steps] row of ``views`` at every step, one rollout after another"""
     offsets: NDArray[np.int64]
     """[N + 1] rollout i is ``steps[offsets[i] : offsets[i + 1]]``"""
+    ids: Tensor = field(init=False)
+    """[N] the same integer for the same sentence: its videos are positives of each other"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", equal_ids(self.sentences))
 
     def __len__(self) -> int:
         return len(self.sentences)
-
-    @cached_property
-    def ids(self) -> Tensor:
-        """[N] the same integer for the same sentence: its videos are positives of each other."""
-        return equal_ids(self.sentences)
 
     @property
     def names(self) -> list[str]:
@@ -104,7 +103,7 @@ class Rollouts:
         return np.moveaxis(render(self.views[rows[0][mask[0]]]), 1, -1)
 
     def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
-        """The rollouts at ``indices`` for an encoder; see `sample` for which frames: chance, and so ``seed``, has no part.
+        """The rollouts at ``indices`` for an encoder, sampled as in `sample`: chance, and so ``seed``, has no part.
 
         A padded slot repeats the item's last view.
         """

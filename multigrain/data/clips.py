@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int
@@ -35,24 +34,21 @@ class Clips:
     size: int = 224
     strict: bool = False
 
+    sentences: list[str] = field(init=False)
+    """[N] all captions, clip by clip"""
+    names: list[str] = field(init=False)
+    """[N] the id of each caption's clip"""
+    ids: Int[Tensor, "n"] = field(init=False)
+    """[N] the place of each caption's clip: captions of one video are positives of each other"""
+
+    def __post_init__(self) -> None:
+        captions = [(caption, i) for i, clip in enumerate(self.clips) for caption in clip.captions]
+        object.__setattr__(self, "sentences", [caption for caption, _ in captions])
+        object.__setattr__(self, "names", [self.clips[i].id for _, i in captions])
+        object.__setattr__(self, "ids", torch.tensor([i for _, i in captions], dtype=torch.long))
+
     def __len__(self) -> int:
         return len(self.sentences)
-
-    @cached_property
-    def sentences(self) -> list[str]:
-        """[N] all captions, clip by clip."""
-        return [caption for clip in self.clips for caption in clip.captions]
-
-    @cached_property
-    def names(self) -> list[str]:
-        """[N] the id of each caption's clip."""
-        return [clip.id for clip in self.clips for _ in clip.captions]
-
-    @cached_property
-    def ids(self) -> Int[Tensor, "n"]:
-        """[N] the clip of each caption: captions of one video are positives of each other."""
-        counts = torch.tensor([len(clip.captions) for clip in self.clips])
-        return torch.repeat_interleave(torch.arange(len(self.clips)), counts)
 
     def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
         """These pairs, each distinct video decoded once; `seed` is of the frames that are sampled at random.

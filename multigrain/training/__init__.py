@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .config import BabyAIConfig, ClipsConfig, OptimizerConfig, StageConfig, TrainConfig, load_config
 from .data import Data, Pairs, load_data
-from .evaluation import Evaluation, encode, evaluate, metrics_by_grain, protocol_of, scores_by_grain
+from .evaluation import Evaluation, encode, evaluate, evaluate_features, metrics_by_grain, protocol_of, scores_by_grain
 from .loop import Progress, train
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "TrainConfig",
     "encode",
     "evaluate",
+    "evaluate_features",
     "load_config",
     "load_data",
     "metrics_by_grain",

@@ -93,7 +93,10 @@ class OptimizerConfig:
         tower = self.tower_learning_rate
         _require(tower is None or tower > 0, "tower_learning_rate", "a number above 0", tower)
         _require(
-            self.logit_scale_group in SCALE_GROUPS, "logit_scale_group", " or ".join(SCALE_GROUPS), self.logit_scale_group
+            self.logit_scale_group in SCALE_GROUPS,
+            "logit_scale_group",
+            " or ".join(SCALE_GROUPS),
+            self.logit_scale_group,
         )
         _require(self.weight_decay >= 0, "weight_decay", "a number of at least 0", self.weight_decay)
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
@@ -198,7 +201,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     except ImportError as error:
         raise ImportError('reading a config needs jsonargparse: pip install "multigrain[cli]"') from error
 
-    def parsed(cls: type, values: Any, skip: set[str]) -> dict[str, Any]:
+    def parsed(cls: type, values: Any, skip: set[str | int]) -> dict[str, Any]:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls, skip=skip)
         return vars(parser.instantiate(parser.parse_object(values)))

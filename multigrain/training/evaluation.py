@@ -15,6 +15,7 @@ from ..data.batch import Batch
 from ..grains import Grain
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..models import XCLIP
+from ..scorer import MultiGrain
 from ..scoring import score_matrix
 from ..tokens import Features
 from .config import ClipsConfig, TrainConfig
@@ -90,6 +91,29 @@ def evaluate(
     return Evaluation(scores, targets, rows, kept, metrics_by_grain(scores, protocol, targets), broken)
 
 
+def evaluate_features(
+    text: Features,
+    video: Features,
+    scorer: MultiGrain,
+    targets: Int[Tensor, "t"] | None = None,
+    protocol: str = "diagonal",
+    progress: Count | None = None,
+) -> Evaluation:
+    """As `evaluate`, of features that are there already.
+
+    Args:
+        targets: the video of each text; None: text i's is video i.
+        progress: called with (grains done, grains in all).
+
+    Raises:
+        KeyError, ValueError: features that the scorer is not for, or targets and a protocol that do not fit them.
+    """
+    scores = _by_grain(scorer, text, video, progress)
+    metrics = metrics_by_grain(scores, protocol, targets)
+    diagonal = torch.arange(len(text)) if targets is None else targets
+    return Evaluation(scores, diagonal, list(range(len(text))), list(range(len(video))), metrics)
+
+
 TEXTS = 1024  # whose features are held at a time
 
 
@@ -118,9 +142,7 @@ def encode_texts(model: XCLIP, sentences: Sequence[str], batch_size: int = 100) 
     """Features of sentences, on the CPU, from the model in eval mode."""
     training = model.training
     model.eval()
-    parts = [
-        model.encode_text(sentences[i : i + batch_size]).to("cpu") for i in range(0, len(sentences), batch_size)
-    ]
+    parts = [model.encode_text(sentences[i : i + batch_size]).to("cpu") for i in range(0, len(sentences), batch_size)]
     model.train(training)
     return Features.cat(parts)
 
@@ -173,14 +195,16 @@ def scores_by_grain(
         progress: called with (grains done, grains in all).
     """
     device = model.logit_scale.device
-    text, video = text.to(device), video.to(device)
-    grains = cast("Iterable[Grain]", model.scorer.grains)
+    return _by_grain(model.scorer, text.to(device), video.to(device), progress)
+
+
+def _by_grain(scorer: MultiGrain, text: Features, video: Features, progress: Count | None) -> dict[str, Tensor]:
     scores: dict[str, Tensor] = {}
-    for done, grain in enumerate(grains, 1):
+    for done, grain in enumerate(cast("Iterable[Grain]", scorer.grains), 1):
         scores[grain.name] = score_matrix(grain, text, video, device="cpu")
         if progress is not None:
-            progress(done, len(model.scorer.grains))
-    weighted = [float(weight) * matrix for weight, matrix in zip(model.scorer.weights, scores.values(), strict=True)]
+            progress(done, len(scorer.grains))
+    weighted = [float(weight) * matrix for weight, matrix in zip(scorer.weights, scores.values(), strict=True)]
     return {**scores, ALL: torch.stack(weighted).sum(0)}
 
 

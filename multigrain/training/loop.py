@@ -134,7 +134,7 @@ class _Run:
             order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed)
             total = len(order) * stage.epochs
             self.model.train()
-            load = partial(objective.load, seed=seed)
+            load = partial(objective.load, seed)
             for i, item in enumerate(loading(load, order[done:], self.config.workers), done):
                 step = epoch * len(order) + i
                 rate = learning_rate(stage.optimizer, step, total)
@@ -235,14 +235,12 @@ def make_optimizer(model: XCLIP, config: OptimizerConfig) -> torch.optim.Optimiz
     Positions are not matrices in that sense, nor are the mixing and bilinear ones, which start from the identity:
     decay would pull them away from it.
     """
-    slow = {id(parameter) for parameter in model.tower_parameters()}
-    if config.logit_scale_group == "towers":
-        slow.add(id(model.logit_scale))
+    slow = model.tower_parameters(logit_scale=config.logit_scale_group == "towers")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not any(word in name for word in _UNDECAYED)
-            groups.setdefault((id(parameter) in slow, decays), []).append(parameter)
+            groups.setdefault((name in slow, decays), []).append(parameter)
     tower_share = (config.tower_learning_rate or config.learning_rate) / config.learning_rate
     return torch.optim.AdamW(
         [

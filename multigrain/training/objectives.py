@@ -16,10 +16,11 @@ from ..tokens import Features
 from .config import StageConfig
 from .data import Pairs
 
+
 class Objective(NamedTuple):
     """How a batch is read, perhaps in another process, and its loss."""
 
-    load: Callable[[list[int], int | None], Any]  # (rows, seed of the frames) -> item
+    load: Callable[[int, list[int]], Any]  # (seed of frames that are sampled at random, rows) -> item
     loss: Callable[[Any], Tensor]
 
 
@@ -32,7 +33,7 @@ def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
     return Objective(partial(_read, pairs, stage.max_frames), partial(_video_loss, model))
 
 
-def _read(pairs: Pairs, max_frames: int, rows: list[int], seed: int | None) -> Batch:
+def _read(pairs: Pairs, max_frames: int, seed: int, rows: list[int]) -> Batch:
     batch = pairs.batch(rows, max_frames, seed)
     if not batch.sentences:
         raise ValueError(f"no video of a batch could be read, the first for this reason: {batch.broken[0]}")
@@ -70,7 +71,7 @@ def _frozen_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objecti
     return Objective(_rows, loss)
 
 
-def _rows(rows: list[int], seed: int | None) -> list[int]:
+def _rows(_: int, rows: list[int]) -> list[int]:
     return rows
 
 
