@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from .config import GrainConfig, ModelConfig, TemporalConfig, TextConfig, VisionConfig, four_grains
-from .temporal import TemporalTransformer
-from .towers import FrameTower, TextTower, TimmTower, WordTower, build_vocabulary
+from .clip import ClipText, ClipVision
+from .clip_weights import load_clip
+from .config import ClipConfig, GrainConfig, ModelConfig, TemporalConfig, TextConfig, VisionConfig, four_grains
+from .temporal import TemporalLSTM, TemporalTransformer
+from .towers import FeatureTower, FrameTower, TextTower, TimmTower, WordTower, build_vocabulary
 from .xclip import XCLIP
 
 __all__ = [
     "XCLIP",
+    "ClipConfig",
+    "ClipText",
+    "ClipVision",
+    "FeatureTower",
     "FrameTower",
     "GrainConfig",
     "ModelConfig",
     "TemporalConfig",
+    "TemporalLSTM",
     "TemporalTransformer",
     "TextConfig",
     "TextTower",
@@ -21,4 +28,5 @@ __all__ = [
     "WordTower",
     "build_vocabulary",
     "four_grains",
+    "load_clip",
 ]

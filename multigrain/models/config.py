@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import checks
 from ..aggregators import Aggregator, build_aggregator
 from ..grains import Grain
 from ..scorer import MultiGrain
 
 _COARSE = {"sentence", "video"}
+TEMPORAL_KINDS = ("none", "transformer", "lstm")
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,65 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class ClipConfig:
+    """CLIP's two towers, in place of those that are trained from scratch.
+
+    Args:
+        weights: a file, a folder or an open_clip name (see load_clip). None: those of `architecture` start from
+            random numbers.
+        architecture: an open_clip name, its settings as a dict, or "openai": see load_clip, which also says when
+            it can be left out.
+        vision: a timm tower in place of CLIP's own (see XCLIP.from_timm).
+        max_words: W, the most tokens of a caption, its first and last included; at most CLIP's context length.
+        include_bos, include_eos: whether the first and the last token of a caption are among its words, as in the
+            code of X-CLIP. CLIP's first token says nothing about the caption.
+        frozen: keep both towers as they are.
+        frozen_layers: keep the embeddings and so many layers of each tower as they are; 0 = train all.
+        grad_checkpointing: compute activations again in the backward pass rather than keep them.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    weights: str | None = None
+    architecture: str | dict[str, Any] | None = None
+    vision: VisionConfig | None = None
+    max_words: int = 32
+    include_bos: bool = True
+    include_eos: bool = True
+    frozen: bool = False
+    frozen_layers: int = 0
+    grad_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_words < 2:
+            raise ValueError(f"max_words: expected at least 2 (the first and the last token), got {self.max_words}")
+        if self.frozen_layers < 0:
+            raise ValueError(f"frozen_layers: expected at least 0, got {self.frozen_layers}")
+
+
+@dataclass(frozen=True)
 class TemporalConfig:
-    """The temporal transformer; depth 0 leaves it out (the video vector is the mean of the frames)."""
+    """What lets the frames of a video know each other before their mean becomes the video vector.
+
+    Args:
+        kind: "none", "transformer" (X-CLIP's; CLIP4Clip's seqTransf) or "lstm" (CLIP4Clip's seqLSTM).
+        depth: blocks of the transformer; 0 leaves it out.
+        heads: of the transformer. Beside CLIP's towers, it has the heads and the activation of CLIP's text
+            transformer, whose first layers and positions it starts from where the widths agree.
+        max_frames: N, the most frames of a video.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
 
     depth: int = 1
     heads: int = 4
     max_frames: int = 12
+    kind: str = "transformer"
+
+    def __post_init__(self) -> None:
+        checks.choice("temporal kind", self.kind, TEMPORAL_KINDS)
 
 
 @dataclass(frozen=True)
@@ -68,19 +123,37 @@ def four_grains() -> list[GrainConfig]:
     return [GrainConfig(query, candidate) for candidate in ("video", "frame") for query in ("sentence", "word")]
 
 
+def mixing_grains(max_words: int, max_frames: int) -> list[GrainConfig]:
+    """X-CLIP's four grains with the eight learned matrices of its code (not of its paper)."""
+
+    def aosm(**tokens: int) -> dict[str, Any]:
+        return {"class_path": "aosm", "init_args": tokens}
+
+    return [
+        GrainConfig("sentence", "video", bilinear=True),
+        GrainConfig("word", "video", aosm(query_tokens=max_words)),
+        GrainConfig("sentence", "frame", aosm(candidate_tokens=max_frames)),
+        GrainConfig("word", "frame", aosm(query_tokens=max_words, candidate_tokens=max_frames), bilinear=True),
+    ]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """All settings of an XCLIP with towers trained from scratch.
+    """All settings of an XCLIP.
 
     Args:
-        dim: D of all features.
+        clip: CLIP's towers; `vision`, `text` and `dim` are then not read. None: towers trained from scratch.
+        dim: D of all features; with CLIP, CLIP's.
         grains, weights: see MultiGrain.
         aggregator: of the grains that name none, as in GrainConfig.
         frame_source: the frames that the fine grains see: "raw", before the temporal encoder (the paper), or
             "temporal", after it.
         masked: keep padding out of the fine grains; False exists to match models trained that way.
-        init_logit_scale: start of the logarithm of the logits' multiplier.
-        dropout: in the text and the temporal transformer.
+        init_logit_scale: start of the logarithm of the logits' multiplier; CLIP's weights bring their own.
+        dropout: in the temporal transformer and in a text tower trained from scratch.
+
+    Raises:
+        ValueError: words that a mask should leave out, without masks.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -94,6 +167,11 @@ class ModelConfig:
     masked: bool = True
     init_logit_scale: float = 3.0
     dropout: float = 0.1
+    clip: ClipConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.masked and not (self.clip.include_bos and self.clip.include_eos):
+            raise ValueError("masked: expected True where include_bos or include_eos is False, got False")
 
     def scorer(self) -> MultiGrain:
         """The MultiGrain of these grains."""
@@ -112,6 +190,11 @@ class ModelConfig:
             "temporal": TemporalConfig(**values["temporal"]),
             "grains": [GrainConfig(**grain) for grain in values["grains"]],
         }
+        if values.get("clip") is not None:
+            clip: dict[str, Any] = {**values["clip"]}
+            if clip.get("vision") is not None:
+                clip["vision"] = VisionConfig(**clip["vision"])
+            nested["clip"] = ClipConfig(**clip)
         return ModelConfig(**{**values, **nested})
 
 

@@ -20,13 +20,33 @@ class TemporalTransformer(nn.Module):
         heads: attention heads.
         max_frames: N, the most frames of a video.
         dropout: in [0, 1), in training.
+        quick_gelu, norm_eps: of the blocks; X-CLIP's code has QuickGELU and 1e-12.
+        positions: of P, at least max_frames, which is the default; X-CLIP's code has as many as CLIP's text.
+
+    Raises:
+        ValueError: fewer positions than frames, or heads that do not divide the width.
     """
 
-    def __init__(self, width: int, depth: int, heads: int, max_frames: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        max_frames: int,
+        dropout: float = 0.0,
+        quick_gelu: bool = False,
+        norm_eps: float = 1e-5,
+        positions: int | None = None,
+    ) -> None:
         super().__init__()
+        positions = max_frames if positions is None else positions
+        if positions < max_frames:
+            raise ValueError(
+                f"max_frames: expected at most {positions} frames (one for each position), got {max_frames}"
+            )
         self.max_frames = max_frames
-        self.position = nn.Parameter(0.3 * torch.randn(max_frames, width))
-        self.transformer = Transformer(width, depth, heads, dropout)
+        self.position = nn.Parameter(0.3 * torch.randn(positions, width))
+        self.transformer = Transformer(width, depth, heads, dropout, quick_gelu, norm_eps)
 
     def forward(
         self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None
@@ -34,9 +54,58 @@ class TemporalTransformer(nn.Module):
         """Frame features [B, N, D] -> [B, N, D]; padded frames (mask False) are neither read nor written.
 
         Raises:
-            ValueError: more frames than there are positions.
+            ValueError: more frames than max_frames.
         """
         n = frames.shape[1]
         if n > self.max_frames:
             raise ValueError(f"frames: expected at most {self.max_frames} frames (max_frames), got {n}")
         return frames + self.transformer(frames + self.position[:n], mask)
+
+    def clip_names(self, position: str, blocks: str) -> dict[str, str]:
+        """The name of each parameter here -> that of the tensor of the same shape in a transformer of CLIP.
+
+        Args:
+            position: CLIP's name of the positions, "positional_embedding" in its text tower.
+            blocks: the prefix of CLIP's blocks, "transformer.resblocks" there.
+        """
+        names = {"position": position}
+        for i in range(len(self.transformer.blocks)):
+            for ours, theirs in _BLOCK.items():
+                names[f"transformer.blocks.{i}.{ours}"] = f"{blocks}.{i}.{theirs}"
+        return names
+
+
+_LAYERS = {
+    "attention_norm": "ln_1",
+    "mlp_norm": "ln_2",
+    "out": "attn.out_proj",
+    "mlp.0": "mlp.c_fc",
+    "mlp.2": "mlp.c_proj",
+}
+_BLOCK = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in _LAYERS.items() for kind in ("weight", "bias")} | {
+    f"qkv.{kind}": f"attn.in_proj_{kind}" for kind in ("weight", "bias")
+}
+
+
+class TemporalLSTM(nn.Module):
+    """V = F + LSTM(F): CLIP4Clip's seqLSTM (Luo et al. 2021, arXiv 2104.08860), one layer from first to last frame.
+
+    Args:
+        width: D of the frame features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+
+    def forward(
+        self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Frame features [B, N, D] -> [B, N, D]; padded frames (mask False) are skipped and left as they are."""
+        if mask is None:
+            return frames + self.lstm(frames)[0]
+        # With the real frames in front nothing that is padding comes before one, which is what packing is for.
+        order = (~mask).long().argsort(dim=1, stable=True)[..., None].expand_as(frames)
+        real = frames.masked_fill(~mask[..., None], 0.0).gather(1, order)
+        hidden = torch.zeros_like(frames).scatter(1, order, self.lstm(real)[0])
+        return frames + hidden.masked_fill(~mask[..., None], 0.0)

@@ -1,7 +1,7 @@
 """Towers: frames -> frame features, sentences -> sentence and word features.
 
 `FrameTower` and `TextTower` are all that XCLIP asks of an encoder. `TimmTower` and `WordTower` are the two that
-can be trained from scratch; CLIP's come behind the same protocols.
+can be trained from scratch, `FeatureTower` stands for features that were computed before; CLIP's are in clip.py.
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ class FrameTower(Protocol):
     """frames [U, 3, H, W], uint8 or floating in [0, 1] -> features [U, D]."""
 
     dim: int
+    size: int
+    """height and width of the frames that the tower wants"""
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Features [U, dim], not normalised."""
+        ...
+
+    def blank(self, frames: Tensor) -> Tensor:
+        """One frame [1, 3, H, W] of the size of these that is zero once normalised: padding where masks are off."""
         ...
 
 
@@ -35,9 +41,10 @@ class TextTower(Protocol):
     """sentences -> (sentence features [B, D], word features [B, M, D], mask [B, M], True = a real word)."""
 
     dim: int
+    max_words: int
 
-    def __call__(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of width dim, not normalised."""
+    def __call__(self, sentences: Any, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of width dim, not normalised, of a list of strings or of whatever else the tower reads."""
         ...
 
     def words(self, sentence: str) -> list[str]:
@@ -53,7 +60,7 @@ class TimmTower(nn.Module):
         dim: D of the features.
         kwargs: for timm.create_model, such as img_size, patch_size, embed_dim, depth. With global_pool="" the
             features of all places go into the projection side by side, so that it can tell them apart.
-        mean, std: of the pixels in [0, 1], each one number for all channels or three.
+        mean, std: of the pixels in [0, 1], each one number for all channels or three; None = the model's own.
 
     Raises:
         ImportError: timm is not installed, or cannot be imported; the message says what to do.
@@ -68,22 +75,73 @@ class TimmTower(nn.Module):
         name: str,
         dim: int,
         kwargs: Mapping[str, Any] | None = None,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
+        mean: float | Sequence[float] | None = 0.5,
+        std: float | Sequence[float] | None = 0.5,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.backbone = create_timm(name, {**(kwargs or {}), "num_classes": 0})
+        self.size = _size_of(self.backbone, kwargs or {})
         self.projection = nn.Linear(_features_of(self.backbone, kwargs or {}), dim, bias=False)
-        for key, value in (("mean", mean), ("std", std)):
+        for key, given in (("mean", mean), ("std", std)):
+            value: Any = self.backbone.default_cfg[key] if given is None else given  # type: ignore[index]
             self.register_buffer(key, torch.as_tensor(value).float().reshape(-1, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor) -> Float[Tensor, "u d"]:
         """Features [U, dim] of frames [U, 3, H, W], uint8 or floating in [0, 1]."""
-        pixels = frames.to(self.projection.weight.dtype)
-        if not frames.is_floating_point():
-            pixels = pixels / 255
-        return self.projection(self.backbone((pixels - self.mean) / self.std).flatten(1))
+        pixels = normalized_pixels(frames, self.mean, self.std, self.projection.weight.dtype)
+        return self.projection(self.backbone(pixels).flatten(1))
+
+    def blank(self, frames: Tensor) -> Tensor:
+        """One frame [1, 3, H, W] of the mean colour."""
+        return self.mean.expand(1, *frames.shape[-3:])
+
+
+def normalized_pixels(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """(pixels - mean) / std of frames [U, 3, H, W], uint8 or floating in [0, 1]; mean and std are [3, 1, 1]."""
+    pixels = frames.to(dtype)
+    return ((pixels if frames.is_floating_point() else pixels / 255) - mean) / std
+
+
+class FeatureTower(nn.Module):
+    """The identity, for an XCLIP over features that were computed before: of frames, of texts or of both.
+
+    As a frame tower it takes features [U, D] (so that XCLIP takes [B, N, D]), as a text tower a tuple (sentence
+    features [B, D], word features [B, M, D], mask [B, M]).
+
+    Args:
+        dim: D.
+        max_words: the most words of a sentence, for whoever asks the model.
+    """
+
+    size = 0  # there are no pixels
+
+    def __init__(self, dim: int, max_words: int = 32) -> None:
+        super().__init__()
+        self.dim, self.max_words = dim, max_words
+
+    def forward(self, features: Any, mask: Tensor | None = None) -> Any:
+        """The features as they are.
+
+        Raises:
+            ValueError: features of another width.
+        """
+        got = (features if isinstance(features, Tensor) else features[0]).shape[-1]
+        if got != self.dim:
+            raise ValueError(f"features: expected width {self.dim}, got {got}")
+        return features
+
+    def blank(self, frames: Tensor) -> Tensor:
+        """One feature [1, D] of zeros."""
+        return torch.zeros_like(frames[:1])
+
+    def words(self, sentence: str) -> list[str]:
+        """There are none.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"sentences: expected features that were computed before, got the text {sentence!r}")
 
 
 def create_timm(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -119,13 +177,37 @@ def _features_of(backbone: nn.Module, kwargs: Mapping[str, Any]) -> int:
     """Numbers per frame: the model's width, or with global_pool="" that times the places."""
     if kwargs.get("global_pool") != "":
         return int(backbone.num_features)  # type: ignore[arg-type]
-    size = int(kwargs.get("img_size") or backbone.default_cfg["input_size"][-1])  # type: ignore[index]
+    size = _size_of(backbone, kwargs)
     return backbone.eval()(torch.zeros(1, 3, size, size)).numel()
+
+
+def _size_of(backbone: nn.Module, kwargs: Mapping[str, Any]) -> int:
+    """The side of the frames that a timm model was made for."""
+    return int(kwargs.get("img_size") or backbone.default_cfg["input_size"][-1])  # type: ignore[index]
 
 
 def split_words(sentence: str) -> list[str]:
     """Lower-case words and punctuation marks, each its own token."""
     return _WORD.findall(sentence.lower())
+
+
+def checked_sentences(sentences: object) -> list[str]:
+    """The sentences as a list.
+
+    Raises:
+        TypeError: something else than a list of strings.
+        ValueError: no sentence.
+    """
+    if isinstance(sentences, str):
+        raise TypeError(f"sentences: expected a list of strings, got one string {sentences!r}")
+    if not isinstance(sentences, Sequence):
+        raise TypeError(f"sentences: expected a list of strings, got {type(sentences).__name__}")
+    for i, sentence in enumerate(sentences):
+        if not isinstance(sentence, str):
+            raise TypeError(f"sentences[{i}]: expected a string, got {type(sentence).__name__}")
+    if not sentences:
+        raise ValueError("sentences: expected at least one, got none")
+    return list(sentences)
 
 
 def build_vocabulary(sentences: Iterable[str]) -> list[str]:
@@ -186,14 +268,10 @@ class WordTower(nn.Module):
         """Word ids (0 = unknown or padding) and mask, on the device of the model.
 
         Raises:
-            TypeError: one string instead of a list of them.
+            TypeError: something else than a list of strings.
             ValueError: no sentence, or one without a word; its position is named.
         """
-        if isinstance(sentences, str):
-            raise TypeError(f"sentences: expected a list of strings, got one string {sentences!r}")
-        split = [split_words(sentence) for sentence in sentences]
-        if not split:
-            raise ValueError("sentences: expected at least one, got none")
+        split = [split_words(sentence) for sentence in checked_sentences(sentences)]
         if empty := [i for i, words in enumerate(split) if not words]:
             raise ValueError(f"sentences[{empty[0]}]: expected at least one word, got {sentences[empty[0]]!r}")
         if long := sum(len(words) > self.max_words for words in split):
@@ -208,9 +286,9 @@ class WordTower(nn.Module):
         return ids.to(self.start.device), mask.to(self.start.device)
 
     def forward(
-        self, sentences: Sequence[str]
+        self, sentences: Sequence[str], mask: Tensor | None = None
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
-        """Sentence features, word features and the mask of the words."""
+        """Sentence features, word features and the mask of the words; a `mask` is for towers that read token ids."""
         ids, mask = self.tokenize(sentences)
         words = self.embedding(ids) + self.position[: ids.shape[1]]
         tokens = torch.cat([self.start.expand(len(ids), 1, -1), words], 1)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), which OpenAI's CLIP was trained with."""
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Element by element."""
+        return x * torch.sigmoid(1.702 * x)
 
 
 class Block(nn.Module):
@@ -17,19 +26,24 @@ class Block(nn.Module):
         width: D of the tokens.
         heads: attention heads; must divide the width.
         dropout: in [0, 1), in training.
+        quick_gelu: QuickGELU in the mlp in place of GELU.
+        norm_eps: of the layer norms.
 
     Raises:
         ValueError: a number of heads that does not divide the width.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float = 0.0, quick_gelu: bool = False, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"heads: expected a divisor of width {width}, got {heads}")
         self.heads = heads
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width, norm_eps), nn.LayerNorm(width, norm_eps)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        activation = QuickGELU() if quick_gelu else nn.GELU()
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), activation, nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b l d"], keys: Bool[Tensor, "b 1 1 l"] | None) -> Float[Tensor, "b l d"]:
@@ -43,15 +57,23 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks over tokens [B, L, D] under a mask [B, L] (True = real).
+    """`depth` blocks (see Block) over tokens [B, L, D] under a mask [B, L] (True = real).
 
     A padded token is zeroed on the way in and out and no token attends to it, so what it holds (NaN included)
     changes nothing. An item without a real token comes out as zeros.
     """
 
-    def __init__(self, width: int, depth: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        dropout: float = 0.0,
+        quick_gelu: bool = False,
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, quick_gelu, norm_eps) for _ in range(depth))
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """The tokens after all blocks."""

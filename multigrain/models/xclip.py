@@ -11,12 +11,9 @@ recogniser nor the package `x-clip`.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,9 +25,14 @@ from ..losses.infonce import Ids
 from ..reduce import mean
 from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
-from .config import ModelConfig
-from .temporal import TemporalTransformer
-from .towers import FrameTower, TextTower, TimmTower, WordTower
+from .build import build_parts, freeze, is_timm_clip
+from .clip import ClipText
+from .clip_weights import ClipWeights, check_state, load_clip
+from .config import ClipConfig, GrainConfig, ModelConfig, TemporalConfig, VisionConfig, four_grains, mixing_grains
+from .original import load_original, read_original, save_original
+from .pretrained import find_folder, read_settings, read_weights, write_folder
+from .tokenizer import HuggingFaceTokenizer, tokenizer_for
+from .towers import FeatureTower, FrameTower, TextTower, WordTower
 
 FRAME_SOURCES = ("raw", "temporal")
 
@@ -47,6 +49,7 @@ class XCLIP(nn.Module):
         frame_source: the frames of the fine grains: "raw", before the temporal encoder (the paper), or
             "temporal", after it. The video vector is always the mean of those after it.
         masked: keep padded words and frames out of the fine grains. False matches models trained that way.
+        max_frames: the most frames of a video, for those who sample them.
 
     Raises:
         ValueError: towers of different widths, an unknown frame source.
@@ -62,6 +65,7 @@ class XCLIP(nn.Module):
         *,
         frame_source: str = "raw",
         masked: bool = True,
+        max_frames: int = 12,
     ) -> None:
         super().__init__()
         if vision.dim != text.dim:
@@ -70,63 +74,170 @@ class XCLIP(nn.Module):
         self.scorer = scorer
         self.criterion = InfoNCE() if criterion is None else criterion
         self.frame_source = checks.choice("frame_source", frame_source, FRAME_SOURCES)
-        self.masked = masked
+        self.masked, self.max_frames = masked, max_frames
         self.config: ModelConfig | None = None
 
     @classmethod
-    def from_config(cls, config: ModelConfig, vocabulary: Sequence[str]) -> XCLIP:
-        """A new model of these settings, with a text tower over these words (see build_vocabulary).
+    def from_config(cls, config: ModelConfig, vocabulary: Sequence[str] | None = None) -> XCLIP:
+        """A new model of these settings: with CLIP's towers where config.clip is set, or from scratch.
+
+        Args:
+            vocabulary: the words of a text tower trained from scratch (see build_vocabulary).
 
         Raises:
-            ImportError: timm is missing or cannot be imported; the message says what to do.
-            ValueError: settings that do not fit; the message names them.
+            ImportError: timm, open_clip, ... is missing or cannot be imported; the message says what to do.
+            FileNotFoundError: there are no weights where the settings say.
+            ValueError: settings that do not fit, or no vocabulary; the message names them.
         """
-        text, temporal = config.text, config.temporal
-        words = WordTower(
-            vocabulary,
-            config.dim,
-            text.width,
-            text.depth,
-            text.heads,
-            text.max_words,
-            config.dropout,
-            pad_to_max=not config.masked,
-        )
-        encoder = (
-            TemporalTransformer(config.dim, temporal.depth, temporal.heads, temporal.max_frames, config.dropout)
-            if temporal.depth
-            else None
-        )
-        model = cls(
-            TimmTower(config.vision.name, config.dim, config.vision.kwargs),
-            words,
-            encoder,
-            config.scorer(),
-            InfoNCE(config.init_logit_scale),
-            frame_source=config.frame_source,
-            masked=config.masked,
-        )
+        return cls._build(config, vocabulary)
+
+    @classmethod
+    def _build(
+        cls, config: ModelConfig, vocabulary: Sequence[str] | None = None, weights: ClipWeights | None = None
+    ) -> XCLIP:
+        parts, config = build_parts(config, vocabulary, weights)
+        model = cls(**parts)
         model.config = config
         return model
+
+    @classmethod
+    def from_clip(
+        cls,
+        weights: Any,
+        architecture: str | Mapping[str, Any] | None = None,
+        *,
+        tokenizer: Any = None,
+        aggregator: str | dict[str, Any] = "aosm",
+        grains: list[GrainConfig] | None = None,
+        temporal: TemporalConfig | None = None,
+        max_words: int = 32,
+        max_frames: int = 12,
+        masked: bool = True,
+        mixing: bool = False,
+        frame_source: str = "raw",
+        **clip: Any,
+    ) -> XCLIP:
+        """X-CLIP over CLIP's towers.
+
+            XCLIP.from_clip("ViT-B-32.pt")                                   # OpenAI's archive
+            XCLIP.from_clip("laion2b.safetensors", "ViT-B-32")               # weights that open_clip trained
+            XCLIP.from_clip("clip-vit-base-patch32/")                        # a folder of transformers
+
+        Args:
+            weights, architecture, tokenizer: see load_clip.
+            aggregator, grains, frame_source, masked: see ModelConfig.
+            temporal: default the transformer of X-CLIP's code, four blocks that start from CLIP's text transformer.
+                Its max_frames gives way to this function's.
+            max_words, max_frames: W and N.
+            mixing: the eight learned matrices of X-CLIP's code; they tie the model to max_words and max_frames.
+            clip: further settings of ClipConfig, such as frozen_layers and grad_checkpointing.
+
+        Raises:
+            ImportError, FileNotFoundError: see from_config.
+            ValueError: see load_clip; or mixing with other grains than X-CLIP's.
+        """
+        if mixing and (grains is not None or aggregator != "aosm"):
+            raise ValueError("mixing: expected X-CLIP's grains with AOSM, got other grains or another aggregator")
+        temporal = temporal or TemporalConfig(depth=4)
+        loaded = load_clip(weights, architecture, tokenizer)
+        config = ModelConfig(
+            clip=ClipConfig(max_words=max_words, **clip),
+            temporal=TemporalConfig(temporal.depth, temporal.heads, max_frames, temporal.kind),
+            grains=mixing_grains(max_words, max_frames) if mixing else four_grains() if grains is None else grains,
+            aggregator=aggregator,
+            frame_source=frame_source,
+            masked=masked,
+            dropout=0.0,
+        )
+        return cls._build(config, weights=loaded)
+
+    @classmethod
+    def from_timm(cls, vision: str, weights: Any, architecture: Any = None, **settings: Any) -> XCLIP:
+        """X-CLIP over a vision tower of timm and CLIP's text tower.
+
+        Args:
+            vision: a timm name. CLIP's own ("vit_base_patch32_clip_quickgelu_224") gets CLIP's vision weights too;
+                any other has those that timm gives it and a new projection to CLIP's width.
+            weights, architecture: CLIP, see load_clip.
+            settings: of from_clip; and `vision_kwargs`, for timm.create_model, such as {"pretrained": True}.
+
+        Raises:
+            see from_clip; ValueError for a CLIP tower whose activation or sizes are not those of the weights.
+        """
+        tower = VisionConfig(vision, settings.pop("vision_kwargs", {}))
+        return cls.from_clip(weights, architecture, vision=tower, **settings)
+
+    @classmethod
+    def from_original(cls, path: str | os.PathLike[str], masked: bool = False) -> XCLIP:
+        """The model in a checkpoint of X-CLIP's own code, in eval mode.
+
+        Args:
+            path: what that code saves (pytorch_model.bin.N), or the same state dict as .safetensors. All sizes, the
+                temporal encoder, max_words and max_frames are told from its tensors.
+            masked: False scores as the original does, whose padding takes part; True keeps it out.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: another kind of checkpoint; what is missing, unexpected or of another shape is named.
+        """
+        config, state = read_original(path, masked)
+        model = cls.from_config(config)
+        load_original(model, state, os.fspath(path))
+        return model.eval()
+
+    def save_original(self, path: str | os.PathLike[str]) -> None:
+        """Write the state dict that X-CLIP's own code reads, in fp32; as safetensors where the path says so.
+
+        Raises:
+            ValueError: the original has no place for something in this model (it needs OpenAI's kind of CLIP and
+                mixing=True).
+        """
+        save_original(self, path)
 
     @property
     def logit_scale(self) -> Tensor:
         """The logarithm of the multiplier of the scores, a parameter."""
         return self.criterion.logit_scale
 
-    def freeze_vision(self, frozen: bool) -> None:
-        """Keep the frame tower as it is, or let it train (again)."""
-        if isinstance(self.vision, nn.Module):
-            self.vision.requires_grad_(not frozen)
+    @property
+    def max_words(self) -> int:
+        """The most words of a sentence; the text tower cuts longer ones."""
+        return self.text.max_words
 
-    def encode_text(self, sentences: Sequence[str]) -> Features:
+    def tower_parameters(self, logit_scale: bool = True) -> set[str]:
+        """Names of the parameters that come from CLIP, to be trained at a lower rate than the rest.
+
+        As in X-CLIP's code, all of CLIP: both towers and, with `logit_scale`, the logit scale. What a tower got anew
+        (the projection of a timm tower that is not CLIP's) counts as the rest, as do towers trained from scratch.
+        """
+        if self.config is None or self.config.clip is None:
+            return set()
+        new = self.config.clip.vision is not None and not is_timm_clip(self.config.clip.vision.name)
+        names = {name for name, _ in self.named_parameters() if name.startswith(("vision.", "text."))}
+        names -= {"vision.projection.weight"} if new else set()
+        return names | ({"criterion.logit_scale"} if logit_scale else set())
+
+    def freeze_vision(self, frozen: bool) -> None:
+        """Keep the frame tower as it is, or let it train (again) as far as its settings do."""
+        if not isinstance(self.vision, nn.Module):
+            return
+        self.vision.requires_grad_(not frozen)
+        if not frozen and self.config is not None and self.config.clip is not None:
+            freeze(self.vision, self.config.clip)
+
+    def encode_text(self, sentences: Any, mask: Bool[Tensor, "b m"] | None = None) -> Features:
         """Features(sentence [B, D], word [B, M, D] with its mask).
 
+        Args:
+            sentences: a list of strings; for CLIP's tower also token ids [B, W], torch.long, for a FeatureTower
+                (sentence, words, mask).
+            mask: with token ids: True = a token; None = up to the highest id of each row.
+
         Raises:
-            TypeError, ValueError: not a list of sentences, or one without a word.
+            TypeError, ValueError: something else, or a sentence without a word.
         """
-        sentence, words, mask = self.text(sentences)
-        return Features(sentence=sentence, word=(words, mask if self.masked else None))
+        sentence, words, real = self.text(sentences, mask)
+        return Features(sentence=sentence, word=(words, real if self.masked else None))
 
     def encode_video(
         self,
@@ -138,27 +249,34 @@ class XCLIP(nn.Module):
 
         Args:
             frames: [B, N, 3, H, W], uint8 or floating in [0, 1]; or, with `index`, the distinct frames
-                [U, 3, H, W] of all videos, each encoded once.
-            mask: [B, N], True = a real frame; None = all. Padded frames are not even encoded.
+                [U, 3, H, W] of all videos, each encoded once. For a FeatureTower, [B, N, D] or [U, D].
+            mask: [B, N], True = a real frame; None = all. What padded frames hold is never read; where masks are
+                off, a frame of the mean colour stands in their place, as in the original.
             index: [B, N], the row of `frames` of each frame.
 
         Raises:
             ValueError: shapes that do not fit.
         """
+        one = "D" if isinstance(self.vision, FeatureTower) else "3, H, W"
+        ndim = one.count(",") + 1
         if index is None:
-            _expect("frames", frames, "[B, N, 3, H, W] (or [U, 3, H, W] with index)", 5)
+            _expect("frames", frames, f"[B, N, {one}] (or [U, {one}] with index)", 2 + ndim)
             index = torch.arange(frames.shape[0] * frames.shape[1], device=frames.device).view(frames.shape[:2])
             frames = frames.flatten(0, 1)
-        _expect("frames", frames, "[U, 3, H, W] with index", 4)
+        _expect("frames", frames, f"[U, {one}] with index", 1 + ndim)
         _expect("index", index, "[B, N]", 2)
-        if mask is not None and mask.shape != index.shape:
+        if mask is None:
+            return self.video_features(self.vision(frames)[index])
+        if mask.shape != index.shape:
             raise ValueError(f"mask: expected shape {list(index.shape)}, got {list(mask.shape)}")
-        if mask is None or not self.masked:
-            return self.video_features(self.vision(frames)[index], mask)
         if not mask.any():
             raise ValueError("mask: expected a real frame in at least one video, got none")
         used, index = _compact(index, mask, len(frames))
-        return self.video_features(self.vision(frames[used])[index], mask)
+        features = self.vision(frames[used])
+        if not self.masked:
+            features = torch.cat([features, self.vision(self.vision.blank(frames))])
+            index = torch.where(mask, index, len(features) - 1)
+        return self.video_features(features[index], mask)
 
     def video_features(self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Features:
         """Features(video, frame) from the frame tower's features, as encode_video makes them."""
@@ -171,7 +289,7 @@ class XCLIP(nn.Module):
 
     def forward(
         self,
-        sentences: Sequence[str],
+        sentences: Any,
         frames: Tensor,
         mask: Bool[Tensor, "b n"] | None = None,
         index: Int[Tensor, "b n"] | None = None,
@@ -186,44 +304,37 @@ class XCLIP(nn.Module):
 
         Raises:
             ImportError: safetensors is not installed.
-            ValueError: the model was not made by from_config, so that nothing says how to build it again.
+            ValueError: the model was put together by hand, so that nothing says how to build it again.
         """
-        if self.config is None or not isinstance(self.text, WordTower):
-            raise ValueError("save_pretrained: expected a model made by XCLIP.from_config or from_pretrained")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {"model": dataclasses.asdict(self.config), "vocabulary": self.text.vocabulary}
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        partial = folder / "model.safetensors.tmp"
-        _safetensors().save_file(weights, partial, metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / "model.safetensors")
+        if self.config is None or not isinstance(self.text, WordTower | ClipText):
+            raise ValueError("save_pretrained: expected a model made by a method of XCLIP, such as from_config")
+        vocabulary = self.text.vocabulary if isinstance(self.text, WordTower) else None
+        tokenizer = None if isinstance(self.text, WordTower) else self.text.tokenizer
+        theirs = tokenizer.tokenizer if isinstance(tokenizer, HuggingFaceTokenizer) else None
+        write_folder(folder, self.config, vocabulary, self, theirs)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> XCLIP:
+    def from_pretrained(cls, place: str | os.PathLike[str]) -> XCLIP:
         """The model that save_pretrained wrote, in eval mode.
 
+        Args:
+            place: the folder, or the name ("owner/name") of a repository on the Hugging Face Hub that holds it.
+
         Raises:
-            ImportError: timm or safetensors is not installed.
+            ImportError: timm, open_clip or safetensors is not installed.
             FileNotFoundError: the folder or one of its two files is missing.
             ValueError: settings or weights that are damaged or do not fit together.
         """
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"expected a folder with config.json and model.safetensors, {name} is missing in {folder}"
-                )
-        try:
-            settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            config, vocabulary = ModelConfig.from_dict(settings["model"]), cast("list[str]", settings["vocabulary"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder / 'config.json'}: not the settings of an XCLIP: {error!r}") from error
-        model = cls.from_config(config, vocabulary)
-        try:
-            model.load_state_dict(_safetensors().load_file(folder / "model.safetensors"))
-        except Exception as error:  # safetensors raises its own type, torch a RuntimeError that lists the keys
-            raise ValueError(f"{folder / 'model.safetensors'}: not the weights of this model: {error}") from error
+        folder = find_folder(place)
+        config, vocabulary = read_settings(folder)
+        weights = None
+        if config.clip is not None:
+            sizes: Any = config.clip.architecture
+            weights = ClipWeights(sizes, None, tokenizer_for(sizes["text_cfg"]["vocab_size"], folder / "tokenizer"))
+        model = cls._build(config, vocabulary, weights)
+        state = read_weights(folder)
+        check_state(model.state_dict(), state, str(folder / "model.safetensors"))
+        model.load_state_dict(state)
         return model.eval()
 
 
@@ -238,11 +349,3 @@ def _compact(index: Tensor, mask: Tensor, total: int) -> tuple[Tensor, Tensor]:
 def _expect(name: str, value: Tensor, shape: str, ndim: int) -> None:
     if value.ndim != ndim or 0 in value.shape:
         raise ValueError(f"{name}: expected shape {shape}, got {list(value.shape)}")
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError('checkpoints need safetensors: pip install "multigrain[models]"') from error
-    return safetensors.torch

@@ -1,0 +1,179 @@
+"""From settings to the parts of an XCLIP."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..grains import Grain
+from ..losses import InfoNCE
+from ..scorer import MultiGrain
+from .clip import MEAN, STD, ClipText, ClipVision, freeze_layers
+from .clip_weights import ClipWeights, build_clip, check_state, load_clip
+from .config import ClipConfig, ModelConfig, VisionConfig
+from .temporal import TemporalLSTM, TemporalTransformer
+from .towers import TimmTower, WordTower
+
+_ORIGINAL_EPS = 1e-12  # of the layer norms in the temporal transformer of X-CLIP's code
+
+
+def build_parts(
+    config: ModelConfig, vocabulary: Sequence[str] | None, weights: ClipWeights | None
+) -> tuple[dict[str, Any], ModelConfig]:
+    """The arguments of XCLIP, and the settings that say how to build them again without the files that they came from.
+
+    Args:
+        vocabulary: of a text tower trained from scratch.
+        weights: CLIP, where it was loaded already; None: as config.clip says.
+    """
+    shared = {"frame_source": config.frame_source, "masked": config.masked, "max_frames": config.temporal.max_frames}
+    if config.clip is None:
+        config = dataclasses.replace(config, vision=_offline(config.vision))
+        return {**_scratch(config, vocabulary), **shared}, config
+    weights = weights or load_clip(config.clip.weights, config.clip.architecture)
+    vision = None if config.clip.vision is None else _offline(config.clip.vision)
+    clip = dataclasses.replace(config.clip, weights=None, architecture=weights.architecture, vision=vision)
+    settings = dataclasses.replace(config, clip=clip, dim=int(weights.architecture["embed_dim"]))
+    return {**_with_clip(settings, config.clip.vision, weights), **shared}, settings
+
+
+def _scratch(config: ModelConfig, vocabulary: Sequence[str] | None) -> dict[str, Any]:
+    if vocabulary is None:
+        raise ValueError("vocabulary: expected the words of the text tower (see build_vocabulary), got None")
+    text = config.text
+    words = WordTower(
+        vocabulary,
+        config.dim,
+        text.width,
+        text.depth,
+        text.heads,
+        text.max_words,
+        config.dropout,
+        pad_to_max=not config.masked,
+    )
+    return {
+        "vision": TimmTower(config.vision.name, config.dim, config.vision.kwargs),
+        "text": words,
+        "temporal": _temporal(config, None),
+        "scorer": config.scorer(),
+        "criterion": InfoNCE(config.init_logit_scale),
+    }
+
+
+def _with_clip(config: ModelConfig, vision: VisionConfig | None, weights: ClipWeights) -> dict[str, Any]:
+    settings = cast(ClipConfig, config.clip)
+    clip = build_clip(weights)
+    frames = ClipVision(clip.visual, config.dim) if vision is None else _timm_vision(vision, weights)
+    text = ClipText(
+        clip,
+        weights.tokenizer,
+        settings.max_words,
+        pad_to_max=not config.masked,
+        include_bos=settings.include_bos,
+        include_eos=settings.include_eos,
+    )
+    for tower in (frames, text):
+        freeze(tower, settings)
+    if settings.grad_checkpointing:
+        (frames.visual if isinstance(frames, ClipVision) else frames.backbone).set_grad_checkpointing(True)  # type: ignore[operator]
+        text.transformer.grad_checkpointing = True
+    criterion = InfoNCE(config.init_logit_scale)
+    if weights.state is not None:
+        with torch.no_grad():
+            criterion.logit_scale.copy_(clip.logit_scale.reshape(()))
+    scorer = config.scorer()
+    _check_lengths(scorer, {"word": settings.max_words, "frame": config.temporal.max_frames})
+    temporal = _temporal(config, weights)
+    return {"vision": frames, "text": text, "temporal": temporal, "scorer": scorer, "criterion": criterion}
+
+
+def freeze(tower: nn.Module, settings: ClipConfig) -> None:
+    """Keep of a tower what the settings keep as it is; the rest trains."""
+    if settings.frozen:
+        tower.requires_grad_(False)
+    else:
+        freeze_layers(tower, settings.frozen_layers)
+
+
+def _temporal(config: ModelConfig, weights: ClipWeights | None) -> nn.Module | None:
+    settings, dim = config.temporal, config.dim
+    if settings.kind == "lstm":
+        return TemporalLSTM(dim)
+    if settings.kind == "none" or settings.depth == 0:
+        return None
+    if weights is None:
+        return TemporalTransformer(dim, settings.depth, settings.heads, settings.max_frames, config.dropout)
+    text = weights.architecture["text_cfg"]
+    alike = text["width"] == dim
+    encoder = TemporalTransformer(
+        dim,
+        settings.depth,
+        text["heads"] if alike else max(1, dim // 64),
+        settings.max_frames,
+        config.dropout,
+        quick_gelu=bool(weights.architecture.get("quick_gelu", False)),
+        norm_eps=_ORIGINAL_EPS,
+        positions=text.get("context_length", 77),
+    )
+    if weights.state is not None and alike:
+        if settings.depth > text["layers"]:
+            raise ValueError(
+                f"temporal depth: expected at most {text['layers']} (the layers of CLIP's text), got {settings.depth}"
+            )
+        names = encoder.clip_names("positional_embedding", "transformer.resblocks")
+        encoder.load_state_dict({ours: weights.state[theirs] for ours, theirs in names.items()})
+    return encoder
+
+
+def _timm_vision(vision: VisionConfig, weights: ClipWeights) -> TimmTower:
+    """A tower of timm with CLIP's weights where it is a CLIP tower, with its own otherwise."""
+    dim = int(weights.architecture["embed_dim"])
+    if not is_timm_clip(vision.name):
+        return TimmTower(vision.name, dim, vision.kwargs, None, None)
+    quick = bool(weights.architecture.get("quick_gelu", False))
+    if ("quickgelu" in vision.name) != quick:
+        other = vision.name.replace("_clip_", "_clip_quickgelu_") if quick else vision.name.replace("quickgelu_", "")
+        raise ValueError(f"vision name: {vision.name} has another activation than the weights; expected {other}")
+    tower = TimmTower(vision.name, dim, vision.kwargs, MEAN, STD)
+    if weights.state is not None:
+        _map_to_timm(tower, weights.state)
+    return tower
+
+
+def is_timm_clip(name: str) -> bool:
+    """Whether a timm name is that of CLIP's vision transformer, which CLIP's weights fit."""
+    return name.startswith("vit_") and "_clip_" in name
+
+
+def _map_to_timm(tower: TimmTower, state: Mapping[str, Tensor]) -> None:
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    visual = {name: value for name, value in state.items() if name.startswith("visual.")}
+    backbone: dict[str, Tensor] = dict(checkpoint_filter_fn(visual, tower.backbone))  # type: ignore[arg-type]
+    backbone.pop("head.bias", None)  # zeros: CLIP's projection has no bias
+    mapped = {f"backbone.{name}": value for name, value in backbone.items() if name != "head.weight"}
+    mapped["projection.weight"] = state["visual.proj"].T
+    check_state(tower.state_dict(), mapped, "vision")
+    tower.load_state_dict(mapped)
+
+
+def _offline(vision: VisionConfig) -> VisionConfig:
+    """The settings without those that say where weights come from."""
+    online = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+    return dataclasses.replace(vision, kwargs={k: v for k, v in vision.kwargs.items() if k not in online})
+
+
+def _check_lengths(scorer: MultiGrain, lengths: Mapping[str, int]) -> None:
+    """Mixing matrices are as large as the longest sequences."""
+    for grain in cast("Iterable[Grain]", scorer.grains):
+        for side in ("query", "candidate"):
+            matrix, tokens = getattr(grain.aggregator, f"inner_{side}", None), getattr(grain, side)
+            if matrix is not None and len(matrix) < lengths.get(tokens, 0):
+                raise ValueError(
+                    f"max_{tokens}s: expected at most {len(matrix)} (the mixing matrix of grain {grain.name!r}), "
+                    f"got {lengths[tokens]}"
+                )

@@ -1,0 +1,204 @@
+"""CLIP's two towers, through open_clip's modules, behind the protocols of towers.py.
+
+    frames   -> pixels normalised as CLIP's -> vision transformer -> [U, D]
+    captions -> ids [B, W] -> embedding + position -> causal transformer -> layer norm -> projection -> words [B, W, D]
+                              sentence [B, D] = the word at the end-of-text token
+
+A caption ends at its highest id, the end-of-text token: mask = arange <= ids.argmax. Padding has id 0, which is also
+"!", so `ids != 0` would be wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .tokenizer import Tokenizer
+from .towers import checked_sentences, normalized_pixels
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+_LAYER = re.compile(r"(?:resblocks|blocks)\.(\d+)\.")
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:conv1|class_embedding|positional_embedding|token_embedding|ln_pre"
+    r"|patch_embed|cls_token|pos_embed|norm_pre)(?:\.|$)"
+)
+
+
+class ClipVision(nn.Module):
+    """The vision side of an open_clip model.
+
+    Args:
+        visual: model.visual.
+        dim: D of its features.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, visual: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.visual, self.dim = visual, dim
+        size: Any = visual.image_size
+        self.size = int(size[0] if isinstance(size, Sequence) else size)
+        for name, value in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
+
+    def forward(self, frames: Tensor) -> Float[Tensor, "u d"]:
+        """Features [U, dim], not normalised, of frames [U, 3, size, size], uint8 or floating in [0, 1].
+
+        Raises:
+            ValueError: frames of another size.
+        """
+        if frames.shape[1:] != (3, self.size, self.size):
+            raise ValueError(f"frames: expected shape [U, 3, {self.size}, {self.size}], got {list(frames.shape)}")
+        return self.visual(normalized_pixels(frames, self.mean, self.std, next(self.visual.parameters()).dtype))
+
+    def blank(self, frames: Tensor) -> Tensor:
+        """One frame [1, 3, H, W] of the mean colour: zeros after normalisation, as the original pads videos."""
+        return self.mean.expand(1, *frames.shape[-3:])
+
+
+class ClipText(nn.Module):
+    """The text side of an open_clip model, with a feature for every token.
+
+    Args:
+        clip: the open_clip model.
+        tokenizer: None where captions come as ids only.
+        max_words: W; longer captions are cut before their last token, with a warning.
+        pad_to_max: pad every batch to max_words rather than to its longest caption, where masks are ignored.
+        include_bos, include_eos: whether the first and the last token are words.
+
+    Raises:
+        ValueError: max_words above CLIP's context length.
+    """
+
+    def __init__(
+        self,
+        clip: Any,
+        tokenizer: Tokenizer | None = None,
+        max_words: int = 32,
+        pad_to_max: bool = False,
+        include_bos: bool = True,
+        include_eos: bool = True,
+    ) -> None:
+        super().__init__()
+        if max_words > clip.context_length:
+            raise ValueError(f"max_words: expected at most {clip.context_length} (CLIP's positions), got {max_words}")
+        self.token_embedding, self.positional_embedding = clip.token_embedding, clip.positional_embedding
+        self.transformer, self.ln_final, self.text_projection = clip.transformer, clip.ln_final, clip.text_projection
+        self.dim: int = clip.text_projection.shape[1]
+        self.vocabulary_size: int = clip.token_embedding.num_embeddings
+        self.tokenizer, self.max_words, self.pad_to_max = tokenizer, max_words, pad_to_max
+        self.include_bos, self.include_eos = include_bos, include_eos
+
+    def words(self, sentence: str) -> list[str]:
+        """The tokens that have a feature, in order."""
+        ids, end = self.tokenize([sentence])
+        start, stop = 0 if self.include_bos else 1, int(end[0]) + (1 if self.include_eos else 0)
+        assert self.tokenizer is not None  # or tokenize had raised
+        return self.tokenizer.words(ids[0, start:stop].tolist())
+
+    def tokenize(
+        self, text: Sequence[str] | Tensor, mask: Tensor | None = None
+    ) -> tuple[Int[Tensor, "b w"], Int[Tensor, "b"]]:
+        """Ids [B, W], 0 where padded, and the position [B] of each last token, on the device of the model.
+
+        Args:
+            text: captions, or ids [B, any length], each row from its first to its last token and then padding.
+            mask: with ids: [B, any length], True = a token; None = up to the highest id of each row.
+
+        Raises:
+            TypeError, ValueError: neither; a caption without a word; ids or a mask that do not fit.
+        """
+        device = self.positional_embedding.device
+        if isinstance(text, Tensor):
+            ids, end = self._checked(text, mask)
+        else:
+            ids = self._encode(text)
+            end = ids.argmax(1)
+        ids, end = ids.to(device), end.to(device)
+        long = end >= self.max_words
+        if cut := int(long.sum()):
+            warnings.warn(f"{cut} of {len(ids)} captions were cut to {self.max_words} tokens", stacklevel=3)
+            last = ids.gather(1, end[:, None])[:, 0]
+            ids = ids[:, : self.max_words].clone()
+            ids[long, -1] = last[long]
+            end = end.clamp_max(self.max_words - 1)
+        length = self.max_words if self.pad_to_max else int(end.max()) + 1
+        ids = nn.functional.pad(ids[:, :length], (0, max(0, length - ids.shape[1])))
+        return ids.masked_fill(torch.arange(length, device=device) > end[:, None], 0), end
+
+    def forward(
+        self, text: Sequence[str] | Tensor, mask: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b w d"], Bool[Tensor, "b w"]]:
+        """Sentence features, word features and the mask of the words (see tokenize)."""
+        ids, end = self.tokenize(text, mask)
+        length = ids.shape[1]
+        x = self.token_embedding(ids) + self.positional_embedding[:length]
+        causal = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
+        words = self.ln_final(self.transformer(x, attn_mask=causal)) @ self.text_projection
+        sentence = words[torch.arange(len(ids), device=ids.device), end]
+        last = end[:, None] if self.include_eos else end[:, None] - 1
+        real = torch.arange(length, device=ids.device) <= last
+        return (sentence, words, real) if self.include_bos else (sentence, words[:, 1:], real[:, 1:])
+
+    def _encode(self, sentences: Sequence[str]) -> Tensor:
+        sentences = checked_sentences(sentences)
+        if self.tokenizer is None:
+            raise TypeError(
+                f"sentences: expected token ids [B, W] of type torch.long, got strings: no tokenizer is known "
+                f"for this text tower's vocabulary of {self.vocabulary_size} tokens"
+            )
+        rows = [self.tokenizer.ids(sentence) for sentence in sentences]
+        if empty := [i for i, row in enumerate(rows) if len(row) < 3]:
+            raise ValueError(f"sentences[{empty[0]}]: expected at least one word, got {sentences[empty[0]]!r}")
+        return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+    def _checked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ids that are in the vocabulary, and where each row ends."""
+        if ids.ndim != 2 or 0 in ids.shape:
+            raise ValueError(f"ids: expected shape [B, W], got {list(ids.shape)}")
+        if ids.dtype != torch.long:
+            raise TypeError(f"ids: expected dtype torch.long, got {ids.dtype}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.vocabulary_size:
+            raise ValueError(f"ids: expected numbers from 0 to {self.vocabulary_size - 1}, got {low} to {high}")
+        if mask is None:
+            return ids, ids.argmax(1)
+        if mask.shape != ids.shape or mask.dtype != torch.bool:
+            raise ValueError(f"mask: expected bool {list(ids.shape)}, got {mask.dtype} {list(mask.shape)}")
+        end = mask.sum(1) - 1
+        if not torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) <= end[:, None]) or (end < 0).any():
+            raise ValueError("mask: expected in each row at least one True, and none after a False")
+        return ids, end.to(ids.device)
+
+
+def freeze_layers(tower: nn.Module, layers: int) -> None:
+    """Keep the embeddings and the first layers of a transformer tower as they are, and let the rest train.
+
+    Args:
+        tower: CLIP's vision or text, or a vision transformer of timm.
+        layers: how many; all of them where there are fewer. The last norm and the projection always train. 0 freezes
+            nothing, not even the embeddings.
+
+    Raises:
+        ValueError: the tower has no numbered layers.
+    """
+    tower.requires_grad_(True)
+    if layers == 0:
+        return
+    numbers = {name: _LAYER.search(name) for name, _ in tower.named_parameters()}
+    if not any(numbers.values()):
+        raise ValueError(f"frozen_layers: expected a transformer, got a {type(tower).__name__} without numbered layers")
+    for name, parameter in tower.named_parameters():
+        number = numbers[name]
+        frozen = int(number[1]) < layers if number else _EMBEDDING.search(name) is not None
+        parameter.requires_grad_(not frozen)

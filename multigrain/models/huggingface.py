@@ -1,0 +1,128 @@
+"""CLIPModel of transformers -> open_clip's architecture and names, so that one tower serves both."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# transformers -> open_clip, parameter by parameter; the layers and their attention are below.
+_TEXT = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm": "ln_final",
+}
+_VISION = {
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm": "visual.ln_pre",
+    "vision_model.post_layernorm": "visual.ln_post",
+}
+_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def load_hugging_face(model: nn.Module | str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The arguments of open_clip.CLIP and its state dict in fp32.
+
+    Args:
+        model: a transformers.CLIPModel, or a local folder with one.
+
+    Raises:
+        FileNotFoundError: the folder has no config.json.
+        ImportError: transformers is not installed.
+        ValueError: another model than CLIP, or settings that open_clip does not have.
+    """
+    if not isinstance(model, nn.Module):
+        model = _from_folder(Path(model))
+    config: Any = model.config
+    if config.model_type != "clip" or not hasattr(model, "text_projection"):
+        raise ValueError(f"weights: expected a transformers.CLIPModel, got a {type(model).__name__}")
+    text, vision = config.text_config, config.vision_config
+    if text.eos_token_id not in (2, text.vocab_size - 1):  # 2: an old mistake in configs, which stands for the highest
+        raise ValueError(
+            f"weights: expected the last token's id to be the highest, got eos_token_id {text.eos_token_id}"
+        )
+    acts = {text.hidden_act, vision.hidden_act}
+    if not acts < {"gelu", "quick_gelu"} or len(acts) != 1:
+        raise ValueError(
+            f"weights: expected hidden_act gelu or quick_gelu in both towers, got {', '.join(sorted(acts))}"
+        )
+    architecture = {
+        "embed_dim": config.projection_dim,
+        "quick_gelu": acts == {"quick_gelu"},
+        "vision_cfg": {
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            **_layers(vision),
+        },
+        "text_cfg": {
+            "context_length": text.max_position_embeddings,
+            "vocab_size": text.vocab_size,
+            "heads": text.num_attention_heads,
+            **_layers(text),
+        },
+    }
+    return architecture, _converted(model.state_dict(), text.num_hidden_layers, vision.num_hidden_layers)
+
+
+def _layers(config: Any) -> dict[str, Any]:
+    """What both towers have."""
+    # open_clip takes the mlp's width as a factor, and rounds down.
+    ratio = config.intermediate_size / config.hidden_size
+    while int(config.hidden_size * ratio) < config.intermediate_size:
+        ratio += 1e-9
+    return {
+        "width": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "mlp_ratio": ratio,
+        "norm_kwargs": {"eps": config.layer_norm_eps},
+    }
+
+
+def _converted(state: dict[str, Tensor], text_layers: int, vision_layers: int) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+
+    def take(theirs: str, ours: str) -> None:
+        if theirs in state:
+            out[ours] = state[theirs]
+        else:
+            out.update({f"{ours}.{kind}": state[f"{theirs}.{kind}"] for kind in ("weight", "bias")})
+
+    for theirs, ours in (_TEXT | _VISION).items():
+        take(theirs, ours)
+    for side, blocks, count in (
+        ("text_model", "transformer.resblocks", text_layers),
+        ("vision_model", "visual.transformer.resblocks", vision_layers),
+    ):
+        for i in range(count):
+            layer, block = f"{side}.encoder.layers.{i}", f"{blocks}.{i}"
+            for theirs, ours in _LAYER.items():
+                take(f"{layer}.{theirs}", f"{block}.{ours}")
+            for kind in ("weight", "bias"):
+                parts = [state[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+                out[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
+    out["text_projection"] = state["text_projection.weight"].T
+    out["visual.proj"] = state["visual_projection.weight"].T
+    out["logit_scale"] = state["logit_scale"]
+    return {name: value.detach().float().cpu().clone().contiguous() for name, value in out.items()}
+
+
+def _from_folder(folder: Path) -> nn.Module:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"weights: expected a folder of transformers, config.json is missing in {folder}")
+    try:
+        from transformers import CLIPModel
+    except ImportError as error:
+        raise ImportError('models of transformers need it: pip install "multigrain[hf]"') from error
+    return CLIPModel.from_pretrained(folder, local_files_only=True)

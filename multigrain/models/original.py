@@ -1,0 +1,135 @@
+"""Checkpoints of the code published with X-CLIP (github xuguohai/X-CLIP), read and written.
+
+A checkpoint is the state dict of the original model: CLIP under "clip.", the temporal encoder, and eight learned
+matrices. The original multiplies each matrix W into the attention a after its softmax, as (a W); where each of them
+lives here is the table below.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .clip import ClipText, ClipVision
+from .clip_weights import check_state, openai_architecture, read_state
+from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains
+from .temporal import TemporalLSTM, TemporalTransformer
+
+if TYPE_CHECKING:
+    from .xclip import XCLIP
+
+MATRICES = {
+    "global_mat_weight": "scorer.grains.0.bilinear",
+    "word_logit_weight": "scorer.grains.1.aggregator.inner_query",
+    "frame_logit_weight": "scorer.grains.2.aggregator.inner_candidate",
+    "local_mat_weight": "scorer.grains.3.bilinear",
+    "word_mat_weight": "scorer.grains.3.aggregator.inner_query",
+    "frame_mat_weight2": "scorer.grains.3.aggregator.outer_candidate",
+    "frame_mat_weight": "scorer.grains.3.aggregator.inner_candidate",
+    "word_mat_weight2": "scorer.grains.3.aggregator.outer_query",
+}
+_POSITIONS, _BLOCKS, _LSTM = "frame_position_embeddings.weight", "transformerClip.resblocks", "lstm_visual"
+
+
+def read_original(path: str | os.PathLike[str], masked: bool) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The settings that a checkpoint of the original implies, and its state dict in fp32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of X-CLIP; the message says what is missing.
+    """
+    state, _ = read_state(path)
+    if missing := [name for name in MATRICES if name not in state]:
+        raise ValueError(f"{path}: expected a checkpoint of X-CLIP, there is no {', '.join(missing)}")
+    clip = {name.removeprefix("clip."): value for name, value in state.items() if name.startswith("clip.")}
+    try:
+        architecture = openai_architecture(clip)
+    except ValueError as error:
+        raise ValueError(f'{path}: expected a checkpoint of X-CLIP, below "clip." {error}') from error
+    words, frames = len(state["word_logit_weight"]), len(state["frame_logit_weight"])
+    depth = len({name.split(".")[2] for name in state if name.startswith(_BLOCKS)})
+    lstm = any(name.startswith(_LSTM) for name in state)
+    if lstm:
+        state.pop(_POSITIONS, None)  # there, and never used
+    kind = "lstm" if lstm else "transformer" if depth else "none"
+    config = ModelConfig(
+        clip=ClipConfig(architecture=architecture, max_words=words),
+        temporal=TemporalConfig(depth, architecture["text_cfg"]["heads"], frames, kind),
+        grains=mixing_grains(words, frames),
+        masked=masked,
+        dropout=0.0,
+    )
+    return config, state
+
+
+def load_original(model: XCLIP, state: Mapping[str, Tensor], name: str) -> None:
+    """Put the state dict of the original into a model of the same settings.
+
+    Raises:
+        ValueError: tensors that are missing, unexpected or of another shape.
+    """
+    names, ours = _names(model), model.state_dict()
+    check_state({theirs: ours[key] for key, theirs in names.items()}, state, name)
+    model.load_state_dict({key: state[theirs] for key, theirs in names.items()})
+
+
+def save_original(model: XCLIP, path: str | os.PathLike[str]) -> None:
+    """See XCLIP.save_original."""
+    path = Path(path)
+    state = {theirs: model.state_dict()[key].detach().cpu().contiguous() for key, theirs in _names(model).items()}
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, partial, metadata={"format": "pt"})
+    else:
+        torch.save(state, partial)
+    partial.replace(path)
+
+
+def _names(model: XCLIP) -> dict[str, str]:
+    """The original's name of each entry of the model's state dict.
+
+    Raises:
+        ValueError: the original has no place for this model.
+    """
+    matrices = {ours: theirs for theirs, ours in MATRICES.items()}
+    if isinstance(model.temporal, TemporalTransformer):
+        encoder = {f"temporal.{a}": b for a, b in model.temporal.clip_names(_POSITIONS, _BLOCKS).items()}
+    else:
+        lstm = model.temporal.lstm.state_dict() if isinstance(model.temporal, TemporalLSTM) else {}
+        encoder = {f"temporal.lstm.{name}": f"{_LSTM}.{name}" for name in lstm}
+    names = {"criterion.logit_scale": "clip.logit_scale", **matrices, **encoder}
+    state = model.state_dict()
+    for name in state:
+        for side in ("vision.", "text."):
+            if name.startswith(side):
+                names[name] = f"clip.{name.removeprefix(side)}"
+    if odd := state.keys() ^ names.keys():
+        raise ValueError(
+            f"save_original: expected X-CLIP's four grains with all learned matrices (mixing=True), "
+            f"{sorted(odd)[0]} has no counterpart"
+        )
+    if problem := _differs(model):
+        raise ValueError(f"save_original: expected CLIP as OpenAI's, got {problem}")
+    return names
+
+
+def _differs(model: XCLIP) -> str:
+    """What of the model the original code would build differently; empty if nothing."""
+    if not (isinstance(model.vision, ClipVision) and isinstance(model.text, ClipText) and model.config):
+        return "towers of another kind"
+    sizes: dict[str, Any] = model.config.clip.architecture  # type: ignore[union-attr,assignment]
+    text, vision = sizes["text_cfg"], sizes["vision_cfg"]
+    if not sizes.get("quick_gelu", False):
+        return "GELU where the original has QuickGELU"
+    if vision.get("head_width", 64) != 64 or text["heads"] != text["width"] // 64:
+        return "attention heads that are not 64 wide"
+    if not isinstance(vision["layers"], int) or "visual.proj" not in model.vision.state_dict():
+        return "a frame tower that is no vision transformer"
+    return ""

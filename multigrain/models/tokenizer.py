@@ -1,0 +1,94 @@
+"""From a caption to the token ids that CLIP's text tower reads, and back to the words that they stand for."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+CLIP_VOCABULARY = 49408
+_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+
+
+class Tokenizer(Protocol):
+    """Captions -> ids; the last id is the highest of the vocabulary, which is how CLIP finds the end."""
+
+    def ids(self, sentence: str) -> list[int]:
+        """The ids of a caption, the first and the last token included."""
+        ...
+
+    def words(self, ids: list[int]) -> list[str]:
+        """What each id stands for."""
+        ...
+
+
+class BytePairs:
+    """The tokenizer that open_clip ships: CLIP's own byte pairs, no download."""
+
+    def __init__(self) -> None:
+        import open_clip
+
+        self._pairs = open_clip.SimpleTokenizer()
+
+    def ids(self, sentence: str) -> list[int]:
+        """See Tokenizer."""
+        return [self._pairs.sot_token_id, *self._pairs.encode(sentence), self._pairs.eot_token_id]
+
+    def words(self, ids: list[int]) -> list[str]:
+        """See Tokenizer."""
+        return [self._pairs.decode([i]).strip() for i in ids]
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of transformers.
+
+    Args:
+        tokenizer: the instance.
+        vocabulary_size: of the text tower.
+
+    Raises:
+        ValueError: its vocabulary is not the tower's. Where files are missing and there is no network, transformers
+            makes a tokenizer of two tokens and says nothing.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
+        if len(tokenizer) != vocabulary_size:
+            raise ValueError(
+                f"tokenizer: expected a vocabulary of {vocabulary_size} tokens, as the text tower's, "
+                f"got {len(tokenizer)}; are its files ({', '.join(_FILES)}) in the folder that it came from?"
+            )
+        self.tokenizer = tokenizer
+
+    def ids(self, sentence: str) -> list[int]:
+        """See Tokenizer."""
+        return self.tokenizer(sentence)["input_ids"]
+
+    def words(self, ids: list[int]) -> list[str]:
+        """See Tokenizer."""
+        return [self.tokenizer.decode([i]).strip() for i in ids]
+
+
+def tokenizer_for(vocabulary_size: int, folder: str | os.PathLike[str] | None = None) -> Tokenizer | None:
+    """The tokenizer in a folder of transformers, else open_clip's where the vocabulary is CLIP's, else none.
+
+    Raises:
+        ImportError: there is a tokenizer of transformers, and transformers is not installed.
+        ValueError: a tokenizer of another vocabulary.
+    """
+    if folder is not None and any((Path(folder) / name).is_file() for name in _FILES):
+        return HuggingFaceTokenizer(_from_folder(str(folder)), vocabulary_size)
+    return _byte_pairs() if vocabulary_size == CLIP_VOCABULARY else None
+
+
+@lru_cache(maxsize=1)
+def _byte_pairs() -> BytePairs:
+    return BytePairs()
+
+
+def _from_folder(folder: str) -> Any:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ImportError('tokenizers of transformers need it: pip install "multigrain[hf]"') from error
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
