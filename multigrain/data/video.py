@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import checks
-from .video_decode import TOLERANCE, VideoError, read_file, read_image
+from .video_decode import TOLERANCE, VideoError, read_file, read_image, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +154,7 @@ def read_video(
     if path.is_dir():
         files = sorted((f for f in path.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES), key=_natural)
         if not files:
-            raise VideoError(path, "no images in the folder")
+            raise unreadable(path, "no images in the folder")
         return torch.stack([_fit(read_image(files[i]), size) for i in rows(len(files))])
     if frame_rate is not None:
         raise ValueError(f"frame_rate: expected None for a video file, which has its own, got {frame_rate}")
@@ -197,7 +197,7 @@ def _times(
 ) -> list[float]:
     """When the frames taken are shown, in seconds from the beginning."""
     if start > 0 and start >= seconds:
-        raise VideoError(name, f"it ends at {seconds:.2f} s, before the start of the clip at {start:.2f} s")
+        raise unreadable(name, f"it ends at {seconds:.2f} s, before the start of the clip at {start:.2f} s")
     stop = seconds if end is None else min(end, seconds)
     total = max(1, math.ceil((stop - start - TOLERANCE) * sampling.fps))
     return [start + k / sampling.fps for k in sample(total, sampling, generator)]

@@ -36,14 +36,17 @@ TOLERANCE = 5e-4
 """Seconds by which a frame may be late."""
 _CUT_OFF = 1.0  # seconds that the streams may end before what the header promises
 _INDEXED = ("mov", "matroska")  # containers that mark keyframes and seek by an index
+_SEALED = ("mov", "matroska", "avi")  # containers whose header says how long the file is
 _CHUNK = 8  # frames that torchcodec holds at full size
 
 
 class VideoError(ValueError):
     """A video cannot be read; the message names the file and the reason in one line."""
 
-    def __init__(self, source: object, reason: str) -> None:
-        super().__init__(f"{source}: {' '.join(reason.split())}")
+
+def unreadable(source: object, reason: str) -> VideoError:
+    """The error of a source; one line, whatever the reason looks like."""
+    return VideoError(f"{source}: {' '.join(reason.split())}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def read_file(path: Path, backend: str, choose: Choose, prepare: Prepare) -> lis
 def _read_torchcodec(path: Path, index: _Index, times: Sequence[float], prepare: Prepare) -> list[Tensor]:
     """The same frames as PyAV's, or an error."""
     if not index.indexed:
-        raise VideoError(path, "torchcodec finds exact frames in mp4, mov, mkv and webm alone; use pyav")
+        raise unreadable(path, "torchcodec finds exact frames in mp4, mov, mkv and webm alone; use pyav")
     decoders = _torchcodec()
     expected = [index.times[bisect.bisect_right(index.times, index.due(t)) - 1] for t in times]
     frames: list[Tensor] = []
@@ -121,10 +124,10 @@ def _read_torchcodec(path: Path, index: _Index, times: Sequence[float], prepare:
             asked = [float((time + Fraction(1, 8)) * index.tick) for time in expected[i : i + _CHUNK]]
             got = decoder.get_frames_played_at(asked)
             if any(not -0.5 < (b - a) / float(index.tick) < 0.5 for a, b in zip(asked, got.pts_seconds, strict=True)):
-                raise VideoError(path, "torchcodec gives other frames than those asked for; use pyav")
+                raise unreadable(path, "torchcodec gives other frames than those asked for; use pyav")
             frames += map(prepare, got.data)
     except (RuntimeError, IndexError) as error:
-        raise VideoError(path, f"torchcodec cannot decode it: {error}") from error
+        raise unreadable(path, f"torchcodec cannot decode it: {error}") from error
     return frames
 
 
@@ -148,19 +151,16 @@ def read_image(path: Path) -> Tensor:
     with _open(path) as (container, stream):
         frame = next(container.decode(stream), None)
     if frame is None:
-        raise VideoError(path, "no picture in it")
+        raise unreadable(path, "no picture in it")
     return _rgb(frame)
 
 
 def _scan(path: Path) -> _Index:
-    """Read all packets."""
+    """Read all packets, and see whether they are all there."""
     spans: dict[int, tuple[Fraction, int, int]] = {}  # stream -> tick, begin, end
     shown: list[tuple[int, bool]] = []
     packets = last = 0
     with _open(path) as (container, stream):
-        layout = container.format
-        indexed = layout.name.startswith(_INDEXED)
-        sealed = indexed or layout.name == "avi"  # its header says how long it is
         for packet in container.demux():
             if packet.size == 0 or packet.is_discard:
                 continue
@@ -171,32 +171,42 @@ def _scan(path: Path) -> _Index:
                 spans[packet.stream.index] = packet.time_base, *span
             if packet.stream.index != stream.index:
                 continue
-            if packet.is_corrupt and sealed:
-                raise VideoError(path, "truncated or damaged: a packet is cut off")
+            if packet.is_corrupt and container.format.name.startswith(_SEALED):
+                raise unreadable(path, "truncated or damaged: a packet is cut off")
             # Of frames that are stored out of order, mp4 knows how far apart they are decoded, not how long each is
             # shown; the last one stored says what comes after the last one shown.
             packets, last = packets + 1, duration
             if packet.pts is not None:
                 shown.append((packet.pts, packet.is_keyframe))
-        bare = bool(layout.flags & _av().format.Flags.no_timestamps.value)
-        promised, tick = container.duration, stream.time_base
+        if packets == 0:
+            raise unreadable(path, "no frames in its video stream")
+        bare = _check_whole(path, container, list(spans.values()))
+        indexed = container.format.name.startswith(_INDEXED)
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)  # FFmpeg's own guess
-    if packets == 0:
-        raise VideoError(path, "no frames in its video stream")
-    first = min([begin * unit for unit, begin, _ in spans.values()], default=Fraction(0))
-    length = max([end * unit for unit, _, end in spans.values()], default=Fraction(0)) - min(first, 0)
-    if sealed and promised is not None and promised / 1e6 > length + _CUT_OFF:
-        raise VideoError(path, f"truncated: ends after {float(length):.1f} of {promised / 1e6:.1f} s")
-    if bare:
-        suffix = path.suffix.lower()[1:]
-        if suffix and suffix not in layout.extensions:  # FFmpeg finds frames even in the middle of a file
-            raise VideoError(path, f"damaged: a bare {layout.name} stream in place of a {suffix} file")
-    if bare or tick is None or len(shown) < packets:
-        return _by_count(packets, rate)
-    shown.sort()
-    times = [time for time, _ in shown]
-    keys = [time for time, is_key in shown if is_key] if indexed else []
-    return _Index(tick, times, times[-1] + last, rate, indexed, keys)
+        if bare or stream.time_base is None or len(shown) < packets:
+            return _by_count(packets, rate)
+        shown.sort()
+        times = [time for time, _ in shown]
+        keys = [time for time, is_key in shown if is_key] if indexed else []
+        return _Index(stream.time_base, times, times[-1] + last, rate, indexed, keys)
+
+
+def _check_whole(path: Path, container: InputContainer, spans: Sequence[tuple[Fraction, int, int]]) -> bool:
+    """No part of the file is missing, as far as it can tell; returns whether it is a bare stream without times.
+
+    Args:
+        spans: tick, begin and end of each stream.
+    """
+    layout, promised = container.format, (container.duration or 0) / 1e6
+    begin = min([begin * tick for tick, begin, _ in spans], default=Fraction(0))
+    length = float(max([end * tick for tick, _, end in spans], default=Fraction(0)) - min(begin, 0))
+    if layout.name.startswith(_SEALED) and promised > length + _CUT_OFF:
+        raise unreadable(path, f"truncated: ends after {length:.1f} of {promised:.1f} s")
+    bare = bool(layout.flags & _av().format.Flags.no_timestamps.value)
+    suffix = path.suffix.lower()[1:]
+    if bare and suffix and suffix not in layout.extensions:  # FFmpeg finds frames even in the middle of a file
+        raise unreadable(path, f"damaged: a bare {layout.name} stream in place of a {suffix} file")
+    return bare
 
 
 def _prepared(path: Path, index: _Index, targets: Sequence[int], prepare: Prepare) -> Iterator[Tensor]:
@@ -215,7 +225,7 @@ def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFram
         frames = _timed(container, stream, index)
         on, (time, ahead) = None, next(frames, (0, None))
         if ahead is None:
-            raise VideoError(path, "no frame of it can be decoded")
+            raise unreadable(path, "no frame of it can be decoded")
         for target in targets:
             key = bisect.bisect_right(index.keys, target) - 1
             if key > 0 and ahead is not None and time < index.keys[key]:
@@ -229,7 +239,7 @@ def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFram
                 time, ahead = next(frames, (0, None))
                 if ahead is None and (index.times[-1] - shown_at) * index.tick > _CUT_OFF:
                     seconds = float((shown_at - index.times[0]) * index.tick)
-                    raise VideoError(path, f"truncated or damaged: no frame after {seconds:.1f} s")
+                    raise unreadable(path, f"truncated or damaged: no frame after {seconds:.1f} s")
             # A stream cut out of a longer one may begin with frames that lack what they refer to.
             frame = on or ahead
             assert frame is not None
@@ -262,24 +272,24 @@ def _open(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
     av = _av()
     try:
         if path.stat().st_size == 0:
-            raise VideoError(path, "empty file (0 bytes)")
+            raise unreadable(path, "empty file (0 bytes)")
         # Absolute, since "a: b.mp4" would be a protocol; local files alone, whatever a playlist refers to.
         with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) as container:
             cover = av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & cover]
             if not streams:
-                raise VideoError(path, "no video stream in it")
+                raise unreadable(path, "no video stream in it")
             best = container.streams.best("video")
             stream = best if best in streams else streams[0]
             # Several videos are read at a time, so each on one thread.
             stream.thread_type, stream.codec_context.thread_count = "NONE", 1
             yield container, stream
     except FileNotFoundError as error:
-        raise VideoError(path, "no such file") from error
+        raise unreadable(path, "no such file") from error
     except av.error.FFmpegError as error:
-        raise VideoError(path, f"not a video, or a damaged one: {error.strerror}") from error
+        raise unreadable(path, f"not a video, or a damaged one: {error.strerror}") from error
     except OSError as error:
-        raise VideoError(path, f"cannot be read: {error.strerror}") from error
+        raise unreadable(path, f"cannot be read: {error.strerror}") from error
 
 
 def _rgb(frame: VideoFrame) -> Tensor:

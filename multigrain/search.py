@@ -1,0 +1,137 @@
+"""Find videos by a sentence in a folder of features that `multigrain.extract` wrote.
+
+for result in search(model, "a dog catches a frisbee", "features/"):
+    print(result.score, result.path, result.by_grain)
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, overload
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .collection import Collection, Shard
+from .extract import describe, evaluating
+from .scoring import top_k
+from .tokens import Features
+
+if TYPE_CHECKING:
+    from .models import XCLIP
+
+
+@dataclass(frozen=True)
+class Result:
+    """A video that was found."""
+
+    path: str
+    score: float
+    """of all grains together"""
+    by_grain: dict[str, float] = field(default_factory=dict[str, float])
+    """of each grain, unweighted"""
+
+
+@overload
+def search(
+    model: XCLIP, sentences: str, folder: str | os.PathLike[str], k: int = 10, by_grain: bool = True, block: int = 256
+) -> list[Result]: ...
+@overload
+def search(
+    model: XCLIP,
+    sentences: list[str],
+    folder: str | os.PathLike[str],
+    k: int = 10,
+    by_grain: bool = True,
+    block: int = 256,
+) -> list[list[Result]]: ...
+def search(
+    model: XCLIP,
+    sentences: str | list[str],
+    folder: str | os.PathLike[str],
+    k: int = 10,
+    by_grain: bool = True,
+    block: int = 256,
+) -> list[Result] | list[list[Result]]:
+    """The k best videos of a collection for a sentence, or for each of several, best first.
+
+    Exact: every video is scored by the model's scorer, shard by shard, and of equal scores the earlier video comes
+    first (see multigrain.top_k). One shard of features and k results a sentence are held at a time.
+
+    Args:
+        k: how many; a smaller collection gives what it has.
+        by_grain: fill in the scores by grain, which reads the shards of the results again.
+        block: sentences and videos scored at a time.
+
+    Raises:
+        FileNotFoundError: no features in the folder, or a shard is missing.
+        ValueError: features of another model; no video in the collection; a damaged file; an argument out of range.
+
+    Warns:
+        UserWarning: the extraction has not come to its end.
+    """
+    checks.count("k", k)
+    collection = Collection.open(folder)
+    collection.check({"model": describe(model)}, "search with the model that made them, or extract them again")
+    shards = [shard for shard in collection.shards if shard.file is not None]
+    if not shards:
+        raise ValueError(f"{collection.folder}: expected features of at least one video, found none")
+    if not collection.complete:
+        warnings.warn(f"{collection.folder}: the extraction is not finished: some videos are missing", stacklevel=2)
+    queries = [sentences] if isinstance(sentences, str) else sentences
+    with evaluating(model):
+        text = model.encode_text(queries)
+        scores, indices = _best(model, text, collection, shards, k, block)
+        names = collection.videos
+        grains = _grains(model, text, collection, shards, indices) if by_grain else None
+    found = [
+        [
+            Result(names[index], score, {} if grains is None else grains[query, slot])
+            for slot, (score, index) in enumerate(zip(row_scores, row, strict=True))
+        ]
+        for query, (row_scores, row) in enumerate(zip(scores.tolist(), indices.tolist(), strict=True))
+    ]
+    return found[0] if isinstance(sentences, str) else found
+
+
+def _best(
+    model: XCLIP, text: Features, collection: Collection, shards: Sequence[Shard], k: int, block: int
+) -> tuple[Tensor, Tensor]:
+    """Scores [queries, k] and places in the collection [queries, k], best first."""
+    best: tuple[Tensor, Tensor] | None = None
+    first = 0
+    for shard in shards:
+        features = collection.load(shard, text.device)
+        scores, indices = top_k(model.scorer, text, features, min(k, len(features)), block)
+        indices = indices + first
+        if best is not None:
+            scores, indices = torch.cat([best[0], scores], 1), torch.cat([best[1], indices], 1)
+        # Stable, so that of equal scores the earlier video stays first.
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        best = scores[:, :k], indices.gather(1, order[:, :k])
+        first += len(features)
+    assert best is not None
+    return best
+
+
+def _grains(
+    model: XCLIP, text: Features, collection: Collection, shards: Sequence[Shard], indices: Tensor
+) -> dict[tuple[int, int], dict[str, float]]:
+    """(query, slot) -> scores by grain, of the places in the collection [queries, k]."""
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    first = 0
+    for shard in shards:
+        inside = (indices >= first) & (indices < first + len(shard.videos))
+        if inside.any():
+            features = collection.load(shard, text.device)
+            for query in inside.any(1).nonzero()[:, 0].tolist():
+                slots = inside[query].nonzero()[:, 0]
+                scores = model.scorer.scores_by_grain(text[query], features[indices[query, slots] - first])
+                for column, slot in enumerate(slots.tolist()):
+                    found[query, slot] = {name: float(value[0, column]) for name, value in scores.items()}
+        first += len(shard.videos)
+    return found
