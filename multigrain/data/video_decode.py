@@ -158,8 +158,9 @@ def _scan(path: Path) -> _Index:
     shown: list[tuple[int, bool]] = []
     packets = last = 0
     with _open(path) as (container, stream):
-        indexed = container.format.name.startswith(_INDEXED)
-        sealed = indexed or container.format.name == "avi"  # its header says how long it is
+        layout = container.format
+        indexed = layout.name.startswith(_INDEXED)
+        sealed = indexed or layout.name == "avi"  # its header says how long it is
         for packet in container.demux():
             if packet.size == 0 or packet.is_discard:
                 continue
@@ -177,7 +178,8 @@ def _scan(path: Path) -> _Index:
             packets, last = packets + 1, duration
             if packet.pts is not None:
                 shown.append((packet.pts, packet.is_keyframe))
-        layout, promised, tick = container.format, container.duration, stream.time_base
+        bare = bool(layout.flags & _av().format.Flags.no_timestamps.value)
+        promised, tick = container.duration, stream.time_base
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)  # FFmpeg's own guess
     if packets == 0:
         raise VideoError(path, "no frames in its video stream")
@@ -185,10 +187,11 @@ def _scan(path: Path) -> _Index:
     length = max([end * unit for unit, _, end in spans.values()], default=Fraction(0)) - min(first, 0)
     if sealed and promised is not None and promised / 1e6 > length + _CUT_OFF:
         raise VideoError(path, f"truncated: ends after {float(length):.1f} of {promised / 1e6:.1f} s")
-    if tick is None or len(shown) < packets:
+    if bare:
         suffix = path.suffix.lower()[1:]
         if suffix and suffix not in layout.extensions:  # FFmpeg finds frames even in the middle of a file
-            raise VideoError(path, f"damaged: a bare stream ({layout.name}) in place of a {suffix} file")
+            raise VideoError(path, f"damaged: a bare {layout.name} stream in place of a {suffix} file")
+    if bare or tick is None or len(shown) < packets:
         return _by_count(packets, rate)
     shown.sort()
     times = [time for time, _ in shown]
