@@ -57,23 +57,16 @@ def test_sentences_and_frames_are_open_clip_s(clip: Any, weights: Path, frames: 
     ids = open_clip.SimpleTokenizer()(CAPTIONS, 20)
     close(sentence, clip.encode_text(ids))
     close(words[range(2), mask.sum(1) - 1], sentence)
-    assert mask.sum(1).tolist() == (ids.argmax(1) + 1).tolist() == [7, 13]
+    assert mask.sum(1).tolist() == (ids.argmax(1) + 1).tolist() == [7, 14]
     close(model.vision(frames[0]), clip.encode_image(pixels(frames[0])))
     close(model.vision(frames[0] / 255), model.vision(frames[0]))
     close(model.logit_scale, clip.logit_scale)
 
 
-def test_a_word_is_what_the_sentence_would_be_if_it_ended_there(clip: Any, weights: Path):
+def test_words_are_the_projected_states_of_their_tokens(clip: Any, weights: Path):
     ids = open_clip.SimpleTokenizer()(CAPTIONS, 20)
-    words = build(weights).text(CAPTIONS)[1]
-    for i in range(13):
-        early = ids[1:].clone()
-        early[:, i + 1 :] = 0
-        position = torch.arange(20) == i  # text_global_pool takes the highest id: make that this one
-        hidden = clip.ln_final(
-            clip.transformer(clip.token_embedding(early) + clip.positional_embedding, attn_mask=clip.attn_mask)
-        )
-        close(words[1, i], (hidden[0, position] @ clip.text_projection)[0])
+    hidden = clip.transformer(clip.token_embedding(ids) + clip.positional_embedding, attn_mask=clip.attn_mask)
+    close(build(weights).text(CAPTIONS)[1], (clip.ln_final(hidden) @ clip.text_projection)[:, :14])
 
 
 def test_ids_are_the_same_as_their_captions_and_the_id_0_is_a_word(weights: Path):
@@ -82,13 +75,13 @@ def test_ids_are_the_same_as_their_captions_and_the_id_0_is_a_word(weights: Path
     for got, expected in zip(model.text(ids), model.text(CAPTIONS), strict=True):
         close(got.float(), expected.float())
     ids[0, 2] = 0
-    assert model.text(ids)[2].sum(1).tolist() == [7, 13]
+    assert model.text(ids)[2].sum(1).tolist() == [7, 14]
     junk = torch.where(torch.arange(20) > ids.argmax(1, keepdim=True), 7, ids)
     for got, expected in zip(model.text(junk), model.text(ids), strict=True):
         close(got.float(), expected.float())
-    given = model.encode_text(ids, torch.arange(20) < torch.tensor([[4], [13]]))
+    given = model.encode_text(ids, torch.arange(20) < torch.tensor([[4], [14]]))
     assert given["word"].mask is not None
-    assert given["word"].mask.sum(1).tolist() == [4, 13]
+    assert given["word"].mask.sum(1).tolist() == [4, 14]
 
 
 def test_words_name_their_features(weights: Path):
@@ -97,7 +90,7 @@ def test_words_name_their_features(weights: Path):
     bare = build(weights, include_bos=False, include_eos=False).text
     assert bare.words(CAPTIONS[0]) == ["a", "man", "rides", "a", "horse"]
     _, words, mask = bare(CAPTIONS)
-    assert mask.sum(1).tolist() == [5, 11]
+    assert mask.sum(1).tolist() == [5, 12]
     close(words[0, :5], text(CAPTIONS)[1][0, 1:6])
 
 
@@ -119,7 +112,7 @@ def test_without_masks_all_captions_have_max_words(weights: Path):
     features = build(weights, masked=False).encode_text(CAPTIONS)
     assert features["word"].mask is None
     assert features["word"].length == 16
-    assert build(weights).encode_text(CAPTIONS)["word"].length == 13
+    assert build(weights).encode_text(CAPTIONS)["word"].length == 14
 
 
 @pytest.mark.parametrize(
@@ -292,12 +285,12 @@ def test_the_temporal_transformer_starts_from_the_text_s_first_layers(clip: Any,
     x = torch.randn(2, 5, 16)
     inside = clip.transformer.resblocks[1](clip.transformer.resblocks[0](x + clip.positional_embedding[:5]))
     temporal.max_frames = 5
-    close(temporal(x), x + inside)
+    close(temporal(x), x + inside, 1e-4)  # the norms' eps differs
 
 
 def test_one_config_builds_it_from_yaml_s_values(weights: Path, frames: Tensor):
     config = ModelConfig(
-        clip=ClipConfig(str(weights), SIZES, max_words=12, frozen_layers=1),
+        clip=ClipConfig(str(weights), SIZES, max_words=14, frozen_layers=1),
         temporal=TemporalConfig(depth=2, max_frames=6),
         dropout=0.0,
     )
@@ -305,10 +298,10 @@ def test_one_config_builds_it_from_yaml_s_values(weights: Path, frames: Tensor):
     timm = dataclasses.replace(config, clip=ClipConfig("x.pt", vision=VisionConfig("vit", {"depth": 1})))
     assert ModelConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(timm)))) == timm
     model = XCLIP.from_config(config).eval()
-    assert (model.max_words, model.max_frames, model.vision.size) == (12, 6, 32)
+    assert (model.max_words, model.max_frames, model.vision.size) == (14, 6, 32)
     assert model.config is not None
     assert model.config.dim == 16
-    again = XCLIP.from_clip(weights, SIZES, max_words=12, max_frames=6, temporal=TemporalConfig(2), frozen_layers=1)
+    again = XCLIP.from_clip(weights, SIZES, max_words=14, max_frames=6, temporal=TemporalConfig(2), frozen_layers=1)
     assert again.config == model.config
     assert torch.equal(again.eval()(CAPTIONS, frames), model(CAPTIONS, frames))
     assert isinstance(model.vision, ClipVision)
@@ -324,23 +317,38 @@ def test_words_cannot_be_left_out_without_masks():
         ClipConfig(max_words=1)
 
 
+def full_size_clip(name: str) -> Any:
+    """Random numbers that half precision holds, without the seconds that open_clip's own initialisation takes."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = open_clip.CLIP(**open_clip.get_model_config(name)).eval()
+    noise = (0.02 * torch.randn(1 << 25)).half().float()
+    state = {
+        key: noise[i : i + v.numel()].view(v.shape).clone() for i, (key, v) in enumerate(model.state_dict().items())
+    }
+    state = {key: value + 1 if "ln_" in key and key.endswith("weight") else value for key, value in state.items()}
+    model.load_state_dict({key: value.half().float() for key, value in state.items()}, assign=True)
+    model.attn_mask = torch.full((77, 77), float("-inf")).triu_(1)
+    return model
+
+
 def test_full_size_archive_equals_open_clip_and_timm(tmp_path: Path):
     name, text = "ViT-B-32-quickgelu", ["a photo of a dog", "the man, who sings!"]
-    torch.manual_seed(0)
-    theirs = open_clip.CLIP(**open_clip.get_model_config(name)).eval()
-    theirs.load_state_dict({key: v.half().float() for key, v in theirs.state_dict().items()})  # what the archive holds
+    theirs = full_size_clip(name)
     archive = torchscript(theirs.state_dict(), tmp_path / "ViT-B-32.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = XCLIP.from_clip(archive).eval()
-        other = XCLIP.from_timm("vit_base_patch32_clip_quickgelu_224", archive, name).eval()
+        other = XCLIP.from_timm("vit_base_patch32_clip_quickgelu_224", archive, name).vision
     archive.unlink()
-    frames = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
     with torch.no_grad():
         image, sentence = theirs.encode_image(pixels(frames)), theirs.encode_text(open_clip.SimpleTokenizer()(text))
         close(model.vision(frames), image, 1e-4)
-        close(other.vision(frames), image, 1e-4)
+        close(other(frames), image, 1e-4)
         ours, words, mask = model.text(text)
+    assert image.abs().mean() > 0.1
+    assert (sentence[0] - sentence[1]).abs().mean() > 0.01
     close(ours, sentence, 1e-4)
     close(words[range(2), mask.sum(1) - 1], sentence, 1e-4)
     assert (model.vision.size, model.vision.dim, len(model.temporal.transformer.blocks)) == (224, 512, 4)  # type: ignore[union-attr]
