@@ -128,7 +128,7 @@ def mixing_grains(max_words: int, max_frames: int) -> list[GrainConfig]:
     """X-CLIP's four grains with the eight learned matrices of its code (not of its paper)."""
 
     def aosm(**tokens: int) -> dict[str, Any]:
-        return {"class_path": "aosm", "init_args": tokens}
+        return {"class_path": "multigrain.AOSM", "init_args": tokens}
 
     return [
         GrainConfig("sentence", "video", bilinear=True),
