@@ -20,6 +20,7 @@ import torch
 from . import training
 from .metrics import ranks
 from .models import XCLIP
+from .models.original import is_original
 from .report import tables
 from .report.console import Bars, Clock, print_table
 from .training import BabyAIConfig, Evaluation, TrainConfig, checkpoint
@@ -179,7 +180,7 @@ def load_model(path: str | os.PathLike[str]) -> XCLIP:
         return XCLIP.from_pretrained(path / "model" if (path / "model").is_dir() else path)
     if not path.is_file():
         raise FileNotFoundError(f"model: expected a folder or a checkpoint file, got {path}")
-    return XCLIP.from_file(path)
+    return (XCLIP.from_original if is_original(path) else XCLIP.from_clip)(path)
 
 
 def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:

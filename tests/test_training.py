@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from multigrain import training
+from multigrain.data.batch import Batch, equal_ids
 from multigrain.models import XCLIP, GrainConfig, ModelConfig, TemporalConfig, TextConfig, VisionConfig
 from multigrain.training import OptimizerConfig, StageConfig, TrainConfig
-from multigrain.data.batch import Batch, equal_ids
 from multigrain.training.data import batches
 from multigrain.training.loop import learning_rate, make_optimizer
 from multigrain.training.objectives import frame_features, make_objective

@@ -51,7 +51,10 @@ class Clips:
         return len(self.sentences)
 
     def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
-        """These pairs, each distinct video decoded once; `seed` is of the frames that are sampled at random.
+        """These pairs, each distinct video decoded once.
+
+        Args:
+            seed: of the frames that are sampled at random; None: uniformly, or the middle of each segment.
 
         Raises:
             VideoError: with strict, a video that cannot be read.
@@ -82,6 +85,8 @@ class Clips:
 
     def _read(self, clip: Clip, max_frames: int, seed: int | None) -> Tensor:
         sampling = replace(self.sampling, max_frames=max_frames)
+        if seed is None and sampling.strategy == "random":
+            sampling = replace(sampling, strategy="uniform")
         if seed is not None:
             # Of the clip, whatever batch it is in and whoever reads it.
             seed = int.from_bytes(hashlib.blake2b(f"{seed}:{clip.id}".encode(), digest_size=7).digest())

@@ -110,6 +110,7 @@ def build_clip(weights: ClipWeights) -> Any:
         model = _open_clip().CLIP(**sizes)
     check_state(model.state_dict(), weights.state, "weights")
     model.load_state_dict(weights.state, assign=True)
+    model.attn_mask = torch.full((model.context_length,) * 2, float("-inf")).triu_(1)  # no part of the state dict
     return model.requires_grad_(True)
 
 

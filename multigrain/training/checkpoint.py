@@ -139,6 +139,8 @@ def _difference(old: object, new: object, name: str = "settings") -> str:
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         differences = (_difference(old[key], new[key], f"{name}.{key}") for key in old)
         return next((text for text in differences if text), "")
+    if isinstance(old, dict) and isinstance(new, dict):
+        return f"{name} has other settings: {', '.join(sorted(map(str, old.keys() ^ new.keys())))}"
     return "" if old == new else f"{name} was {old!r}, is {new!r}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -183,6 +183,9 @@ class TrainConfig:
 def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainConfig:
     """The settings of a YAML (or JSON) file.
 
+    A key `base` names another config, whose settings the file's own replace, one by one; stages are matched by their
+    place, and are as many as in the file.
+
     Args:
         name: a path, or the name of a file in multigrain/configs, without its suffix.
         overrides: as on a command line, applied to the file before it is read: ["--seed=1",
@@ -207,7 +210,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         return vars(parser.instantiate(parser.parse_object(values)))
 
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values: Any = _read(path, yaml.safe_load)
         for override in overrides:
             place, separator, value = override.removeprefix("--").partition("=")
             _require(override.startswith("--") and bool(separator), "override", "--name=value", override)
@@ -217,6 +220,27 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         return TrainConfig(**parsed(TrainConfig, values, {"data"}), data=data_class(**parsed(data_class, data, set())))
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"config {path}: {error}") from error
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """The values of a file over those of its base."""
+    values = parse(path.read_text(encoding="utf-8")) or {}
+    _require(isinstance(values, dict), "config", "settings by name", values)
+    base: object = values.pop("base", None)
+    if base is None:
+        return values
+    _require(isinstance(base, str) and base != path.stem, "base", "the name or path of another config", base)
+    return _over(_read(_find(str(base)), parse), values)
+
+
+def _over(old: Any, new: Any) -> Any:
+    """Nested settings, the new ones over the old ones; a class path replaces the class with its arguments."""
+    if not (isinstance(old, dict) and isinstance(new, dict)) or "class_path" in new:
+        return new
+    merged = {**old, **{name: _over(old[name], value) if name in old else value for name, value in new.items()}}
+    if isinstance(old.get("stages"), list) and isinstance(new.get("stages"), list):
+        merged["stages"] = [*map(_over, old["stages"], new["stages"]), *new["stages"][len(old["stages"]) :]]
+    return merged
 
 
 def _set(values: Any, place: str, value: object) -> None:

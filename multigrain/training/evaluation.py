@@ -212,10 +212,11 @@ def metrics_by_grain(
     scores: dict[str, Tensor], protocol: str = "diagonal", targets: Tensor | None = None
 ) -> dict[str, RetrievalMetrics]:
     """R@1/5/10, MdR and MnR both ways, of every matrix; `targets` has the video of each text, None: text i's is i."""
-    if protocol == "diagonal" and targets is not None:
-        if len(targets) != (videos := next(iter(scores.values())).shape[1]):
+    texts, videos = next(iter(scores.values())).shape
+    if protocol == "diagonal":
+        if texts != videos:
             raise ValueError(
-                f"protocol: expected one text a video under 'diagonal', got {len(targets)} texts and {videos} videos; "
+                f"protocol: expected one text a video under 'diagonal', got {texts} texts and {videos} videos; "
                 f"'all_captions' and 'group_max' are for more"
             )
         targets = None

@@ -24,7 +24,7 @@ from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
 from . import checkpoint
 from .checkpoint import MetricsLog, Position
-from .config import OptimizerConfig, StageConfig, TrainConfig
+from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, batches, loading
 from .evaluation import evaluate
 from .objectives import make_objective
@@ -110,6 +110,7 @@ class _Run:
         self.device = _device(config.device)
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
+        _check_size(config, self.model)
         self.optimizer: torch.optim.Optimizer | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken: dict[str, None] = {}  # in order, each once
@@ -258,6 +259,11 @@ def make_optimizer(model: XCLIP, config: OptimizerConfig) -> torch.optim.Optimiz
 
 
 _UNDECAYED = ("position", "pos_embed", "class_embedding", "bilinear", "inner_", "outer_")
+
+
+def _check_size(config: TrainConfig, model: XCLIP) -> None:
+    if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
+        raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
 
 
 def _device(name: str) -> torch.device:

@@ -136,6 +136,23 @@ def test_one_string_is_no_list():
         word_tower()("red ball")
 
 
+def test_token_ids_are_not_for_a_vocabulary_of_words():
+    with pytest.raises(TypeError, match="expected a list of strings, got Tensor"):
+        word_tower()(torch.zeros(1, 2, dtype=torch.long))  # type: ignore[arg-type]
+
+
+def test_the_size_of_the_frames_is_known_and_blank_ones_are_zeros_to_the_model():
+    assert TimmTower(VIT, 8, TINY).size == 16
+    assert TimmTower("resnet10t", 8).size == 176
+    tower = TimmTower("resnet10t", 8, mean=None, std=None)
+    assert tower.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    seen: list[torch.Tensor] = []
+    tower.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    tower.eval()(tower.blank(torch.zeros(2, 3, 32, 48, dtype=torch.uint8)))
+    assert seen[0].shape == (1, 3, 32, 48)
+    assert (seen[0] == 0).all()
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="heads: expected a divisor of width 16, got 3"):
         Transformer(16, 1, 3)

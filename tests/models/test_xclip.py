@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ import torch
 from torch import Tensor
 
 import multigrain as mg
-from multigrain.models import XCLIP, GrainConfig, ModelConfig, TemporalConfig, TextConfig, VisionConfig
+from multigrain.models import (
+    XCLIP,
+    FeatureTower,
+    GrainConfig,
+    ModelConfig,
+    TemporalConfig,
+    TemporalLSTM,
+    TextConfig,
+    VisionConfig,
+)
 from multigrain.models.config import build_from_spec
 
 CONFIG = ModelConfig(
@@ -144,6 +154,65 @@ def test_forward_is_the_loss_of_the_scores(video: tuple[Tensor, Tensor]):
     torch.testing.assert_close(model(SENTENCES, *video, ids=ids), model.criterion(scores, ids))
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_features_that_were_computed_before_take_the_towers_place(video: tuple[Tensor, Tensor], masked: bool):
+    model = build(masked=masked)
+    cached = XCLIP(
+        FeatureTower(8), FeatureTower(8, 8), model.temporal, model.scorer, model.criterion, masked=masked, max_frames=4
+    ).eval()
+    text = model.text(SENTENCES)
+    frames = model.vision(video[0].flatten(0, 1)).unflatten(0, (2, 4))
+    assert torch.equal(cached(text, frames), model(SENTENCES, video[0]))
+    index = torch.tensor([[0, 3, 1, 2], [2, 0, 1, 1]])
+    torch.testing.assert_close(
+        cached.encode_video(frames[0], video[1], index)["video"].features,
+        cached.encode_video(frames[0][index], video[1])["video"].features,
+    )
+    if masked:
+        torch.testing.assert_close(cached(text, frames, video[1]), model(SENTENCES, *video))
+    assert (cached.max_words, cached.max_frames, cached.vision.size) == (8, 4, 0)
+    assert cached.tower_parameters() == set()
+    with pytest.raises(ValueError, match="features: expected width 8, got 7"):
+        cached.encode_video(frames[..., :7])
+    with pytest.raises(ValueError, match=r"frames: expected shape \[B, N, D\].*, got \[2, 4, 3, 16, 16\]"):
+        cached.encode_video(video[0])
+    with pytest.raises(TypeError, match="expected features that were computed before, got the text 'a ball'"):
+        cached.text.words("a ball")
+    with pytest.raises(ValueError, match="expected a model made by a method of XCLIP"):
+        cached.save_pretrained("nowhere")
+
+
+def test_an_lstm_may_be_the_temporal_encoder(video: tuple[Tensor, Tensor], tmp_path: Path):
+    model = build(temporal=TemporalConfig(kind="lstm", max_frames=4))
+    assert isinstance(model.temporal, TemporalLSTM)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(XCLIP.from_pretrained(tmp_path)(SENTENCES, *video), model(SENTENCES, *video))
+
+
+def test_without_masks_the_content_of_padding_does_not_matter(video: tuple[Tensor, Tensor]):
+    model, (frames, mask) = build(masked=False), video
+    spoiled = torch.where(mask[:, :, None, None, None], frames, float("nan"))
+    grey = torch.where(mask[:, :, None, None, None], frames, 0.5)
+    raw = model.vision(grey.flatten(0, 1)).unflatten(0, (2, 4))
+    torch.testing.assert_close(model.encode_video(spoiled, mask)["frame"].features, raw)
+
+
+def test_a_model_from_scratch_needs_its_words():
+    with pytest.raises(ValueError, match="vocabulary: expected the words of the text tower"):
+        XCLIP.from_config(CONFIG)
+    model = build()
+    assert (model.max_words, model.max_frames, model.vision.size) == (8, 4, 16)
+    assert model.tower_parameters() == set()
+
+
+def test_weights_of_timm_are_not_looked_for_again(tmp_path: Path):
+    seen = ModelConfig.from_dict(dataclasses.asdict(CONFIG))
+    seen.vision.kwargs["pretrained"] = False
+    model = XCLIP.from_config(seen, WORDS)
+    assert model.config is not None
+    assert "pretrained" not in model.config.vision.kwargs
+
+
 def test_a_tiny_batch_can_be_learned_by_heart(video: tuple[Tensor, Tensor]):
     model = build(dropout=0.0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -185,6 +254,40 @@ def test_damaged_or_missing_files_are_named(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"config\.json: not the settings.*colour"):
         XCLIP.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_model_are_named(tmp_path: Path):
+    build().save_pretrained(tmp_path)
+    (tmp_path / "other").mkdir()
+    build(temporal=TemporalConfig(depth=0), dim=4).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors: a checkpoint of another.*13 missing .*2 other shapes"):
+        XCLIP.from_pretrained(tmp_path)
+
+
+def test_a_repository_of_the_hub_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub
+
+    model = build()
+    model.save_pretrained(tmp_path)
+    asked: list[str] = []
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked.append(repository)
+        if repository == "owner/nothing":
+            raise OSError("404\nnot found")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert torch.equal(XCLIP.from_pretrained("owner/model").logit_scale, model.logit_scale)
+    with pytest.raises(FileNotFoundError, match=r"none at owner/nothing, nor such a repository .* Hub: 404$"):
+        XCLIP.from_pretrained("owner/nothing")
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing in /no/such/folder"):
+        XCLIP.from_pretrained("/no/such/folder")
+    assert asked == ["owner/model", "owner/nothing"]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match="pip install huggingface_hub"):
+        XCLIP.from_pretrained("owner/model")
 
 
 def test_shapes_that_do_not_fit_are_named(video: tuple[Tensor, Tensor]):
