@@ -30,8 +30,8 @@ LAYERS = (
     {"scoring", "losses", "metrics", "hubness"},
 )
 CORE = set[str]().union(*LAYERS)
-LEAVES = {"cli", "commands", "data", "demo", "extract", "gallery", "interop", "models", "recipes", "report", "runs"}
-LEAVES |= {"search", "training", "viz"}
+LEAVES = {"cli", "collection", "commands", "data", "demo", "extract", "gallery", "interop", "models", "recipes"}
+LEAVES |= {"report", "runs", "search", "training", "viz"}
 KERNEL_USERS = {"kernels", "grains", "scorer"}
 CORE_PACKAGES = {"torch", "einops", "jaxtyping"}
 HEAVY = {"triton", "timm", "torchvision", "minigrid", "matplotlib", "transformers", "rich", "yaml"}
