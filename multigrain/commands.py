@@ -111,15 +111,20 @@ def run_extract(options: argparse.Namespace, _: list[str]) -> None:
             strict=options.strict,
             resume=not options.no_resume,
             progress=bars.counter("videos"),
+            model_path=options.model,
         )
     print(report)
 
 
 def run_search(options: argparse.Namespace, _: list[str]) -> None:
     """The best videos of a folder of features for a sentence."""
+    from .collection import Collection
     from .search import search
 
-    found = search(runs.load_model(options.model), options.sentence, options.features, k=options.k)
+    model = options.model or Collection.open(options.features).model_path
+    if model is None:
+        raise ValueError("model: expected --model, since the features do not say what they were made with")
+    found = search(runs.load_model(model), options.sentence, options.features, k=options.k)
     for place, result in enumerate(found, 1):
         grains = "  ".join(f"{name} {score:.3f}" for name, score in result.by_grain.items())
         print(f"{place:3}  {result.score:.4f}  {result.path}  {grains}")

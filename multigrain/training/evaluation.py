@@ -204,8 +204,10 @@ def _by_grain(scorer: MultiGrain, text: Features, video: Features, progress: Cou
         scores[grain.name] = score_matrix(grain, text, video, device="cpu")
         if progress is not None:
             progress(done, len(scorer.grains))
-    weighted = [float(weight) * matrix for weight, matrix in zip(scorer.weights, scores.values(), strict=True)]
-    return {**scores, ALL: torch.stack(weighted).sum(0)}
+    total = torch.zeros_like(next(iter(scores.values())))
+    for weight, matrix in zip(scorer.weights, scores.values(), strict=True):
+        total.add_(matrix, alpha=float(weight))
+    return {**scores, ALL: total}
 
 
 def metrics_by_grain(
