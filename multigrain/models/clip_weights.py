@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .tokenizer import CLIP_VOCABULARY, HuggingFaceTokenizer, Tokenizer, tokenizer_for
+from .towers import import_library
 
 OPENAI = "openai"
 _MARKERS = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's archives and nowhere else
@@ -69,7 +70,6 @@ def load_clip(
         ValueError: an unknown name, a file that is no CLIP, another activation than the architecture's, a
             kind of text tower that gives no word features.
     """
-    _open_clip()
     if isinstance(weights, nn.Module) or (isinstance(weights, str | Path) and Path(weights).is_dir()):
         from .huggingface import load_hugging_face
 
@@ -103,11 +103,11 @@ def build_clip(weights: ClipWeights) -> Any:
     """
     sizes = weights.architecture
     if weights.state is None:
-        return _open_clip().CLIP(**sizes)
+        return import_library("open_clip").CLIP(**sizes)
     # Random numbers for 150 million weights that are replaced at once would take seconds.
     lazy = "timm_model_name" not in sizes["vision_cfg"]
     with torch.device("meta" if lazy else "cpu"):
-        model = _open_clip().CLIP(**sizes)
+        model = import_library("open_clip").CLIP(**sizes)
     check_state(model.state_dict(), weights.state, "weights")
     model.load_state_dict(weights.state, assign=True)
     model.attn_mask = torch.full((model.context_length,) * 2, float("-inf")).triu_(1)  # no part of the state dict
@@ -198,9 +198,13 @@ def named_architecture(architecture: str | Mapping[str, Any] | None) -> dict[str
     if isinstance(architecture, Mapping):
         return {**architecture}
     name = str(architecture).replace("/", "-")
-    sizes = _open_clip().get_model_config(name) if name in _open_clip().list_models() else None
+    sizes = (
+        import_library("open_clip").get_model_config(name)
+        if name in import_library("open_clip").list_models()
+        else None
+    )
     if sizes is None:
-        similar = difflib.get_close_matches(name, _open_clip().list_models(), 5, 0.5)
+        similar = difflib.get_close_matches(name, import_library("open_clip").list_models(), 5, 0.5)
         raise ValueError(
             f"architecture: expected a name of open_clip, got {name!r}"
             + (f"; there are {', '.join(similar)}, ..." if similar else "; open_clip.list_models() has them all")
@@ -252,7 +256,7 @@ def _file_or_download(weights: str, architecture: Any) -> tuple[dict[str, Any], 
         if architecture not in (None, OPENAI) and isinstance(architecture, str):
             named_architecture(architecture)
             return _download(architecture.replace("/", "-"), weights, True)
-        if name not in _open_clip().list_models():
+        if name not in import_library("open_clip").list_models():
             if Path(weights).suffix or Path(weights).is_absolute():
                 raise FileNotFoundError(f"weights: expected a file, there is none at {weights}")
             named_architecture(name)  # which names similar ones
@@ -279,7 +283,7 @@ def _file_or_download(weights: str, architecture: Any) -> tuple[dict[str, Any], 
 
 def _download(name: str, tag: str, strict: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """open_clip's weights of a name and a tag; `strict`: the name must have their activation."""
-    open_clip = _open_clip()
+    open_clip = import_library("open_clip")
     found: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not found:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
@@ -314,13 +318,3 @@ def _supported(sizes: Mapping[str, Any]) -> None:
     odd += ["text_cfg.proj_bias"] * bool(text.get("proj_bias"))
     if odd:
         raise ValueError(f"architecture: expected CLIP's own text tower, got one with {', '.join(odd)}")
-
-
-def _open_clip() -> Any:
-    try:
-        import open_clip
-    except ImportError as error:
-        if error.name != "open_clip":
-            raise
-        raise ImportError('CLIP towers need open_clip: pip install "multigrain[models]"') from error
-    return open_clip

@@ -225,18 +225,17 @@ class XCLIP(nn.Module):
         if not frozen and self.config is not None and self.config.clip is not None:
             freeze(self.vision, self.config.clip)
 
-    def encode_text(self, sentences: Any, mask: Bool[Tensor, "b m"] | None = None) -> Features:
+    def encode_text(self, sentences: Any) -> Features:
         """Features(sentence [B, D], word [B, M, D] with its mask).
 
         Args:
-            sentences: a list of strings; for CLIP's tower also token ids [B, W], torch.long, for a FeatureTower
-                (sentence, words, mask).
-            mask: with token ids: True = a token; None = up to the highest id of each row.
+            sentences: a list of strings; for CLIP's tower also token ids [B, W], torch.long, or (ids, mask), see
+                ClipText.tokenize; for a FeatureTower (sentence, words, mask).
 
         Raises:
             TypeError, ValueError: something else, or a sentence without a word.
         """
-        sentence, words, real = self.text(sentences, mask)
+        sentence, words, real = self.text(sentences)
         return Features(sentence=sentence, word=(words, real if self.masked else None))
 
     def encode_video(
@@ -301,6 +300,8 @@ class XCLIP(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model.safetensors and config.json (settings and vocabulary) into a folder, made if need be.
+
+        A tokenizer of transformers is written beside them; one of your own kind is not.
 
         Raises:
             ImportError: safetensors is not installed.
