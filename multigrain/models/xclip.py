@@ -11,6 +11,7 @@ recogniser nor the package `x-clip`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,11 +28,12 @@ from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
 from .build import build_parts, freeze, is_timm_clip
 from .clip import ClipText
-from .clip_weights import ClipWeights, check_state, load_clip
+from .clip_weights import ClipWeights, load_clip
 from .config import ClipConfig, GrainConfig, ModelConfig, TemporalConfig, VisionConfig, four_grains, mixing_grains
 from .original import load_original, read_original, save_original
 from .pretrained import find_folder, read_settings, read_weights, write_folder
-from .tokenizer import HuggingFaceTokenizer, tokenizer_for
+from .state import check_state
+from .tokenizer import HuggingFaceTokenizer
 from .towers import FeatureTower, FrameTower, TextTower, WordTower
 
 FRAME_SOURCES = ("raw", "temporal")
@@ -138,11 +140,10 @@ class XCLIP(nn.Module):
         """
         if mixing and (grains is not None or aggregator != "aosm"):
             raise ValueError("mixing: expected X-CLIP's grains with AOSM, got other grains or another aggregator")
-        temporal = temporal or TemporalConfig(depth=4)
         loaded = load_clip(weights, architecture, tokenizer)
         config = ModelConfig(
             clip=ClipConfig(max_words=max_words, **clip),
-            temporal=TemporalConfig(temporal.depth, temporal.heads, max_frames, temporal.kind),
+            temporal=dataclasses.replace(temporal or TemporalConfig(depth=4), max_frames=max_frames),
             grains=mixing_grains(max_words, max_frames) if mixing else four_grains() if grains is None else grains,
             aggregator=aggregator,
             frame_source=frame_source,
@@ -327,12 +328,7 @@ class XCLIP(nn.Module):
             ValueError: settings or weights that are damaged or do not fit together.
         """
         folder = find_folder(place)
-        config, vocabulary = read_settings(folder)
-        weights = None
-        if config.clip is not None:
-            sizes: Any = config.clip.architecture
-            weights = ClipWeights(sizes, None, tokenizer_for(sizes["text_cfg"]["vocab_size"], folder / "tokenizer"))
-        model = cls._build(config, vocabulary, weights)
+        model = cls._build(*read_settings(folder))
         state = read_weights(folder)
         check_state(model.state_dict(), state, str(folder / "model.safetensors"))
         model.load_state_dict(state)
