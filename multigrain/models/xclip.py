@@ -250,25 +250,29 @@ class XCLIP(nn.Module):
         Args:
             frames: [B, N, 3, H, W], uint8 or floating in [0, 1]; or, with `index`, the distinct frames
                 [U, 3, H, W] of all videos, each encoded once. For a FeatureTower, [B, N, D] or [U, D].
-            mask: [B, N], True = a real frame; None = all. What padded frames hold is never read; where masks are
-                off, a frame of the mean colour stands in their place, as in the original.
+            mask: [B, N], True = a real frame; None = all. What padded frames hold is never read. Where masks are
+                off, videos are padded to max_frames with frames of the mean colour, as in the original: a score
+                would otherwise depend on the other videos of the batch.
             index: [B, N], the row of `frames` of each frame.
 
         Raises:
             ValueError: shapes that do not fit.
         """
-        one = "D" if isinstance(self.vision, FeatureTower) else "3, H, W"
-        ndim = one.count(",") + 1
+        axes = ["D"] if isinstance(self.vision, FeatureTower) else ["3", "H", "W"]
+        one, ndim = ", ".join(axes), len(axes)
         if index is None:
             _expect("frames", frames, f"[B, N, {one}] (or [U, {one}] with index)", 2 + ndim)
             index = torch.arange(frames.shape[0] * frames.shape[1], device=frames.device).view(frames.shape[:2])
             frames = frames.flatten(0, 1)
         _expect("frames", frames, f"[U, {one}] with index", 1 + ndim)
         _expect("index", index, "[B, N]", 2)
+        if mask is not None and mask.shape != index.shape:
+            raise ValueError(f"mask: expected shape {list(index.shape)}, got {list(mask.shape)}")
+        if not self.masked and (missing := self.max_frames - index.shape[1]) > 0:
+            mask = nn.functional.pad(torch.ones_like(index, dtype=torch.bool) if mask is None else mask, (0, missing))
+            index = nn.functional.pad(index, (0, missing))
         if mask is None:
             return self.video_features(self.vision(frames)[index])
-        if mask.shape != index.shape:
-            raise ValueError(f"mask: expected shape {list(index.shape)}, got {list(mask.shape)}")
         if not mask.any():
             raise ValueError("mask: expected a real frame in at least one video, got none")
         used, index = _compact(index, mask, len(frames))

@@ -288,6 +288,18 @@ def test_the_temporal_transformer_starts_from_the_text_s_first_layers(clip: Any,
     close(temporal(x), x + inside, 1e-4)  # the norms' eps differs
 
 
+def test_half_precision_on_the_way_changes_little(weights: Path, frames: Tensor):
+    model = build(weights, mixing=True)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    expected = model(CAPTIONS, frames, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(CAPTIONS, frames, mask)
+    assert loss.dtype == torch.float32
+    close(loss, expected, 0.05)
+    loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_one_config_builds_it_from_yaml_s_values(weights: Path, frames: Tensor):
     config = ModelConfig(
         clip=ClipConfig(str(weights), SIZES, max_words=14, frozen_layers=1),
