@@ -12,12 +12,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from . import __version__
-
-if TYPE_CHECKING:
-    from .demo import Run
 
 _EXPECTED = (ArithmeticError, ImportError, KeyError, OSError, TypeError, ValueError)
 
@@ -27,10 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
-    if overrides and options.command == "demo":
-        parser.error(f"demo takes no {overrides[0]}")
+    if overrides and options.command not in ("train", "evaluate"):
+        parser.error(f"{options.command} takes no {overrides[0]}")
     try:
-        options.run(options, overrides)
+        from . import commands  # here, for --help to answer at once
+
+        getattr(commands, f"run_{options.command}")(options, overrides)
     except KeyboardInterrupt:
         again = shlex.join(["multigrain", *(a for a in arguments if a != "--no-resume")])
         return _say(f"interrupted; what is done is kept, and this goes on from there: {again}", 130)
@@ -50,98 +49,84 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(
-        "multigrain", description="Video-text retrieval by many grains: train, evaluate, see why.", allow_abbrev=False
+        "multigrain",
+        description="Video-text retrieval by many grains: train, evaluate, search, see why.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"multigrain {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser(
+
+    def command(name: str, summary: str, description: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, allow_abbrev=False, description=description)
+
+    demo = command(
         "demo",
-        help="the whole job on pairs that it generates",
-        allow_abbrev=False,
-        description="Generate video-sentence pairs, train a small X-CLIP on them, evaluate, write a page of pictures.",
+        "the whole job on pairs that it generates",
+        "Generate video-sentence pairs, train a small X-CLIP on them, evaluate, write a page of pictures.",
     )
     demo.add_argument("--quick", action="store_true", help="much smaller, about a minute; much worse figures")
     demo.add_argument("--seed", type=_natural, default=0, help="of the worlds, the split and the training (default 0)")
-    demo.set_defaults(run=_demo)
-    train = commands.add_parser(
-        "train",
-        help="train a model from a config",
-        allow_abbrev=False,
-        description=f"Train from a YAML config. {_OVERRIDES}",
-    )
-    train.set_defaults(run=_train)
-    evaluate = commands.add_parser(
+    _prepare_options(command("prepare", "a manifest from a data set's annotation files", _PREPARE))
+    train = command("train", "train a model from a config", f"Train from a YAML config. {_OVERRIDES}")
+    evaluate = command(
         "evaluate",
-        help="evaluate what `train` left, with pictures",
-        allow_abbrev=False,
-        description=f"Evaluate the model in OUT on the test split and write the page. {_OVERRIDES}",
+        "evaluate what `train` left, a checkpoint, or saved features",
+        f"Evaluate the model in OUT, or --model, on the test split of the config; or --text and --video features that "
+        f"Features.save wrote. {_OVERRIDES}",
     )
-    evaluate.set_defaults(run=_evaluate)
-    names = "a YAML file, or the name of a config of the package: demo"
+    names = "a YAML file, or the name of a config of the package"
     train.add_argument("--config", required=True, help=names)
     evaluate.add_argument("--config", help=f"{names} (default OUT/config.json, which `train` wrote)")
-    for command in (demo, train):
-        command.add_argument("--no-resume", action="store_true", help="start anew, whatever OUT holds")
-    for command in (demo, train, evaluate):
-        command.add_argument("--out", type=Path, help="folder of the run (default runs/NAME)")
-        command.add_argument("--cache", help="folder of the generated pairs (default: that of the config)")
-        command.add_argument("--workers", type=_positive, help="processes that generate pairs (default: one per core)")
+    for made in (demo, train):
+        made.add_argument("--no-resume", action="store_true", help="start anew, whatever OUT holds")
+    for made in (demo, train, evaluate):
+        made.add_argument("--out", type=Path, help="folder of the run (default runs/NAME)")
+        made.add_argument("--cache", help="folder of the generated pairs (default: that of the config)")
+        made.add_argument("--workers", type=_positive, help="processes that generate pairs (default: one per core)")
+    evaluate.add_argument("--model", help=f"{_MODEL} (default: that of OUT)")
+    evaluate.add_argument("--text", help="a file of text features")
+    evaluate.add_argument("--video", help="a file of video features")
+    evaluate.add_argument("--targets", help="with --text: a JSON list, the video of each text, counted from 0")
+    evaluate.add_argument("--protocol", default="diagonal", help="with --text: diagonal, all_captions or group_max")
+    _extract_options(
+        command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
+    )
+    search = command("search", "find videos by a sentence", "Print the best videos of a folder of features.")
+    search.add_argument("sentence")
+    search.add_argument("--in", dest="features", type=Path, required=True, help="folder that `extract` wrote")
+    search.add_argument("--model", help=f"{_MODEL} (default: that of the features)")
+    search.add_argument("-k", type=_positive, default=10, help="how many (default 10)")
     return parser
 
 
+_MODEL = "folder of a model or of a run, or a checkpoint of X-CLIP's code or of CLIP"
 _OVERRIDES = "Any setting of the config may follow: --seed=1 --model.frame_source=raw --data.pairs=2000"
+_PREPARE = (
+    "Read the annotation files of a data set as CLIP4Clip and X-CLIP use them, find its videos, write a manifest."
+)
 
 
-def _demo(options: argparse.Namespace, _: list[str]) -> None:
-    from .demo import demo
-
-    out: Path = options.out or Path("runs", "demo-quick" if options.quick else "demo")
-    page = demo(
-        out,
-        quick=options.quick,
-        seed=options.seed,
-        workers=options.workers,
-        cache=options.cache,
-        resume=not options.no_resume,
-    )
-    print(f"Open {page}")
+def _prepare_options(prepare: argparse.ArgumentParser) -> None:
+    prepare.add_argument("name", help="msrvtt, msvd, lsmdc, didemo or activitynet")
+    prepare.add_argument("--annotations", type=Path, required=True, help="folder of the annotation files")
+    prepare.add_argument("--videos", type=Path, required=True, help="folder of the videos")
+    prepare.add_argument("--out", type=Path, required=True, help="the manifest to write")
+    prepare.add_argument("--variant", help="of the split: 9k or 7k for msrvtt")
+    prepare.add_argument("--val", type=_natural, help="training videos to validate on, where there is no such split")
+    prepare.add_argument("--seed", type=_natural, default=0, help="of their choice (default 0)")
+    prepare.add_argument("--strict", action="store_true", help="stop at the first clip without a video file")
 
 
-def _train(options: argparse.Namespace, overrides: list[str]) -> None:
-    from . import demo
-
-    run = _run(options, overrides)
-    demo.fit(run, demo.generate(run))
-    print(f"Time: {run.clock}")
-    print(f"Trained {run.out / 'model'}; next: {shlex.join(['multigrain', 'evaluate', '--out', str(run.out)])}")
-
-
-def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
-    from . import demo
-
-    run = _run(options, overrides)
-    run, model = demo.restore(run)
-    data = demo.generate(run)
-    print(f"Open {demo.show(run, model, data, demo.evaluate(run, model, data))}")
-
-
-def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
-    """The run that a command line describes, checked."""
-    from . import demo, training
-
-    if options.config is None:
-        if options.out is None:
-            raise ValueError("expected --config, --out or both")
-        options.config = str(options.out / "config.json")
-    if options.cache is not None:
-        overrides = [*overrides, f"--data.cache={options.cache}"]
-    config = training.load_config(options.config, overrides)
-    name = Path(options.config).stem if options.out is None else options.out.name
-    resume = not getattr(options, "no_resume", False)
-    source = demo.config_text(options.config) + "".join(f"# {override}\n" for override in overrides)
-    run = demo.Run(config, options.out or Path("runs", name), source, options.workers, resume, f"multigrain {name}")
-    demo.check(run)
-    return run
+def _extract_options(extract: argparse.ArgumentParser) -> None:
+    extract.add_argument("videos", nargs="+", help="video files, or folders of them")
+    extract.add_argument("--model", required=True, help=_MODEL)
+    extract.add_argument("--out", type=Path, required=True, help="folder to write")
+    extract.add_argument("--fps", type=float, default=1.0, help="candidate frames per second (default 1)")
+    extract.add_argument("--max-frames", type=_positive, help="frames of a video (default: the model's)")
+    extract.add_argument("--batch-size", type=_positive, default=16, help="videos at a time (default 16)")
+    extract.add_argument("--workers", type=_positive, help="threads that decode (default 2)")
+    extract.add_argument("--strict", action="store_true", help="stop at the first video that cannot be read")
+    extract.add_argument("--no-resume", action="store_true", help="start anew, whatever OUT holds")
 
 
 def _natural(text: str) -> int:

@@ -30,7 +30,8 @@ LAYERS = (
     {"scoring", "losses", "metrics", "hubness"},
 )
 CORE = set[str]().union(*LAYERS)
-LEAVES = {"cli", "data", "demo", "gallery", "interop", "models", "recipes", "report", "training", "viz"}
+LEAVES = {"cli", "commands", "data", "demo", "extract", "gallery", "interop", "models", "recipes", "report", "runs"}
+LEAVES |= {"search", "training", "viz"}
 KERNEL_USERS = {"kernels", "grains", "scorer"}
 CORE_PACKAGES = {"torch", "einops", "jaxtyping"}
 HEAVY = {"triton", "timm", "torchvision", "minigrid", "matplotlib", "transformers", "rich", "yaml"}

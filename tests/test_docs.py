@@ -6,14 +6,18 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import multigrain as mg
+from multigrain import training
+from multigrain.models.config import mixing_grains
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,6 +32,26 @@ def test_fences_of_a_page_run(page: Path, tmp_path: Path) -> None:
     script.write_text("\n".join(FENCE.findall(page.read_text())))
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_commands_and_settings_of_the_guide_are_read() -> None:
+    """Every `multigrain train` of the page and each setting that it tells to append."""
+    page = (ROOT / "docs/guides/reproduce.md").read_text()
+    commands = [shlex.split(line)[2:] for line in page.splitlines() if line.startswith("multigrain train")]
+    assert len(commands) == 1
+    name, *overrides = [word for word in commands[0] if not word.startswith("runs/") and word not in ("--config", "--out")]
+    appended = [shlex.split(setting) for setting in re.findall(r"`(--(?:model|stages|precision)[^`]*)`", page)]
+    assert len(appended) >= 14
+    for settings in [overrides, *appended]:
+        config = training.load_config(name, settings)
+        assert config.model.scorer() is not None
+    configs = set(re.findall(r"`(xclip_\w+_b\d\d)`", page))
+    assert len(configs) == 10
+    for config in configs:
+        assert training.load_config(config).stages[0].optimizer.tower_learning_rate == 1e-7
+    [grains] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    settings = [f"--model.grains={yaml.safe_load(grains)['model']['grains']}"]
+    assert training.load_config(name, settings).model.grains == mixing_grains(32, 12)
 
 
 def test_docstring_examples_run() -> None:

@@ -17,12 +17,11 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 try:
@@ -33,21 +32,9 @@ except ImportError as error:
 
 from .babyai_cache import Shard, ShardId, Stream, load_shards, shards_for
 from .babyai_render import render
+from .batch import Batch, equal_ids
 
-__all__ = ["BabyAI", "Batch", "Rollouts", "load", "render", "split_by_sentence"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a training step takes: every view once, and where it goes."""
-
-    frames: UInt8[Tensor, "views 3 56 56"]
-    """the batch's distinct views, rendered"""
-    index: Int[Tensor, "items frames"]
-    """the view of every frame; a padded slot repeats the item's last view"""
-    mask: Bool[Tensor, "items frames"]
-    """True = a real frame"""
-    sentences: list[str]
+__all__ = ["BabyAI", "Rollouts", "load", "render", "split_by_sentence"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +48,19 @@ class Rollouts:
     """[total_steps] row of ``views`` at every step, one rollout after another"""
     offsets: NDArray[np.int64]
     """[N + 1] rollout i is ``steps[offsets[i] : offsets[i + 1]]``"""
+    ids: Tensor = field(init=False)
+    """[N] the same integer for the same sentence: its videos are positives of each other"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", equal_ids(self.sentences))
 
     def __len__(self) -> int:
         return len(self.sentences)
+
+    @property
+    def names(self) -> list[str]:
+        """[N] rollouts have no name but their place."""
+        return [str(i) for i in range(len(self))]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -105,8 +102,11 @@ class Rollouts:
         rows, mask = self.sample([index], max_frames)
         return np.moveaxis(render(self.views[rows[0][mask[0]]]), 1, -1)
 
-    def batch(self, indices: Sequence[int], max_frames: int = 12) -> Batch:
-        """The rollouts at ``indices`` for an encoder; see `sample` for which frames and `Batch` for the layout."""
+    def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
+        """The rollouts at ``indices`` for an encoder, sampled as in `sample`: chance, and so ``seed``, has no part.
+
+        A padded slot repeats the item's last view.
+        """
         rows, mask = self.sample(indices, max_frames)
         distinct, index = np.unique(rows, return_inverse=True)
         return Batch(
@@ -114,6 +114,7 @@ class Rollouts:
             torch.from_numpy(index.reshape(rows.shape)),
             torch.from_numpy(mask),
             [self.sentences[i] for i in indices],
+            self.ids[list(indices)],
         )
 
 

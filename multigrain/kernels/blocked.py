@@ -95,14 +95,12 @@ def backward(grad: Tensor, query: Operand, candidate: Operand, spec: Spec) -> Gr
             parts = [_outer(level, tile, spec)[1] * g for level in levels]
             for level, side, block, total in zip(levels, (a, b), (tile.block, column.block), by_weights, strict=False):
                 if total is not None:
-                    side.add(total, block, _by_weights(level, g, tile))
+                    side.add(total, block, _by_weights(level, g, tile), factor)
             dx = _by_similarity(tile, levels, parts, spec)
-            a.add(by_query, tile.block, tile.layout.by_query(dx, column.c))
+            a.add(by_query, tile.block, tile.layout.by_query(dx, column.c), factor * a.scale)
             tile.layout.add_by_candidate(dc, dx, tile.q)
-        b.add(by_candidate, column.block, dc)
-    by_query_weights, by_candidate_weights = (None if total is None else total * factor for total in by_weights)
-    by_query, by_candidate = a.through_norm(by_query, factor), b.through_norm(by_candidate, factor)
-    return Gradients(by_query, by_candidate, by_query_weights, by_candidate_weights)
+        b.add(by_candidate, column.block, dc, factor)
+    return Gradients(a.through_norm(by_query), b.through_norm(by_candidate), *by_weights)
 
 
 def _columns(query: Side, candidate: Side, spec: Spec) -> Iterator[Column]:

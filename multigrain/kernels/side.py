@@ -55,10 +55,16 @@ class Side:
             length = self.lengths[start]
             size = max(1, tokens // length)
             size = min(size - size % multiple if size > multiple else size, total - start)
+            # Where items soon get much shorter, smaller blocks pad less; each still has enough to do.
+            while size >= 2 * multiple and size * length > tokens // 8 and self._shrinks(start, size):
+                size = max(size // 2 - size // 2 % multiple, multiple)
             items = slice(start, start + size) if self.order is None else self.order[start : start + size]
             ragged = self.order is not None and self.lengths[start + size - 1] < length
             yield Block(items, size, length, ragged)
             start += size
+
+    def _shrinks(self, start: int, size: int) -> bool:
+        return 4 * self.lengths[start + size - 1] < 3 * self.lengths[start]
 
     def read(self, block: Block) -> Tensor:
         """[size, length, D] of a block: a view where nothing has to be done to the given tensor."""
@@ -74,15 +80,15 @@ class Side:
         mask = self._take(self.counted, block) if block.ragged and self.counted is not None else None
         return mask, None if self.given.weights is None else self._take(self.given.weights, block)
 
-    def add(self, total: Tensor, block: Block, part: Tensor) -> None:
-        """total [B, L, ...] += part [size, length, ...] of a block."""
+    def add(self, total: Tensor, block: Block, part: Tensor, factor: Tensor) -> None:
+        """total [B, L, ...] += factor * part [size, length, ...] of a block."""
         if isinstance(block.items, slice):
-            total[block.items, : block.length] += part
+            total[block.items, : block.length].addcmul_(part, factor)
         elif self.slots is None:
-            total[block.items, : block.length] = total[block.items, : block.length] + part
+            total[block.items, : block.length] = total[block.items, : block.length].addcmul_(part, factor)
         else:
             index = (block.items[:, None], self.slots[block.items, : block.length])
-            total[index] = total[index] + part
+            total[index] = total[index].addcmul_(part, factor)
 
     def _take(self, x: Tensor, block: Block) -> Tensor:
         if isinstance(block.items, slice):
@@ -91,13 +97,13 @@ class Side:
             return x[block.items, : block.length]
         return x[block.items[:, None], self.slots[block.items, : block.length]]
 
-    def through_norm(self, gradient: Tensor, factor: Tensor) -> Tensor:
-        """From the gradient by the read tokens, in place, to `factor` times that by the given ones, in their dtype.
+    def through_norm(self, gradient: Tensor) -> Tensor:
+        """From the gradient by tokens of length 1, in place, to that by the given ones, in their dtype.
 
-        y = s x / |x|:  dx = s (dy - u <u, dy>) / |x|, u = x / |x|; some items at a time, to copy no more than those.
+        u = x / |x|:  dx = (du - u <u, du>) / |x|; some items at a time, to copy no more than those.
         """
         if self.reciprocal is None:
-            return gradient.mul_(factor * self.scale).to(self.given.x.dtype)
+            return gradient.to(self.given.x.dtype)
         step = max(1, _CHUNK // gradient[0].numel())
         for rows in (slice(i, i + step) for i in range(0, len(gradient), step)):
             g, r = gradient[rows], self.reciprocal[rows].unsqueeze(-1)
@@ -105,7 +111,7 @@ class Side:
             if self.given.mask is not None:
                 x = torch.where(self.given.mask[rows].unsqueeze(-1), x, 0.0)
             unit = x * r
-            g.addcmul_(unit, (unit * g).sum(-1, keepdim=True), value=-1).mul_(r * (factor * self.scale))
+            g.addcmul_(unit, (unit * g).sum(-1, keepdim=True), value=-1).mul_(r)
         return gradient.to(self.given.x.dtype)
 
 

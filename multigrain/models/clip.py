@@ -181,19 +181,19 @@ class ClipText(nn.Module):
         return ids, end.to(ids.device)
 
 
-def freeze_layers(tower: nn.Module, layers: int) -> None:
+def freeze_layers(tower: nn.Module, layers: int | None) -> None:
     """Keep the embeddings and the first layers of a transformer tower as they are, and let the rest train.
 
     Args:
         tower: CLIP's vision or text, or a vision transformer of timm.
-        layers: how many; all of them where there are fewer. The last norm and the projection always train. 0 freezes
-            nothing, not even the embeddings.
+        layers: how many; all of them where there are fewer. The last norm and the projection always train. None
+            freezes nothing, not even the embeddings.
 
     Raises:
         ValueError: the tower has no numbered layers.
     """
     tower.requires_grad_(True)
-    if layers == 0:
+    if layers is None:
         return
     numbers = {name: _LAYER.search(name) for name, _ in tower.named_parameters()}
     if not any(numbers.values()):

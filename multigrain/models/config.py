@@ -48,7 +48,8 @@ class ClipConfig:
         include_bos, include_eos: whether the first and the last token of a caption are among its words, as in the
             code of X-CLIP. CLIP's first token says nothing about the caption.
         frozen: keep both towers as they are.
-        frozen_layers: keep the embeddings and so many layers of each tower as they are; 0 = train all.
+        frozen_layers: keep the embeddings and so many layers of each tower as they are; 0: the embeddings alone, as
+            the scripts of X-CLIP do; None = train all.
         grad_checkpointing: compute activations again in the backward pass rather than keep them.
 
     Raises:
@@ -62,13 +63,13 @@ class ClipConfig:
     include_bos: bool = True
     include_eos: bool = True
     frozen: bool = False
-    frozen_layers: int = 0
+    frozen_layers: int | None = None
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.max_words < 2:
             raise ValueError(f"max_words: expected at least 2 (the first and the last token), got {self.max_words}")
-        if self.frozen_layers < 0:
+        if self.frozen_layers is not None and self.frozen_layers < 0:
             raise ValueError(f"frozen_layers: expected at least 0, got {self.frozen_layers}")
 
 
@@ -127,7 +128,7 @@ def mixing_grains(max_words: int, max_frames: int) -> list[GrainConfig]:
     """X-CLIP's four grains with the eight learned matrices of its code (not of its paper)."""
 
     def aosm(**tokens: int) -> dict[str, Any]:
-        return {"class_path": "aosm", "init_args": tokens}
+        return {"class_path": "multigrain.AOSM", "init_args": tokens}
 
     return [
         GrainConfig("sentence", "video", bilinear=True),

@@ -37,6 +37,15 @@ MATRICES = {
 _POSITIONS, _BLOCKS, _LSTM = "frame_position_embeddings.weight", "transformerClip.resblocks", "lstm_visual"
 
 
+def is_original(path: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint is one of X-CLIP's code, rather than of CLIP.
+
+    Raises:
+        FileNotFoundError, ValueError: no file, or not a checkpoint.
+    """
+    return MATRICES.keys() <= read_state(path)[0].keys()
+
+
 def read_original(path: str | os.PathLike[str], masked: bool) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The settings that a checkpoint of the original implies, and its state dict in fp32.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import viz
 from ..grains import Grain
-from ..training import checkpoint
+from ..training import Evaluation, checkpoint, encode
 from . import examples, tables
 from .explain import explain
 from .page import Report, figure_png, render
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..data.babyai import BabyAI
-    from ..demo import Evaluation, Run
     from ..models import XCLIP
+    from ..runs import Run
 
 POINTS = 120  # of a loss curve
 
@@ -67,7 +67,10 @@ def write_pictures(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation)
 
 def pair(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation, text: int, video: int) -> Figure:
     """The picture of one test sentence against one test video."""
-    query, candidate = evaluation.text[text], evaluation.video[video]
+    query, candidate = (
+        encode(model, data.test, [text], run.max_frames)[0],
+        encode(model, data.test, [video], run.max_frames)[1],
+    )
     parts = explain(model.scorer, query, candidate)
     frames, words = data.test.frames(video, run.max_frames), model.text.words(data.test.sentences[text])
     by_sides = {(part.query, part.candidate): part for part in parts.values()}
@@ -163,7 +166,7 @@ def _settings(run: Run, model: XCLIP, data: BabyAI) -> dict[str, str]:
         "pairs": f"{len(data.train):,} for training, {len(data.val):,} for validation, {len(data.test):,} for the "
         f"test, {len(data.single):,} single actions for the towers",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "seed": f"{config.seed} (pairs {config.data.seed})",
+        "seed": f"{config.seed} (pairs {data.metadata['seed']})",
         **({"chosen how": run.chosen} if run.chosen else {}),
         "time": str(run.clock),
         "machine": f"{environment['cores']} cores, {environment['platform']}, torch {environment['versions']['torch']}",

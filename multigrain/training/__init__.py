@@ -3,19 +3,21 @@
 config = training.load_config("demo")
 data = training.load_data(config.data)
 model = training.train(config, data, "runs/demo")
-training.evaluate(model, data.test)["all"]["t2v"]["R@1"]
+training.evaluate(model, data.test).metrics["all"]["t2v"]["R@1"]
 """
 
 from __future__ import annotations
 
-from .config import DataConfig, OptimizerConfig, StageConfig, TrainConfig, load_config
+from .config import BabyAIConfig, ClipsConfig, OptimizerConfig, StageConfig, TrainConfig, load_config
 from .data import Data, Pairs, load_data
-from .evaluation import encode, evaluate, metrics_by_grain, scores_by_grain
+from .evaluation import Evaluation, encode, evaluate, evaluate_features, metrics_by_grain, protocol_of, scores_by_grain
 from .loop import Progress, train
 
 __all__ = [
+    "BabyAIConfig",
+    "ClipsConfig",
     "Data",
-    "DataConfig",
+    "Evaluation",
     "OptimizerConfig",
     "Pairs",
     "Progress",
@@ -23,9 +25,11 @@ __all__ = [
     "TrainConfig",
     "encode",
     "evaluate",
+    "evaluate_features",
     "load_config",
     "load_data",
     "metrics_by_grain",
+    "protocol_of",
     "scores_by_grain",
     "train",
 ]

@@ -7,6 +7,7 @@ import os
 import pickle
 import platform
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,7 +18,8 @@ import torch
 
 from .config import TrainConfig
 
-_PLACE_ONLY = ("device", "checkpoint_seconds")  # settings that may change between a run and its resumption
+# Settings that may change between a run and its resumption.
+_PLACE_ONLY, _PLACES = ("device", "checkpoint_seconds", "workers"), ("cache", "manifest")
 
 
 class Position(NamedTuple):
@@ -52,6 +54,22 @@ def write_json(path: Path, values: object) -> None:
     partial.replace(path)
 
 
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """One line each, in place of what was there."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    partial.replace(path)
+
+
+def add_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append those lines that the file does not have."""
+    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if new := [line for line in lines if line not in known]:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in new)
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Tensors and plain values, in place of the checkpoint before."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -79,7 +97,7 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def comparable(config: TrainConfig) -> dict[str, Any]:
     """The settings that a resumed run must share."""
     values = {name: value for name, value in asdict(config).items() if name not in _PLACE_ONLY}
-    return {**values, "data": {name: value for name, value in values["data"].items() if name != "cache"}}
+    return {**values, "data": {name: value for name, value in values["data"].items() if name not in _PLACES}}
 
 
 def environment() -> dict[str, Any]:
@@ -108,9 +126,7 @@ class MetricsLog:
         """Drop the lines that a resumed run will write again."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         kept = [line for line in lines if tuple(json.loads(line)["position"]) <= position]
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_lines(self.path, kept)
 
     def write(self, position: Position, values: dict[str, Any]) -> None:
         """Append one line."""
@@ -123,6 +139,8 @@ def _difference(old: object, new: object, name: str = "settings") -> str:
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         differences = (_difference(old[key], new[key], f"{name}.{key}") for key in old)
         return next((text for text in differences if text), "")
+    if isinstance(old, dict) and isinstance(new, dict):
+        return f"{name} has other settings: {', '.join(sorted(map(str, old.keys() ^ new.keys())))}"
     return "" if old == new else f"{name} was {old!r}, is {new!r}"
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..metrics import PROTOCOLS
 from ..models import ModelConfig
 
 TASKS = ("frames", "videos")
+STRATEGIES = ("uniform", "head", "random", "segment")
+PRECISIONS = ("fp32", "bf16", "fp16")
+SCALE_GROUPS = ("rest", "towers")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class BabyAIConfig:
     """BabyAI pairs: see multigrain.data.babyai.load. `cache` is the folder of the generated rollouts."""
 
     cache: str = "runs/data"
@@ -27,11 +31,45 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class ClipsConfig:
+    """Videos and captions of a manifest: see multigrain.data.manifest.
+
+    Args:
+        manifest: its file; videos are found relative to it.
+        protocol: of the evaluation: "diagonal", "all_captions" or "group_max" (see multigrain.retrieval_metrics).
+        fps: candidate frames per second, of which a stage takes at most its max_frames.
+        strategy: which of them: "uniform", "head", "random" or "segment" (see multigrain.data.video.sample); chance
+            has a part in training alone.
+        size: side of a frame in pixels, that of the frame tower.
+        strict: stop at the first video that cannot be read; otherwise it is reported and its pairs are left out.
+
+    Raises:
+        ValueError: a value out of range; its name is given.
+    """
+
+    manifest: str
+    protocol: str = "diagonal"
+    fps: float = 1.0
+    strategy: str = "uniform"
+    size: int = 224
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.protocol in PROTOCOLS, "protocol", f"one of {', '.join(PROTOCOLS)}", self.protocol)
+        _require(self.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}", self.strategy)
+        _require(self.fps > 0, "fps", "a number above 0", self.fps)
+        _require(self.size >= 1, "size", "a positive integer", self.size)
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW under a linear warm-up and a cosine to zero, both by step.
 
     Args:
         learning_rate: at the top.
+        tower_learning_rate: that of the encoders of frames and words; None: the same.
+        logit_scale_group: "rest" trains the logit scale at learning_rate, "towers" at that of the towers (as
+            X-CLIP's code).
         weight_decay: of matrices; vectors, positions, mixing and bilinear matrices have none.
         betas: of AdamW.
         warmup: the share of the steps, in [0, 1), in which the rate rises.
@@ -42,6 +80,8 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 1e-3
+    tower_learning_rate: float | None = None
+    logit_scale_group: str = "rest"
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = 0.1
@@ -50,6 +90,14 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip_norm"):
             _require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        tower = self.tower_learning_rate
+        _require(tower is None or tower > 0, "tower_learning_rate", "a number above 0", tower)
+        _require(
+            self.logit_scale_group in SCALE_GROUPS,
+            "logit_scale_group",
+            " or ".join(SCALE_GROUPS),
+            self.logit_scale_group,
+        )
         _require(self.weight_decay >= 0, "weight_decay", "a number of at least 0", self.weight_decay)
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
         _require(0 <= self.warmup < 1, "warmup", "a share in [0, 1)", self.warmup)
@@ -94,31 +142,49 @@ class TrainConfig:
     """All settings of a run.
 
     Args:
-        validation_pairs: how many validation pairs are scored after each epoch of a "videos" stage; 0 = none.
+        validation_pairs: how many validation videos, each with its first sentence, are scored after each epoch of a
+            "videos" stage; 0 = none.
         checkpoint_seconds: a checkpoint is written at the first step after so many seconds, and after each epoch.
         device: "cpu", "cuda", ..., or "auto": CUDA where there is one.
+        precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
+            loss are always computed in fp32.
+        workers: processes that read batches ahead; 0: none.
 
     Raises:
         ValueError: no stage, or a value out of range; its name is given.
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: BabyAIConfig | ClipsConfig = field(default_factory=BabyAIConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     stages: list[StageConfig] = field(default_factory=list[StageConfig])
     seed: int = 0
     validation_pairs: int = 250
     checkpoint_seconds: float = 20.0
     device: str = "auto"
+    precision: str = "fp32"
+    workers: int = 0
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         _require(len(names) > 0, "stages", "at least one stage", names)
         _require(len(set(names)) == len(names), "stages", "distinct names", names)
         _require(self.validation_pairs >= 0, "validation_pairs", "at least 0", self.validation_pairs)
+        _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        _require(self.workers >= 0, "workers", "at least 0", self.workers)
+        frozen = [stage.name for stage in self.stages if stage.freeze_vision]
+        _require(
+            isinstance(self.data, BabyAIConfig) or not frozen,
+            "freeze_vision",
+            "false with a manifest, whose frames do not fit into memory (the model's own settings freeze towers)",
+            f"true in stage {', '.join(frozen)}",
+        )
 
 
 def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainConfig:
     """The settings of a YAML (or JSON) file.
+
+    A key `base` names another config, whose settings the file's own replace, one by one; stages are matched by their
+    place, and are as many as in the file.
 
     Args:
         name: a path, or the name of a file in multigrain/configs, without its suffix.
@@ -137,18 +203,44 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         from jsonargparse import ArgumentError, ArgumentParser
     except ImportError as error:
         raise ImportError('reading a config needs jsonargparse: pip install "multigrain[cli]"') from error
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainConfig)
+
+    def parsed(cls: type, values: Any, skip: set[str | int]) -> dict[str, Any]:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls, skip=skip)
+        return vars(parser.instantiate(parser.parse_object(values)))
+
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values: Any = _read(path, yaml.safe_load)
         for override in overrides:
             place, separator, value = override.removeprefix("--").partition("=")
             _require(override.startswith("--") and bool(separator), "override", "--name=value", override)
             _set(values, place, yaml.safe_load(value))
-        settings = parser.instantiate(parser.parse_object(values))
+        data = dict(values.pop("data", None) or {})
+        data_class = ClipsConfig if "manifest" in data else BabyAIConfig  # a union would hide which setting is wrong
+        return TrainConfig(**parsed(TrainConfig, values, {"data"}), data=data_class(**parsed(data_class, data, set())))
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"config {path}: {error}") from error
-    return TrainConfig(**{name: settings[name] for name in TrainConfig.__dataclass_fields__})
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """The values of a file over those of its base."""
+    values = parse(path.read_text(encoding="utf-8")) or {}
+    _require(isinstance(values, dict), "config", "settings by name", values)
+    base: object = values.pop("base", None)
+    if base is None:
+        return values
+    _require(isinstance(base, str) and base != path.stem, "base", "the name or path of another config", base)
+    return _over(_read(_find(str(base)), parse), values)
+
+
+def _over(old: Any, new: Any) -> Any:
+    """Nested settings, the new ones over the old ones; a class path replaces the class with its arguments."""
+    if not (isinstance(old, dict) and isinstance(new, dict)) or "class_path" in new:
+        return new
+    merged = {**old, **{name: _over(old[name], value) if name in old else value for name, value in new.items()}}
+    if isinstance(old.get("stages"), list) and isinstance(new.get("stages"), list):
+        merged["stages"] = [*map(_over, old["stages"], new["stages"]), *new["stages"][len(old["stages"]) :]]
+    return merged
 
 
 def _set(values: Any, place: str, value: object) -> None:

@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from .config import DataConfig
+from ..data.batch import Batch
+from .config import BabyAIConfig, ClipsConfig
 
-if TYPE_CHECKING:
-    from ..data.babyai import BabyAI
-
-
-class Batch(Protocol):
-    """Distinct frames once, and where they go."""
-
-    @property
-    def frames(self) -> Tensor:
-        """[U, 3, H, W] distinct frames, uint8 or floating in [0, 1]."""
-        ...
-
-    @property
-    def index(self) -> Tensor:
-        """[B, N] the row of `frames` of each frame of each video."""
-        ...
-
-    @property
-    def mask(self) -> Tensor:
-        """[B, N] True = a real frame."""
-        ...
-
-    @property
-    def sentences(self) -> list[str]:
-        """[B]."""
-        ...
+Item = TypeVar("Item")
 
 
 class Pairs(Protocol):
-    """Video-sentence pairs, such as multigrain.data.babyai.Rollouts."""
+    """Video-sentence pairs, such as multigrain.data.babyai.Rollouts or multigrain.data.clips.Clips."""
 
     @property
     def sentences(self) -> list[str]:
         """The sentence of each pair."""
         ...
 
-    def batch(self, indices: Sequence[int], max_frames: int = 12) -> Batch:
-        """These pairs; max_frames=1 takes the last frame alone."""
+    @property
+    def ids(self) -> Tensor:
+        """[N] pairs with the same integer are positives of each other; in evaluation, they have the same video."""
+        ...
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each pair's video."""
+        ...
+
+    def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
+        """These pairs; `seed` is for frames that are sampled at random, None samples as in evaluation."""
         ...
 
 
 class Data(Protocol):
-    """The splits of a run, such as multigrain.data.babyai.BabyAI."""
+    """The splits of a run, such as multigrain.data.babyai.BabyAI or multigrain.data.clips.Splits."""
 
     @property
     def train(self) -> Pairs:
@@ -75,8 +62,20 @@ class Data(Protocol):
         ...
 
 
-def load_data(config: DataConfig, progress: bool = True, workers: int | None = None) -> BabyAI:
-    """The BabyAI pairs, from the cache or generated into it (see multigrain.data.babyai.load)."""
+def load_data(config: BabyAIConfig | ClipsConfig, progress: bool = True, workers: int | None = None) -> Data:
+    """The pairs of a config: BabyAI's, from the cache or generated into it, or those of a manifest.
+
+    Args:
+        progress, workers: of the generation of BabyAI pairs (see multigrain.data.babyai.load).
+
+    Raises:
+        ImportError, OSError, ValueError: see multigrain.data.babyai.load and multigrain.data.clips.load.
+    """
+    if isinstance(config, ClipsConfig):
+        from ..data import clips
+
+        sampling = clips.Sampling(fps=config.fps, strategy=config.strategy)
+        return clips.load(config.manifest, sampling, size=config.size, strict=config.strict)
     from ..data import babyai
 
     return babyai.load(
@@ -91,10 +90,34 @@ def load_data(config: DataConfig, progress: bool = True, workers: int | None = N
     )
 
 
-def sentence_ids(sentences: Sequence[str]) -> Tensor:
-    """[N] the same integer for the same sentence: its videos are positives of each other."""
-    ids: dict[str, int] = {}
-    return torch.tensor([ids.setdefault(sentence, len(ids)) for sentence in sentences])
+class _Fetch(Dataset[Item], Generic[Item]):
+    """What a worker of a DataLoader calls."""
+
+    def __init__(self, fetch: Callable[[list[int]], Item]) -> None:
+        self.fetch = fetch
+
+    def __getitem__(self, rows: list[int]) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.fetch(rows)
+
+
+def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], workers: int) -> Iterable[Item]:
+    """fetch(rows) of each batch, in order; with workers, in so many processes that run ahead.
+
+    The global random numbers are not touched.
+    """
+    # A generator of its own: a DataLoader without one draws from the global random numbers.
+    return DataLoader(
+        _Fetch(fetch),
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),
+    )
+
+
+def _as_it_is(item: Item) -> Item:
+    return item
 
 
 def batches(sentences: Sequence[str], size: int, bucket: int, seed: int) -> list[list[int]]:

@@ -3,20 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..data.batch import Batch
 from ..grains import Grain
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..models import XCLIP
+from ..scorer import MultiGrain
 from ..scoring import score_matrix
 from ..tokens import Features
-from .data import Pairs
+from .config import ClipsConfig, TrainConfig
+from .data import Pairs, loading
 
 ALL = "all"
+Count = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of texts against videos by grain and for "all", which of them belong together, and the metrics.
+
+    Args:
+        scores: by grain, [texts, videos].
+        targets: the video of each text, [texts].
+        texts, videos: the pair of each row and (its first one) of each column.
+        metrics: by grain.
+        broken: of each video that could not be read, its name and why; it and its texts are left out.
+    """
+
+    scores: dict[str, Float[Tensor, "t v"]]
+    targets: Int[Tensor, "t"]
+    texts: list[int]
+    videos: list[int]
+    metrics: dict[str, RetrievalMetrics]
+    broken: tuple[str, ...] = ()
+
+
+def evaluate(
+    model: XCLIP,
+    pairs: Pairs,
+    indices: Sequence[int] | None = None,
+    max_frames: int = 12,
+    protocol: str = "diagonal",
+    batch_size: int = 100,
+    workers: int = 0,
+    progress: Count | None = None,
+) -> Evaluation:
+    """Encode and score pairs: texts against the distinct videos among them, which are those of distinct ids.
+
+    Texts stream: their features are never held together.
+
+    Args:
+        indices: which pairs; None = all.
+        protocol: see multigrain.retrieval_metrics.
+        workers: processes that read videos ahead; 0: none.
+        progress: called with (videos and texts done, all of them).
+
+    Raises:
+        ValueError: no video could be read, or pairs that the protocol is not for.
+    """
+    rows = list(range(len(pairs.sentences)) if indices is None else indices)
+    ids: list[int] = pairs.ids[rows].tolist()
+    first = {i: row for row, i in zip(reversed(rows), reversed(ids), strict=True)}
+    order = [row for row, i in zip(rows, ids, strict=True) if first[i] == row]
+    total = len(order) + len(rows)
+
+    def count(done: int, _: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    video, kept, broken = encode_videos(model, pairs, order, max_frames, batch_size, workers, count)
+    column = {int(pairs.ids[row]): i for i, row in enumerate(kept)}
+    rows = [row for row, i in zip(rows, ids, strict=True) if i in column]
+    targets = torch.tensor([column[int(pairs.ids[row])] for row in rows])
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(rows), TEXTS):
+        text = encode_texts(model, [pairs.sentences[row] for row in rows[start : start + TEXTS]], batch_size)
+        parts.append(scores_by_grain(model, text, video))
+        count(min(start + TEXTS, len(rows)) + total - len(rows), total)
+    scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Evaluation(scores, targets, rows, kept, metrics_by_grain(scores, protocol, targets), broken)
+
+
+def evaluate_features(
+    text: Features,
+    video: Features,
+    scorer: MultiGrain,
+    targets: Int[Tensor, "t"] | None = None,
+    protocol: str = "diagonal",
+    progress: Count | None = None,
+) -> Evaluation:
+    """As `evaluate`, of features that are there already.
+
+    Args:
+        targets: the video of each text; None: text i's is video i.
+        progress: called with (grains done, grains in all).
+
+    Raises:
+        KeyError, ValueError: features that the scorer is not for, or targets and a protocol that do not fit them.
+    """
+    scores = _by_grain(scorer, text, video, progress)
+    metrics = metrics_by_grain(scores, protocol, targets)
+    diagonal = torch.arange(len(text)) if targets is None else targets
+    return Evaluation(scores, diagonal, list(range(len(text))), list(range(len(video))), metrics)
+
+
+TEXTS = 1024  # whose features are held at a time
 
 
 @torch.no_grad()
@@ -26,32 +124,70 @@ def encode(
     indices: Sequence[int] | None = None,
     max_frames: int = 12,
     batch_size: int = 100,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> tuple[Features, Features]:
-    """(text, video) features of pairs, on the CPU, from the model in eval mode.
+    """(text, video) features of pairs whose videos can all be read, on the CPU, from the model in eval mode.
 
     Args:
         indices: which pairs; None = all.
         progress: called with (pairs done, pairs in all).
     """
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
-    device, training = model.logit_scale.device, model.training
-    texts: list[Features] = []
-    videos: list[Features] = []
+    text = encode_texts(model, [pairs.sentences[row] for row in rows], batch_size)
+    return text, encode_videos(model, pairs, rows, max_frames, batch_size, progress=progress)[0]
+
+
+@torch.no_grad()
+def encode_texts(model: XCLIP, sentences: Sequence[str], batch_size: int = 100) -> Features:
+    """Features of sentences, on the CPU, from the model in eval mode."""
+    training = model.training
     model.eval()
-    for start in range(0, len(rows), batch_size):
-        batch = pairs.batch(rows[start : start + batch_size], max_frames)
-        frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
-        texts.append(model.encode_text(batch.sentences).to("cpu"))
-        videos.append(model.encode_video(frames, mask, index).to("cpu"))
-        if progress is not None:
-            progress(min(start + batch_size, len(rows)), len(rows))
+    parts = [model.encode_text(sentences[i : i + batch_size]).to("cpu") for i in range(0, len(sentences), batch_size)]
     model.train(training)
-    return Features.cat(texts), Features.cat(videos)
+    return Features.cat(parts)
+
+
+@torch.no_grad()
+def encode_videos(
+    model: XCLIP,
+    pairs: Pairs,
+    rows: Sequence[int],
+    max_frames: int = 12,
+    batch_size: int = 100,
+    workers: int = 0,
+    progress: Count | None = None,
+) -> tuple[Features, list[int], tuple[str, ...]]:
+    """Features of the videos of pairs, on the CPU, from the model in eval mode; the pairs whose videos could be
+    read, and of each that could not, its name and why.
+
+    Raises:
+        ValueError: no video could be read.
+    """
+    device, training = model.logit_scale.device, model.training
+    groups = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    parts, kept, broken = list[Features](), list[int](), dict[str, None]()
+    model.eval()
+    for group, batch in zip(groups, loading(partial(_read, pairs, max_frames), groups, workers), strict=True):
+        broken |= dict.fromkeys(batch.broken)
+        found: set[int] = set(batch.ids.tolist())
+        kept += [row for row in group if int(pairs.ids[row]) in found]
+        if batch.sentences:
+            frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
+            parts.append(model.encode_video(frames, mask, index).to("cpu"))
+        if progress is not None:
+            progress(len(kept), len(rows))
+    model.train(training)
+    if not parts:
+        raise ValueError(f"no video could be read; the first: {next(iter(broken), 'there is none')}")
+    return Features.cat(parts), kept, tuple(broken)
+
+
+def _read(pairs: Pairs, max_frames: int, rows: list[int]) -> Batch:
+    return pairs.batch(rows, max_frames)
 
 
 def scores_by_grain(
-    model: XCLIP, text: Features, video: Features, progress: Callable[[int, int], None] | None = None
+    model: XCLIP, text: Features, video: Features, progress: Count | None = None
 ) -> dict[str, Float[Tensor, "texts videos"]]:
     """The score matrix of each grain by its name, and of their weighted sum by the name "all".
 
@@ -59,27 +195,37 @@ def scores_by_grain(
         progress: called with (grains done, grains in all).
     """
     device = model.logit_scale.device
-    text, video = text.to(device), video.to(device)
-    grains = cast("Iterable[Grain]", model.scorer.grains)
+    return _by_grain(model.scorer, text.to(device), video.to(device), progress)
+
+
+def _by_grain(scorer: MultiGrain, text: Features, video: Features, progress: Count | None) -> dict[str, Tensor]:
     scores: dict[str, Tensor] = {}
-    for done, grain in enumerate(grains, 1):
+    for done, grain in enumerate(cast("Iterable[Grain]", scorer.grains), 1):
         scores[grain.name] = score_matrix(grain, text, video, device="cpu")
         if progress is not None:
-            progress(done, len(model.scorer.grains))
-    weighted = [float(weight) * matrix for weight, matrix in zip(model.scorer.weights, scores.values(), strict=True)]
+            progress(done, len(scorer.grains))
+    weighted = [float(weight) * matrix for weight, matrix in zip(scorer.weights, scores.values(), strict=True)]
     return {**scores, ALL: torch.stack(weighted).sum(0)}
 
 
-def metrics_by_grain(scores: dict[str, Tensor], protocol: str = "diagonal") -> dict[str, RetrievalMetrics]:
-    """R@1/5/10, MdR and MnR both ways, of every matrix: text i belongs to video i."""
-    return {name: retrieval_metrics(matrix, protocol=protocol) for name, matrix in scores.items()}
-
-
-def evaluate(
-    model: XCLIP, pairs: Pairs, indices: Sequence[int] | None = None, max_frames: int = 12
+def metrics_by_grain(
+    scores: dict[str, Tensor], protocol: str = "diagonal", targets: Tensor | None = None
 ) -> dict[str, RetrievalMetrics]:
-    """The metrics of pairs with distinct sentences, for each grain and for "all" together (see encode)."""
-    return metrics_by_grain(scores_by_grain(model, *encode(model, pairs, indices, max_frames)))
+    """R@1/5/10, MdR and MnR both ways, of every matrix; `targets` has the video of each text, None: text i's is i."""
+    texts, videos = next(iter(scores.values())).shape
+    if protocol == "diagonal":
+        if texts != videos:
+            raise ValueError(
+                f"protocol: expected one text a video under 'diagonal', got {texts} texts and {videos} videos; "
+                f"'all_captions' and 'group_max' are for more"
+            )
+        targets = None
+    return {name: retrieval_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
+
+
+def protocol_of(config: TrainConfig) -> str:
+    """That of a config's data; BabyAI's validation and test sentences are distinct."""
+    return config.data.protocol if isinstance(config.data, ClipsConfig) else "diagonal"
 
 
 def recall_at_1(metrics: RetrievalMetrics) -> float:

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
 from . import checkpoint
 from .checkpoint import MetricsLog, Position
-from .config import OptimizerConfig, StageConfig, TrainConfig
-from .data import Data, batches
+from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
+from .data import Data, batches, loading
 from .evaluation import evaluate
-from .objectives import make_loss
+from .objectives import make_objective
 
 LOG_EVERY = 10  # steps
 
@@ -35,7 +36,8 @@ LOG_EVERY = 10  # steps
 class Progress:
     """Where a run is, after a step; `validation` is set after an epoch that was validated.
 
-    `epoch` and `step` count from 1, `step` within its stage; `seconds` is the time of this process in the stage.
+    `epoch` and `step` count from 1, `step` within its stage; `seconds` is the time of this process in the stage;
+    `broken` has the videos that could not be read, each with the reason, as far as this process met them.
     """
 
     stage: str
@@ -48,6 +50,7 @@ class Progress:
     learning_rate: float
     seconds: float
     validation: dict[str, RetrievalMetrics] | None = None
+    broken: tuple[str, ...] = ()
 
 
 def train(
@@ -59,8 +62,8 @@ def train(
 ) -> XCLIP:
     """Train through all stages and return the model in eval mode.
 
-    Writes into out_dir: model/ (XCLIP.from_pretrained reads it), metrics.jsonl, config.json, environment.json and
-    checkpoint.pt.
+    Writes into out_dir: model/ (XCLIP.from_pretrained reads it), metrics.jsonl, config.json, environment.json,
+    checkpoint.pt and, if there were any, broken.txt: the videos that could not be read.
 
     Args:
         resume: go on from the checkpoint in out_dir, where there is one. False starts anew.
@@ -84,7 +87,9 @@ def train(
     saved = time.monotonic()
     for event, at_epoch_end in run.steps():
         if at_epoch_end or event.step % LOG_EVERY == 0:
-            log.write(run.position, {"kind": "epoch" if at_epoch_end else "step", **asdict(event)})
+            values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
+            log.write(run.position, values)
+            checkpoint.add_lines(out / "broken.txt", event.broken)
         if at_epoch_end or time.monotonic() - saved > config.checkpoint_seconds:
             checkpoint.save_checkpoint(file, run.state())
             saved = time.monotonic()
@@ -105,7 +110,10 @@ class _Run:
         self.device = _device(config.device)
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
+        _check_size(config, self.model)
         self.optimizer: torch.optim.Optimizer | None = None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.broken: dict[str, None] = {}  # in order, each once
         self.position = Position()
         self.last: Progress | None = None
         digest = hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).hexdigest()
@@ -121,47 +129,64 @@ class _Run:
         started, number = time.monotonic(), self.position.stage
         pairs = self.data.single if stage.task == "frames" else self.data.train
         optimizer = self._begin(stage)
-        loss_of = make_loss(self.model, stage, pairs)
+        objective = make_objective(self.model, stage, pairs)
         for epoch in range(self.position.epoch, stage.epochs):
-            order = batches(pairs.sentences, stage.batch_size, stage.bucket, _mix(self.config.seed, number, epoch))
+            seed, done = _mix(self.config.seed, number, epoch), self.position.step
+            order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed)
             total = len(order) * stage.epochs
             self.model.train()
-            for i in range(self.position.step, len(order)):
+            load = partial(objective.load, seed)
+            for i, item in enumerate(loading(load, order[done:], self.config.workers), done):
                 step = epoch * len(order) + i
                 rate = learning_rate(stage.optimizer, step, total)
-                loss = self._step(stage, loss_of(order[i]), optimizer, rate)
+                with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
+                    loss = objective.loss(item)
+                self._step(stage, loss, optimizer, rate)
+                self.broken |= dict.fromkeys(getattr(item, "broken", ()))
                 self.position = Position(number, epoch, i + 1)
                 scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
-                self.last = Progress(stage.name, epoch + 1, stage.epochs, step + 1, total, loss, scale, rate, seconds)
-                yield self.last, False
+                self.last = Progress(
+                    stage.name, epoch + 1, stage.epochs, step + 1, total, float(loss.detach()), scale, rate, seconds
+                )
+                yield replace(self.last, broken=tuple(self.broken)), False
             validation = self._validate(stage)
             last = epoch + 1 == stage.epochs
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             if last:
                 self.optimizer = None
             assert self.last is not None  # an epoch has at least one step
-            yield replace(self.last, validation=validation), True
+            yield replace(self.last, validation=validation, broken=tuple(self.broken)), True
 
-    def _step(self, stage: StageConfig, loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> float:
-        """One step down; the loss as a number."""
+    @property
+    def _half(self) -> torch.dtype | None:
+        """What encoders compute in under autocast; None: no autocast."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
+
+    def _step(self, stage: StageConfig, loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """One step down."""
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"stage {stage.name!r}, {self.position}: expected a finite loss, got {loss.item()}; "
                 f"a lower learning_rate than {stage.optimizer.learning_rate} may help"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), stage.optimizer.clip_norm)
-        optimizer.step()
-        return float(loss.detach())
+        self.scaler.step(optimizer)
+        self.scaler.update()
 
     def _validate(self, stage: StageConfig) -> dict[str, RetrievalMetrics] | None:
-        count = min(self.config.validation_pairs, len(self.data.val.sentences))
-        if stage.task == "frames" or count == 0:
+        """The metrics of the first validation videos, each with its first sentence."""
+        first = {i: row for row, i in reversed(list(enumerate(self.data.val.ids.tolist())))}
+        rows = sorted(first.values())[: self.config.validation_pairs]
+        if stage.task == "frames" or not rows:
             return None
-        return evaluate(self.model, self.data.val, range(count), stage.max_frames)
+        found = evaluate(self.model, self.data.val, rows, stage.max_frames, workers=self.config.workers)
+        self.broken |= dict.fromkeys(found.broken)
+        return found.metrics
 
     def _begin(self, stage: StageConfig) -> torch.optim.Optimizer:
         """Freeze what the stage freezes; its optimizer, as a checkpoint left it or new."""
@@ -179,6 +204,7 @@ class _Run:
             "last": None if self.last is None else asdict(self.last),
             "model": self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -190,6 +216,7 @@ class _Run:
         self.model.load_state_dict(state["model"])
         if state["optimizer"] is not None:
             self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and state["random_cuda"]:
             torch.cuda.set_rng_state_all(state["random_cuda"])
@@ -203,21 +230,27 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over what is trainable, with weight decay on matrices alone.
+def make_optimizer(model: XCLIP, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over what is trainable, with weight decay on matrices alone; a group's `share` multiplies the rate.
 
     Positions are not matrices in that sense, nor are the mixing and bilinear ones, which start from the identity:
     decay would pull them away from it.
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    slow = model.tower_parameters(logit_scale=config.logit_scale_group == "towers")
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim > 1 and not any(word in name for word in _UNDECAYED)
-            groups[plain].append(parameter)
+            decays = parameter.ndim > 1 and not any(word in name for word in _UNDECAYED)
+            groups.setdefault((name in slow, decays), []).append(parameter)
+    tower_share = (config.tower_learning_rate or config.learning_rate) / config.learning_rate
     return torch.optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": config.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "share": tower_share if tower else 1.0,
+            }
+            for (tower, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
         ],
         lr=config.learning_rate,
         betas=config.betas,
@@ -225,7 +258,12 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     )
 
 
-_UNDECAYED = ("position", "pos_embed", "bilinear", "inner_", "outer_")
+_UNDECAYED = ("position", "pos_embed", "class_embedding", "bilinear", "inner_", "outer_")
+
+
+def _check_size(config: TrainConfig, model: XCLIP) -> None:
+    if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
+        raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
 
 
 def _device(name: str) -> torch.device:

@@ -3,54 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..data.batch import Batch
 from ..grains import VideoSentence
 from ..models import XCLIP
 from ..tokens import Features
 from .config import StageConfig
-from .data import Pairs, sentence_ids
-
-Loss = Callable[[list[int]], Tensor]
+from .data import Pairs
 
 
-def make_loss(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Loss:
-    """rows of `pairs` -> the loss of that batch, for the stage's task and treatment of the frame tower."""
-    ids = sentence_ids(pairs.sentences)
+class Objective(NamedTuple):
+    """How a batch is read, perhaps in another process, and its loss."""
+
+    load: Callable[[int, list[int]], Any]  # (seed of frames that are sampled at random, rows) -> item
+    loss: Callable[[Any], Tensor]
+
+
+def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
+    """What a stage minimises over `pairs`, for its task and treatment of the frame tower."""
     if stage.task == "frames":
-        return _frame_loss(model, pairs, ids)
-    return (_frozen_video_loss if stage.freeze_vision else _video_loss)(model, stage, pairs, ids)
+        return Objective(partial(_read, pairs, 1), partial(_frame_loss, model))
+    if stage.freeze_vision:
+        return _frozen_objective(model, stage, pairs)
+    return Objective(partial(_read, pairs, stage.max_frames), partial(_video_loss, model))
 
 
-def _frame_loss(model: XCLIP, pairs: Pairs, ids: Tensor) -> Loss:
-    """A CLIP in miniature: the last frame against the sentence, one vector each."""
-    grain = VideoSentence()
+def _read(pairs: Pairs, max_frames: int, seed: int, rows: list[int]) -> Batch:
+    batch = pairs.batch(rows, max_frames, seed)
+    if not batch.sentences:
+        raise ValueError(f"no video of a batch could be read, the first for this reason: {batch.broken[0]}")
+    return batch
+
+
+def _frame_loss(model: XCLIP, batch: Batch) -> Tensor:
+    """A CLIP in miniature: one frame against the sentence, one vector each."""
     device = model.logit_scale.device
-
-    def loss(rows: list[int]) -> Tensor:
-        batch = pairs.batch(rows, 1)
-        text = model.encode_text(batch.sentences)
-        frames = model.vision(batch.frames.to(device))[batch.index[:, 0].to(device)]
-        return model.criterion(grain(text, Features(video=frames)), ids[rows].to(device))
-
-    return loss
+    text = model.encode_text(batch.sentences)
+    frames = model.vision(batch.frames.to(device))[batch.index[:, 0].to(device)]
+    return model.criterion(VideoSentence()(text, Features(video=frames)), batch.ids.to(device))
 
 
-def _video_loss(model: XCLIP, stage: StageConfig, pairs: Pairs, ids: Tensor) -> Loss:
+def _video_loss(model: XCLIP, batch: Batch) -> Tensor:
     """The model's grains, the frame tower included."""
     device = model.logit_scale.device
-
-    def loss(rows: list[int]) -> Tensor:
-        batch = pairs.batch(rows, stage.max_frames)
-        frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
-        return model(batch.sentences, frames, mask, index, ids[rows].to(device))
-
-    return loss
+    frames, index, mask, ids = (x.to(device) for x in (batch.frames, batch.index, batch.mask, batch.ids))
+    return model(batch.sentences, frames, mask, index, ids)
 
 
-def _frozen_video_loss(model: XCLIP, stage: StageConfig, pairs: Pairs, ids: Tensor) -> Loss:
+def _frozen_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
     """The model's grains above a frozen frame tower, whose features of all frames are computed here, once."""
     device = model.logit_scale.device
     features, masks = frame_features(model, pairs, stage.max_frames)
@@ -61,9 +66,13 @@ def _frozen_video_loss(model: XCLIP, stage: StageConfig, pairs: Pairs, ids: Tens
         length = int(mask.sum(1).max()) if model.masked else stage.max_frames
         video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
         text = model.encode_text([pairs.sentences[row] for row in rows])
-        return model.criterion(model.scorer(text, video), ids[rows].to(device))
+        return model.criterion(model.scorer(text, video), pairs.ids[rows].to(device))
 
-    return loss
+    return Objective(_rows, loss)
+
+
+def _rows(_: int, rows: list[int]) -> list[int]:
+    return rows
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ def test_property_a_side_reads_every_real_token_once_and_few_others(device, data
     assert sum(block.size for block in blocks) == items
     read = torch.zeros_like(x)
     for block in blocks:
-        side.add(read, block, side.read(block))
+        side.add(read, block, side.read(block), torch.ones((), dtype=x.dtype, device=device))
     if real is None:
         real = torch.ones(items, length, dtype=torch.bool)
     torch.testing.assert_close(read, torch.where(real[..., None].to(device), x, 0.0), rtol=0, atol=0)

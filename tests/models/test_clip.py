@@ -190,6 +190,7 @@ def test_the_first_layers_are_frozen_with_the_embeddings(weights: Path):
         *(f"vision.visual.{name}" for name in ("ln_post.weight", "ln_post.bias", "proj")),
         *(f"text.{name}" for name in ("ln_final.weight", "ln_final.bias", "text_projection")),
     }
+    assert trained(build(weights, frozen_layers=0)) == everything - {name for name in kept if ".resblocks." not in name}
     model.freeze_vision(True)
     assert {name for name in trained(model) if name.startswith("vision.")} == set()
     model.freeze_vision(False)

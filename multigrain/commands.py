@@ -1,0 +1,142 @@
+"""What the commands of the command line do; cli.py has their options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from . import demo, runs, training
+from .models import ModelConfig
+from .report.console import Bars
+from .runs import Run
+from .tokens import Features
+
+if TYPE_CHECKING:
+    from .data.babyai import BabyAI
+
+
+def run_demo(options: argparse.Namespace, _: list[str]) -> None:
+    """All of `multigrain demo`."""
+    page = demo.demo(
+        options.out or Path("runs", "demo-quick" if options.quick else "demo"),
+        quick=options.quick,
+        seed=options.seed,
+        workers=options.workers,
+        cache=options.cache,
+        resume=not options.no_resume,
+    )
+    print(f"Open {page}")
+
+
+def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
+    """Annotation files and videos to a manifest."""
+    from .data.prepare import prepare
+
+    optional = {"variant": options.variant, "val": options.val}
+    report = prepare(
+        options.name,
+        options.annotations,
+        options.videos,
+        options.out,
+        seed=options.seed,
+        strict=options.strict,
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+    print(report)
+
+
+def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Pairs and training."""
+    run = _run(options, overrides)
+    runs.fit(run, runs.load(run))
+    print(f"Time: {run.clock}")
+    print(f"Trained {run.out / 'model'}; next: {shlex.join(['multigrain', 'evaluate', '--out', str(run.out)])}")
+
+
+def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
+    """The test split of a run, or features that were saved."""
+    if options.text is not None or options.video is not None:
+        _evaluate_features(options, overrides)
+        return
+    run = _run(options, overrides)
+    run, model = runs.restore(run) if options.model is None else (run, runs.load_model(options.model))
+    data = runs.load(run)
+    evaluation = runs.evaluate(run, model, data.test)
+    if isinstance(run.config.data, training.BabyAIConfig):
+        print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation)}")
+    else:
+        runs.report(run, evaluation, data.test)
+        print(f"Time: {run.clock}")
+        print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
+
+
+def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
+    if overrides or options.text is None or options.video is None or options.config is not None:
+        raise ValueError("features: expected --text FILE and --video FILE, no --config and no setting of one")
+    text, video = (Features.load(path) for path in (options.text, options.video))
+    targets = None
+    if options.targets is not None:
+        targets = torch.tensor(json.loads(Path(options.targets).read_text(encoding="utf-8")))
+    scorer = ModelConfig().scorer() if options.model is None else runs.load_model(options.model).scorer
+    with Bars() as bars:
+        evaluation = training.evaluate_features(
+            text, video, scorer, targets, options.protocol, bars.counter("scoring grains")
+        )
+    out = options.out or Path("runs", "features")
+    names = [[str(i) for i in range(len(side))] for side in (text, video)]
+    runs.write_report(out, evaluation, options.protocol, *names)
+    print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
+
+
+def run_extract(options: argparse.Namespace, _: list[str]) -> None:
+    """Features of videos, in shards."""
+    from .data.video import Sampling
+    from .extract import extract
+
+    model = runs.load_model(options.model)
+    sampling = Sampling(options.fps, options.max_frames or model.max_frames)
+    with Bars() as bars:
+        report = extract(
+            model,
+            options.videos,
+            options.out,
+            sampling=sampling,
+            batch_size=options.batch_size,
+            workers=options.workers or 2,
+            strict=options.strict,
+            resume=not options.no_resume,
+            progress=bars.counter("videos"),
+        )
+    print(report)
+
+
+def run_search(options: argparse.Namespace, _: list[str]) -> None:
+    """The best videos of a folder of features for a sentence."""
+    from .search import search
+
+    found = search(runs.load_model(options.model), options.sentence, options.features, k=options.k)
+    for place, result in enumerate(found, 1):
+        grains = "  ".join(f"{name} {score:.3f}" for name, score in result.by_grain.items())
+        print(f"{place:3}  {result.score:.4f}  {result.path}  {grains}")
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
+    """The run that a command line describes, checked."""
+    if options.config is None:
+        if options.out is None:
+            raise ValueError("expected --config, --out or both")
+        options.config = str(options.out / "config.json")
+    if options.cache is not None:
+        overrides = [*overrides, f"--data.cache={options.cache}"]
+    config = training.load_config(options.config, overrides)
+    name = Path(options.config).stem if options.out is None else options.out.name
+    resume = not getattr(options, "no_resume", False)
+    source = runs.config_text(options.config) + "".join(f"# {override}\n" for override in overrides)
+    run = Run(config, options.out or Path("runs", name), source, options.workers, resume, f"multigrain {name}")
+    (demo.check if isinstance(config.data, training.BabyAIConfig) else runs.check)(run)
+    return run

@@ -1,0 +1,223 @@
+"""The annotation files of five data sets, as their authors and CLIP4Clip laid them out and X-CLIP reads them.
+
+A reader takes the folder of the files and a variant, and gives for each split the captions of each video by its id,
+in the order of the files. A video that is listed without a caption has an empty list.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+Captions = dict[str, list[str]]
+"""video id -> its captions"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set.
+
+    Args:
+        read: (folder, variant) -> split -> captions by video.
+        files: what `read` needs; {} stands for the variant.
+        protocol: of multigrain.metrics.retrieval_metrics, under which results are published.
+        variants: by name, the first is the default; the value is where clips end, in seconds, None = whole videos.
+    """
+
+    read: Callable[[Path, str], dict[str, Captions]]
+    files: tuple[str, ...]
+    protocol: str = "diagonal"
+    variants: Mapping[str, float | None] = field(default_factory=lambda: {"": None})
+
+
+def _msrvtt(folder: Path, variant: str) -> dict[str, Captions]:
+    """About 20 captions to each of 9,000 or 7,010 training videos; the test is 1k-A, one caption to a video."""
+    names = folder / f"MSRVTT_train.{variant}.csv"
+    train = _listed(names, [video for (video,) in _columns(names, "video_id")])
+    path = folder / "MSRVTT_data.json"
+    for i, item in enumerate(_get(_json(path, dict), "sentences", list, str(path))):
+        where = f"{path}: sentences[{i}]"
+        if (video := _get(item, "video_id", str, where)) in train:
+            train[video].append(_get(item, "caption", str, where))
+    path = folder / "MSRVTT_JSFUSION_test.csv"
+    rows = list(_columns(path, "video_id", "sentence"))
+    test = _listed(path, [video for video, _ in rows])
+    return {"train": train, "test": test | {video: [sentence] for video, sentence in rows}}
+
+
+def _msvd(folder: Path, _: str) -> dict[str, Captions]:
+    """About 40 captions to a video, all of them in every split."""
+    captions = _pickled_captions(folder / "raw-captions.pkl")
+    splits = {split: _lines(folder / f"{split}_list.txt") for split in ("train", "val", "test")}
+    return {split: {video: captions.get(video, []) for video in videos} for split, videos in splits.items()}
+
+
+def _lsmdc(folder: Path, _: str) -> dict[str, Captions]:
+    """Tab-separated: clip id, start and end aligned, start and end extracted, sentence. A clip may have several."""
+    splits: dict[str, Captions] = {}
+    for split, name in _LSMDC.items():
+        path, captions = folder / name, Captions()
+        for number, line in enumerate(_text(path).split("\n"), 1):
+            values = line.strip().split("\t")
+            if len(values) == 6:
+                captions.setdefault(values[0], []).append(values[-1])
+            elif line.strip():
+                raise ValueError(f"{path}:{number}: expected 6 columns between tabs, got {len(values)}")
+        splits[split] = captions
+    if several := [video for video, sentences in splits["test"].items() if len(sentences) > 1]:
+        raise ValueError(f"{folder / _LSMDC['test']}: expected every clip once, got {several[0]!r} more than once")
+    return splits
+
+
+def _didemo(folder: Path, _: str) -> dict[str, Captions]:
+    """One paragraph to a video: its descriptions in the order of the file, whatever moments they describe."""
+    splits: dict[str, Captions] = {}
+    for split in ("train", "val", "test"):
+        descriptions = _lines(folder / f"{split}_list.txt")
+        path = folder / f"{split}_data.json"
+        for i, item in enumerate(_json(path, list)):
+            if (video := _get(item, "video", str, f"{path}: [{i}]")) in descriptions:
+                descriptions[video].append(_get(item, "description", str, f"{path}: [{i}]"))
+        splits[split] = _paragraphs(descriptions)
+    return splits
+
+
+def _activitynet(folder: Path, _: str) -> dict[str, Captions]:
+    """One paragraph to a video: its sentences; the test is val_1, the first of two annotations of the validation."""
+    splits: dict[str, Captions] = {}
+    for split, name, ids in (("train", "train.json", "train_ids.json"), ("test", "val_1.json", "val_ids.json")):
+        sentences = _listed(folder / ids, _strings(_json(folder / ids, list), str(folder / ids)))
+        path = folder / name
+        for video, item in _json(path, dict).items():
+            if video in sentences:
+                where = f"{path}: {video}"
+                sentences[video] = _strings(_get(item, "sentences", list, where), f"{where}: sentences")
+        splits[split] = _paragraphs(sentences)
+    return splits
+
+
+_LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
+_LSMDC = {
+    "train": "LSMDC16_annos_training.csv",
+    "val": "LSMDC16_annos_val.csv",
+    "test": "LSMDC16_challenge_1000_publictect.csv",
+}
+
+SOURCES = {
+    "msrvtt": Source(
+        _msrvtt,
+        ("MSRVTT_train.{}.csv", "MSRVTT_JSFUSION_test.csv", "MSRVTT_data.json"),
+        variants={"9k": None, "7k": None},
+    ),
+    "msvd": Source(_msvd, (*_LISTS, "raw-captions.pkl"), protocol="group_max"),
+    "lsmdc": Source(_lsmdc, tuple(_LSMDC.values())),
+    # Descriptions were written of the first 30 s. CLIP4Clip and X-CLIP stop at 31 s, past what annotators saw.
+    "didemo": Source(
+        _didemo,
+        (*_LISTS, "train_data.json", "val_data.json", "test_data.json"),
+        variants={"30s": 30.0, "31s": 31.0},
+    ),
+    "activitynet": Source(_activitynet, ("train.json", "val_1.json", "train_ids.json", "val_ids.json")),
+}
+
+
+# A damaged pickle raises what its opcodes happen to run into.
+_DAMAGED = (
+    pickle.UnpicklingError, AttributeError, EOFError, LookupError, MemoryError, OverflowError, TypeError, ValueError,
+)  # fmt: skip
+
+
+class _NoGlobals(pickle.Unpickler):
+    """Builds dicts, lists, tuples, sets, strings, bytes and numbers; whatever else needs a name, and gets none."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
+        raise pickle.UnpicklingError(f"{module_name}.{global_name}")
+
+
+def _pickled_captions(path: Path) -> Captions:
+    expected = f"{path}: expected a pickled dict: video id -> lists of words"
+    try:
+        with path.open("rb") as file:
+            captions: Any = _NoGlobals(file, encoding="utf-8").load()
+    except _DAMAGED as error:
+        raise ValueError(f"{expected}, of builtin types alone; refused: {error}") from error
+    if not isinstance(captions, dict):
+        raise ValueError(f"{expected}, got {type(captions).__name__}")
+    for video, sentences in captions.items():
+        fits = isinstance(video, str) and isinstance(sentences, list | tuple)
+        if not fits or not all(isinstance(words, list | tuple) for words in sentences):
+            raise ValueError(f"{expected}, got {video!r}: {str(sentences)[:60]}")
+    return {
+        video: [" ".join(_strings(words, f"{path}: {video}")) for words in sentences]
+        for video, sentences in captions.items()
+    }
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, got {error}") from error
+
+
+def _columns(path: Path, *names: str) -> Iterator[list[str]]:
+    """The values of these columns, row by row, of a CSV file with a head."""
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""))
+    head = list(rows.fieldnames or ())
+    for name in names:
+        if name not in head:
+            raise ValueError(f"{path}: expected a column {name!r}, got {', '.join(head) or 'none'}")
+    for row in rows:
+        # DictReader fills short rows with None and puts what is too much under the key None.
+        if None in row or None in row.values():
+            raise ValueError(f"{path}:{rows.line_num}: expected {len(head)} columns, got more or fewer")
+        yield [row[name] for name in names]
+
+
+def _lines(path: Path) -> Captions:
+    """The ids of a file, one to a line."""
+    return _listed(path, [line.strip() for line in _text(path).split("\n") if line.strip()])
+
+
+def _listed(path: Path, videos: Sequence[str]) -> Captions:
+    """No captions yet, of videos that are listed once each."""
+    if repeated := [video for video, count in Counter(videos).items() if count > 1]:
+        raise ValueError(f"{path}: expected every video once, got {repeated[0]!r} more than once")
+    return {video: [] for video in videos}
+
+
+def _paragraphs(sentences: Captions) -> Captions:
+    return {video: [" ".join(parts)] if parts else [] for video, parts in sentences.items()}
+
+
+def _json(path: Path, kind: type[T]) -> T:
+    try:
+        value = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: expected a JSON {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _get(item: Any, name: str, kind: type[T], where: str) -> T:
+    value = item.get(name) if isinstance(item, dict) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"{where}: expected a field {name!r} ({kind.__name__}), got {str(item)[:80]}")
+    return value
+
+
+def _strings(values: Iterable[Any], where: str) -> list[str]:
+    strings = list(values)
+    for value in strings:
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: expected strings, got {value!r}")
+    return strings

@@ -1,0 +1,129 @@
+"""Clips: the videos and captions of a manifest as pairs to train and evaluate on. Needs the extra `data`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .batch import Batch
+from .manifest import Clip, load_manifest
+from .video import Sampling, VideoError, read_video
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Every caption of every clip is a pair; videos are decoded when a batch asks for them.
+
+    Args:
+        clips: in order.
+        sampling: which frames of a video; its max_frames is that of each batch.
+        size: side of a frame in pixels.
+        strict: raise where a video cannot be read, instead of leaving its pairs out of the batch.
+    """
+
+    clips: list[Clip]
+    sampling: Sampling
+    size: int = 224
+    strict: bool = False
+
+    sentences: list[str] = field(init=False)
+    """[N] all captions, clip by clip"""
+    names: list[str] = field(init=False)
+    """[N] the id of each caption's clip"""
+    ids: Int[Tensor, "n"] = field(init=False)
+    """[N] the place of each caption's clip: captions of one video are positives of each other"""
+
+    def __post_init__(self) -> None:
+        captions = [(caption, i) for i, clip in enumerate(self.clips) for caption in clip.captions]
+        object.__setattr__(self, "sentences", [caption for caption, _ in captions])
+        object.__setattr__(self, "names", [self.clips[i].id for _, i in captions])
+        object.__setattr__(self, "ids", torch.tensor([i for _, i in captions], dtype=torch.long))
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
+        """These pairs, each distinct video decoded once.
+
+        Args:
+            seed: of the frames that are sampled at random; None: uniformly, or the middle of each segment.
+
+        Raises:
+            VideoError: with strict, a video that cannot be read.
+        """
+        rows = list(indices)
+        wanted: list[int] = self.ids[rows].tolist()
+        frames: dict[int, Tensor] = {}
+        broken: list[str] = []
+        for number in dict.fromkeys(wanted):
+            try:
+                frames[number] = self._read(self.clips[number], max_frames, seed)
+            except VideoError as error:
+                if self.strict:
+                    raise
+                broken.append(str(error))
+        rows = [row for row, number in zip(rows, wanted, strict=True) if number in frames]
+        places = dict(zip(frames, _places([len(video) for video in frames.values()]), strict=True))
+        index = [places[int(self.ids[row])] for row in rows]
+        mask = torch.arange(max(map(len, index), default=0)) < torch.tensor([len(i) for i in index])[:, None]
+        return Batch(
+            torch.cat(list(frames.values())) if frames else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8),
+            torch.tensor([[*i, *[0] * (mask.shape[1] - len(i))] for i in index], dtype=torch.long),
+            mask,
+            [self.sentences[row] for row in rows],
+            self.ids[rows],
+            broken,
+        )
+
+    def _read(self, clip: Clip, max_frames: int, seed: int | None) -> Tensor:
+        sampling = replace(self.sampling, max_frames=max_frames)
+        if seed is None and sampling.strategy == "random":
+            sampling = replace(sampling, strategy="uniform")
+        if seed is not None:
+            # Of the clip, whatever batch it is in and whoever reads it.
+            seed = int.from_bytes(hashlib.blake2b(f"{seed}:{clip.id}".encode(), digest_size=7).digest())
+        return read_video(clip.video, sampling, self.size, clip.start, clip.end, seed=seed)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits of a manifest."""
+
+    train: Clips
+    val: Clips
+    test: Clips
+
+    @property
+    def single(self) -> Clips:
+        """For stages that look at one frame: the training clips."""
+        return self.train
+
+
+def load(
+    manifest: str | os.PathLike[str], sampling: Sampling | None = None, *, size: int = 224, strict: bool = False
+) -> Splits:
+    """The pairs of a manifest (see multigrain.data.manifest).
+
+    Args:
+        sampling, size, strict: see Clips.
+
+    Raises:
+        FileNotFoundError, ValueError: no manifest, or one that is damaged or lacks videos; the line is named.
+    """
+    clips = load_manifest(manifest)
+    sampling = Sampling() if sampling is None else sampling
+    return Splits(*(Clips([c for c in clips if c.split == split], sampling, size, strict) for split in SPLITS))
+
+
+def _places(lengths: list[int]) -> list[range]:
+    """Where each of some videos is, one behind the other."""
+    starts = [0, *torch.tensor(lengths, dtype=torch.long).cumsum(0).tolist()]
+    return [range(start, start + length) for start, length in zip(starts, lengths, strict=False)]

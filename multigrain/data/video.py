@@ -1,0 +1,244 @@
+"""Videos as frames for a tower: which frames are taken, and how they are read. Needs the extra ``data``.
+
+    frames = read_video("clip.mp4", Sampling(fps=1, max_frames=12))      # uint8 [n, 3, 224, 224], n <= 12
+    frames, mask = batch([frames, read_video("other.mp4")])              # [2, F, 3, 224, 224], [2, F]
+
+Candidates are frames at a steady rate: candidate k is the frame on the screen at start + k / fps seconds, that is
+the last whose timestamp is at most that time (to 0.5 ms: many containers round to milliseconds). Time runs from the
+first frame of the video stream, whatever its timestamp. There is a candidate for each such time before the end, and
+at least one, however short the clip. `sample` then takes at most max_frames of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from .. import checks
+from .video_decode import TOLERANCE, VideoError, read_file, read_image
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["BACKENDS", "STRATEGIES", "VIDEO_SUFFIXES", "Sampling", "VideoError", "batch", "read_video", "sample"]
+
+STRATEGIES = ("uniform", "head", "random", "segment")
+BACKENDS = ("auto", "torchcodec", "pyav")
+VIDEO_SUFFIXES = frozenset(
+    [".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"]
+)
+"""Files with these endings, in any case, are videos where a folder of them is asked for."""
+
+Source: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[np.uint8]"
+
+_IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
+_DIGITS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video are taken.
+
+    Args:
+        fps: candidates per second; 1 as published.
+        max_frames: the most frames taken.
+        strategy: which of more candidates than that, see `sample`.
+
+    Raises:
+        TypeError, ValueError: a value out of range.
+    """
+
+    fps: float = 1.0
+    max_frames: int = 12
+    strategy: str = "uniform"
+
+    def __post_init__(self) -> None:
+        checks.positive("fps", self.fps)
+        checks.count("max_frames", self.max_frames)
+        checks.choice("strategy", self.strategy, STRATEGIES)
+
+
+def sample(total: int, sampling: Sampling, generator: torch.Generator | None = None) -> list[int]:
+    """Which of `total` candidate frames are taken, in order: all, if they are at most max_frames, else by strategy.
+
+    - uniform: the integer part of max_frames even steps from the first to the last, as CLIP4Clip's
+      ``slice_framepos 2`` and X-CLIP (max_frames=1: the first).
+    - head: the first ones.
+    - random: any, without repetition, by `generator` or else by torch's own.
+    - segment: one frame of each of max_frames equal parts (TSN, arXiv 1608.00859), drawn by `generator`; without
+      one, the middle frame of each part.
+
+    Raises:
+        TypeError, ValueError: total is no positive integer.
+    """
+    checks.count("total", total)
+    n = min(total, sampling.max_frames)
+    match sampling.strategy:
+        case "uniform" if 1 < n < total:
+            # As numpy.linspace(0, total - 1, n, dtype=int) rounds: the step is a float.
+            step = (total - 1) / (n - 1)
+            return [int(i * step) for i in range(n - 1)] + [total - 1]
+        case "random" if n < total:
+            return sorted(torch.randperm(total, generator=generator)[:n].tolist())
+        case "segment":
+            parts = itertools.pairwise(i * total // n for i in range(n + 1))
+            if generator is None:
+                return [(a + b - 1) // 2 for a, b in parts]
+            return [int(torch.randint(a, b, (), generator=generator)) for a, b in parts]
+        case _:
+            return list(range(n))
+
+
+def read_video(
+    source: Source,
+    sampling: Sampling = Sampling(),
+    size: int = 224,
+    start: float | None = None,
+    end: float | None = None,
+    seed: int | None = None,
+    backend: str = "auto",
+    frame_rate: float | None = None,
+) -> UInt8[Tensor, "n 3 size size"]:
+    """The sampled frames of a video, upright, for a tower: the shorter side resized (bicubic, antialiased), the
+    centre cut out, as CLIP prepares images.
+
+    Args:
+        source: a video file; a folder of images, in natural order of their names (2.png before 10.png); or frames
+            uint8 [N, H, W, 3] or [N, 3, H, W], an array or a tensor.
+        size: the side of the frames, in pixels.
+        start, end: the part of the video that is meant, in seconds; an end behind that of the video is its end.
+        seed: of the strategies random and segment.
+        backend: "pyav"; "torchcodec", faster, for mp4, mov, mkv and webm alone; or "auto", torchcodec where it
+            loads and serves. Both take the same frames.
+        frame_rate: frames per second of a folder or an array; None = each of its frames is a candidate.
+
+    Raises:
+        ImportError: PyAV (or the backend asked for) is not installed.
+        TypeError, ValueError: an argument out of range; for an array, a wrong dtype or shape.
+        VideoError: the video is missing, empty, damaged or cut off, has no frames, or ends before `start`.
+    """
+    checks.count("size", size)
+    checks.choice("backend", backend, BACKENDS)
+    _check_span(start, end)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    is_path = isinstance(source, (str, os.PathLike))
+    name = os.fspath(source) if is_path else "array of frames"
+
+    def times(seconds: float) -> list[float]:
+        return _times(name, seconds, sampling, start or 0.0, end, generator)
+
+    def rows(frames: int) -> list[int]:
+        if frame_rate is not None:
+            rate = checks.positive("frame_rate", frame_rate)
+            return [min(int((time + TOLERANCE) * rate), frames - 1) for time in times(frames / rate)]
+        if start is not None or end is not None:
+            raise ValueError("frame_rate: expected frames per second, to find start and end in seconds; got None")
+        return sample(frames, sampling, generator)
+
+    if not is_path:
+        array = _channels_first(source)
+        return torch.stack([_fit(array[i], size) for i in rows(len(array))])
+    path = Path(source)
+    if path.is_dir():
+        files = sorted((f for f in path.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES), key=_natural)
+        if not files:
+            raise VideoError(path, "no images in the folder")
+        return torch.stack([_fit(read_image(files[i]), size) for i in rows(len(files))])
+    if frame_rate is not None:
+        raise ValueError(f"frame_rate: expected None for a video file, which has its own, got {frame_rate}")
+    return torch.stack(read_file(path, backend, times, lambda frame: _fit(frame, size)))
+
+
+def batch(
+    videos: Sequence[UInt8[Tensor, "n 3 h w"]], length: int | None = None
+) -> tuple[UInt8[Tensor, "b f 3 h w"], Bool[Tensor, "b f"]]:
+    """Videos of different lengths as one tensor, zeros behind each, and its mask (True = a real frame).
+
+    Args:
+        length: F; None = the longest.
+
+    Raises:
+        ValueError: no video, frames that differ in size, or a video longer than F.
+    """
+    if not videos:
+        raise ValueError("videos: expected at least one, got none")
+    for i, video in enumerate(videos):
+        if video.ndim != 4 or 0 in video.shape or video.shape[1:] != videos[0].shape[1:]:
+            raise ValueError(
+                f"videos[{i}]: expected frames [n, 3, H, W] of one size, got {list(video.shape)} "
+                f"beside {list(videos[0].shape)}"
+            )
+    longest = max(map(len, videos))
+    if length is not None and longest > length:
+        raise ValueError(f"length: expected at least the {longest} frames of the longest video, got {length}")
+    slots = longest if length is None else length
+    frames = videos[0].new_zeros(len(videos), slots, *videos[0].shape[1:])
+    mask = torch.zeros(len(videos), slots, dtype=torch.bool, device=frames.device)
+    for i, video in enumerate(videos):
+        frames[i, : len(video)] = video
+        mask[i, : len(video)] = True
+    return frames, mask
+
+
+def _times(
+    name: str, seconds: float, sampling: Sampling, start: float, end: float | None, generator: torch.Generator | None
+) -> list[float]:
+    """When the frames taken are shown, in seconds from the beginning."""
+    if start > 0 and start >= seconds:
+        raise VideoError(name, f"it ends at {seconds:.2f} s, before the start of the clip at {start:.2f} s")
+    stop = seconds if end is None else min(end, seconds)
+    total = max(1, math.ceil((stop - start - TOLERANCE) * sampling.fps))
+    return [start + k / sampling.fps for k in sample(total, sampling, generator)]
+
+
+def _channels_first(source: object) -> Tensor:
+    """Frames uint8 [N, 3, H, W] of an array or a tensor."""
+    try:
+        frames = torch.as_tensor(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"source: expected a path, or frames as an array, got {type(source).__name__}") from error
+    if frames.dtype != torch.uint8:
+        raise TypeError(f"source: expected frames uint8, got {frames.dtype}")
+    if frames.ndim != 4 or 0 in frames.shape or 3 not in (frames.shape[1], frames.shape[3]):
+        raise ValueError(f"source: expected frames [N, H, W, 3] or [N, 3, H, W], got {list(frames.shape)}")
+    return frames.permute(0, 3, 1, 2) if frames.shape[3] == 3 else frames
+
+
+def _fit(frame: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 size size"]:
+    """Resized to the shorter side, the centre cut out."""
+    height, width = frame.shape[1:]
+    short = min(height, width)
+    new = size * height // short, size * width // short
+    if new != (height, width):
+        frame = functional.interpolate(frame[None], new, mode="bicubic", antialias=True)[0]
+    top, left = round((new[0] - size) / 2), round((new[1] - size) / 2)
+    return frame[:, top : top + size, left : left + size].contiguous()
+
+
+def _check_span(start: float | None, end: float | None) -> None:
+    for name, value in (("start", start), ("end", end)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: expected seconds or None, got {value!r}")
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: expected seconds from 0 on, got {value!r}")
+    if end is not None and end <= (start or 0):
+        raise ValueError(f"end: expected a time after the start at {start or 0} s, got {end}")
+
+
+def _natural(path: Path) -> list[str | int]:
+    """Sort key that puts 2.png before 10.png."""
+    return [int(part) if part.isdecimal() else part.lower() for part in _DIGITS.split(path.name)]

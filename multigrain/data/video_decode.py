@@ -1,0 +1,305 @@
+"""Frames of a video file at given times, by PyAV or torchcodec.
+
+Time runs from the first frame of the video stream. The frame at time t is the one on the screen: the last with a
+timestamp of at most t + 0.5 ms, since many containers round timestamps to milliseconds.
+
+A first pass reads packets without decoding them: how long the video is, where its keyframes are, whether the file
+is cut off. The second decodes, in the order of time, and converts the frames that are asked for alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import importlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+Choose = Callable[[float], Sequence[float]]
+"""Length of a video in seconds -> times in it, ascending."""
+Prepare = Callable[[Tensor], Tensor]
+"""A frame [3, H, W] uint8 -> what is kept of it."""
+
+TOLERANCE = 5e-4
+"""Seconds by which a frame may be late."""
+_CUT_OFF = 1.0  # seconds that the streams may end before what the header promises
+_INDEXED = ("mov", "matroska")  # containers that mark keyframes and seek by an index
+_CHUNK = 8  # frames that torchcodec holds at full size
+
+
+class VideoError(ValueError):
+    """A video cannot be read; the message names the file and the reason in one line."""
+
+    def __init__(self, source: object, reason: str) -> None:
+        super().__init__(f"{source}: {' '.join(reason.split())}")
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What the packets of a video stream say; times in ticks of its clock."""
+
+    tick: Fraction
+    """seconds"""
+    times: list[int]
+    """timestamps of the frames, ascending"""
+    end: int
+    """when the last frame ends"""
+    rate: Fraction
+    """frames per second, on average"""
+    indexed: bool = False
+    """the container knows the time of each frame"""
+    keys: list[int] = field(default_factory=list[int])
+    """keyframes from which decoding may start"""
+    counted: bool = False
+    """there are no usable timestamps: frame i is at i / rate"""
+
+    @property
+    def seconds(self) -> float:
+        return float((self.end - self.times[0]) * self.tick)
+
+    def due(self, time: float) -> int:
+        """The latest timestamp, in ticks, that a frame shown at a time in seconds may have."""
+        return self.times[0] + int((Fraction(time) + Fraction(TOLERANCE)) / self.tick)
+
+
+def _by_count(frames: int, rate: Fraction) -> _Index:
+    return _Index(1 / rate, list(range(frames)), frames, rate, counted=True)
+
+
+class _Retry(Exception):
+    """Read again with this index: what the first one promised turned out wrong."""
+
+    def __init__(self, index: _Index) -> None:
+        super().__init__()
+        self.index = index
+
+
+def read_file(path: Path, backend: str, choose: Choose, prepare: Prepare) -> list[Tensor]:
+    """The prepared frames of a file at the chosen times.
+
+    Raises:
+        ImportError: PyAV, or the backend asked for, does not load.
+        VideoError: the file cannot be read to the last of these frames.
+    """
+    index = _scan(path)
+    if backend == "torchcodec" or (backend == "auto" and torchcodec_loads()):
+        try:
+            return _read_torchcodec(path, index, choose(index.seconds), prepare)
+        except VideoError:
+            if backend == "torchcodec":
+                raise
+    while True:
+        try:
+            return list(_prepared(path, index, [index.due(t) for t in choose(index.seconds)], prepare))
+        except _Retry as retry:
+            index = retry.index
+
+
+def _read_torchcodec(path: Path, index: _Index, times: Sequence[float], prepare: Prepare) -> list[Tensor]:
+    """The same frames as PyAV's, or an error."""
+    if not index.indexed:
+        raise VideoError(path, "torchcodec finds exact frames in mp4, mov, mkv and webm alone; use pyav")
+    decoders = _torchcodec()
+    expected = [index.times[bisect.bisect_right(index.times, index.due(t)) - 1] for t in times]
+    frames: list[Tensor] = []
+    try:
+        decoder = decoders.VideoDecoder(str(path.absolute()), seek_mode="exact", num_ffmpeg_threads=1)
+        for i in range(0, len(expected), _CHUNK):
+            # A hair after the timestamp, which is a rounded float over there.
+            asked = [float((time + Fraction(1, 8)) * index.tick) for time in expected[i : i + _CHUNK]]
+            got = decoder.get_frames_played_at(asked)
+            if any(not -0.5 < (b - a) / float(index.tick) < 0.5 for a, b in zip(asked, got.pts_seconds, strict=True)):
+                raise VideoError(path, "torchcodec gives other frames than those asked for; use pyav")
+            frames += map(prepare, got.data)
+    except (RuntimeError, IndexError) as error:
+        raise VideoError(path, f"torchcodec cannot decode it: {error}") from error
+    return frames
+
+
+@functools.cache
+def torchcodec_loads() -> bool:
+    """Whether torchcodec is installed and decodes a picture: it needs FFmpeg's libraries and its own torch."""
+    try:
+        picture = b"YUV4MPEG2 W16 H16 F1:1 Ip A1:1 C420jpeg\nFRAME\n" + bytes(16 * 16 * 3 // 2)
+        return tuple(_torchcodec().VideoDecoder(picture)[0].shape) == (3, 16, 16)
+    except Exception:  # a library that does not load fails in many ways
+        return False
+
+
+def read_image(path: Path) -> Tensor:
+    """One picture [3, H, W] uint8.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        VideoError: it cannot be read.
+    """
+    with _open(path) as (container, stream):
+        frame = next(container.decode(stream), None)
+    if frame is None:
+        raise VideoError(path, "no picture in it")
+    return _rgb(frame)
+
+
+def _scan(path: Path) -> _Index:
+    """Read all packets."""
+    spans: dict[int, tuple[Fraction, int, int]] = {}  # stream -> tick, begin, end
+    shown: list[tuple[int, bool]] = []
+    packets = last = 0
+    with _open(path) as (container, stream):
+        layout = container.format
+        indexed = layout.name.startswith(_INDEXED)
+        sealed = indexed or layout.name == "avi"  # its header says how long it is
+        for packet in container.demux():
+            if packet.size == 0 or packet.is_discard:
+                continue
+            duration = packet.duration or 0
+            if packet.pts is not None:
+                _, begin, end = spans.get(packet.stream.index, (None, packet.pts, packet.pts))
+                span = min(begin, packet.pts), max(end, packet.pts + duration)
+                spans[packet.stream.index] = packet.time_base, *span
+            if packet.stream.index != stream.index:
+                continue
+            if packet.is_corrupt and sealed:
+                raise VideoError(path, "truncated or damaged: a packet is cut off")
+            # Of frames that are stored out of order, mp4 knows how far apart they are decoded, not how long each is
+            # shown; the last one stored says what comes after the last one shown.
+            packets, last = packets + 1, duration
+            if packet.pts is not None:
+                shown.append((packet.pts, packet.is_keyframe))
+        bare = bool(layout.flags & _av().format.Flags.no_timestamps.value)
+        promised, tick = container.duration, stream.time_base
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)  # FFmpeg's own guess
+    if packets == 0:
+        raise VideoError(path, "no frames in its video stream")
+    first = min([begin * unit for unit, begin, _ in spans.values()], default=Fraction(0))
+    length = max([end * unit for unit, _, end in spans.values()], default=Fraction(0)) - min(first, 0)
+    if sealed and promised is not None and promised / 1e6 > length + _CUT_OFF:
+        raise VideoError(path, f"truncated: ends after {float(length):.1f} of {promised / 1e6:.1f} s")
+    if bare:
+        suffix = path.suffix.lower()[1:]
+        if suffix and suffix not in layout.extensions:  # FFmpeg finds frames even in the middle of a file
+            raise VideoError(path, f"damaged: a bare {layout.name} stream in place of a {suffix} file")
+    if bare or tick is None or len(shown) < packets:
+        return _by_count(packets, rate)
+    shown.sort()
+    times = [time for time, _ in shown]
+    keys = [time for time, is_key in shown if is_key] if indexed else []
+    return _Index(tick, times, times[-1] + last, rate, indexed, keys)
+
+
+def _prepared(path: Path, index: _Index, targets: Sequence[int], prepare: Prepare) -> Iterator[Tensor]:
+    """A frame for each target; the same object where it is the same frame."""
+    before: VideoFrame | None = None
+    prepared = torch.empty(0)
+    for frame in _at(path, index, targets):
+        if frame is not before:
+            before, prepared = frame, prepare(_rgb(frame))
+        yield prepared
+
+
+def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFrame]:
+    """The frame on the screen at each target, in ticks."""
+    with _open(path) as (container, stream):
+        frames = _timed(container, stream, index)
+        on, (time, ahead) = None, next(frames, (0, None))
+        if ahead is None:
+            raise VideoError(path, "no frame of it can be decoded")
+        for target in targets:
+            key = bisect.bisect_right(index.keys, target) - 1
+            if key > 0 and ahead is not None and time < index.keys[key]:
+                frames = _from(container, stream, index, index.keys[key])
+                on, (time, ahead) = None, next(frames, (0, None))
+                # Some keyframes are marked and yet no decoder can start there (H.264's intra refresh).
+                if ahead is None or time > target or ahead.is_corrupt:
+                    raise _Retry(replace(index, keys=[]))
+            while ahead is not None and time <= target:
+                on, shown_at = ahead, time
+                time, ahead = next(frames, (0, None))
+                if ahead is None and (index.times[-1] - shown_at) * index.tick > _CUT_OFF:
+                    seconds = float((shown_at - index.times[0]) * index.tick)
+                    raise VideoError(path, f"truncated or damaged: no frame after {seconds:.1f} s")
+            # A stream cut out of a longer one may begin with frames that lack what they refer to.
+            frame = on or ahead
+            assert frame is not None
+            yield frame
+
+
+def _from(container: InputContainer, stream: VideoStream, index: _Index, key: int) -> Iterator[tuple[int, VideoFrame]]:
+    """As _timed, from a keyframe on."""
+    try:
+        container.seek(key, stream=stream)
+    except _av().error.FFmpegError as error:
+        raise _Retry(replace(index, keys=[])) from error
+    return _timed(container, stream, index)
+
+
+def _timed(container: InputContainer, stream: VideoStream, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
+    """Frames from here on with their times in ticks, which must not run backwards."""
+    before: int | None = None
+    for i, frame in enumerate(container.decode(stream)):
+        time = i if index.counted else frame.pts
+        if time is None or (before is not None and time < before):
+            raise _Retry(_by_count(len(index.times), index.rate))
+        before = time
+        yield time, frame
+
+
+@contextmanager
+def _open(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
+    """A container and its video stream; whatever FFmpeg objects to becomes a VideoError."""
+    av = _av()
+    try:
+        if path.stat().st_size == 0:
+            raise VideoError(path, "empty file (0 bytes)")
+        # Absolute, since "a: b.mp4" would be a protocol; local files alone, whatever a playlist refers to.
+        with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) as container:
+            cover = av.stream.Disposition.attached_pic
+            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+            if not streams:
+                raise VideoError(path, "no video stream in it")
+            best = container.streams.best("video")
+            stream = best if best in streams else streams[0]
+            # Several videos are read at a time, so each on one thread.
+            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+            yield container, stream
+    except FileNotFoundError as error:
+        raise VideoError(path, "no such file") from error
+    except av.error.FFmpegError as error:
+        raise VideoError(path, f"not a video, or a damaged one: {error.strerror}") from error
+    except OSError as error:
+        raise VideoError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _rgb(frame: VideoFrame) -> Tensor:
+    """[3, H, W] uint8, upright."""
+    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    return torch.rot90(pixels, frame.rotation // 90, (1, 2)) if frame.rotation % 360 else pixels
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError('reading videos needs PyAV: pip install "multigrain[data]"') from error
+    return av
+
+
+def _torchcodec() -> Any:
+    try:
+        return importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ImportError(
+            f'torchcodec does not load: pip install "multigrain[data-fast]", which needs FFmpeg ({error})'
+        ) from error

@@ -1,0 +1,255 @@
+"""A run, phase by phase: pairs, training, evaluation. What `multigrain train`, `evaluate` and `demo` are made of.
+
+Every phase picks up what an earlier, interrupted run left in the cache and in the folder of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import training
+from .metrics import ranks
+from .models import XCLIP
+from .models.original import is_original
+from .report import tables
+from .report.console import Bars, Clock, print_table
+from .training import BabyAIConfig, Evaluation, TrainConfig, checkpoint
+from .training.data import Data, Pairs
+
+_SCORING = ("grains", "aggregator", "weights")
+_PACKAGES = {"timm": "models", "safetensors": "models"}
+RANKED = 10  # results of each query in rankings.jsonl
+
+
+@dataclass
+class Run:
+    """A run's settings, its folder, and how long its phases took.
+
+    Args:
+        config: all settings.
+        out: folder of the run.
+        source: the config as text, for the page.
+        workers: processes that generate BabyAI pairs; None = one per core.
+        resume: go on from the checkpoint in `out`, where there is one.
+        title, note, chosen: for the page: its title, a remark, how the settings were chosen.
+        results: folder of the metrics and the page; default `out`.
+    """
+
+    config: TrainConfig
+    out: Path
+    source: str = ""
+    workers: int | None = None
+    resume: bool = True
+    title: str = "multigrain"
+    note: str = ""
+    chosen: str = ""
+    results: Path = field(default=Path(), kw_only=True)
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        if self.results == Path():
+            self.results = self.out
+
+    @property
+    def max_frames(self) -> int:
+        """Frames of a video."""
+        return self.config.stages[-1].max_frames
+
+    @property
+    def protocol(self) -> str:
+        """Of the evaluation."""
+        return training.protocol_of(self.config)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl in the folder; none where it is not."""
+        path = self.out / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+    def count_training(self) -> None:
+        """Add the stages of training to the clock, those of earlier processes included."""
+        before: dict[str, float] = {}
+        for line in self.history():
+            # The seconds of a stage start again where an interrupted run was resumed.
+            spent = line["seconds"] - before.get(line["stage"], 0)
+            self.clock.add(f"training {line['stage']}", spent if spent >= 0 else line["seconds"])
+            before[line["stage"]] = line["seconds"]
+
+
+def config_text(name: str) -> str:
+    """The YAML of a config, by path or by its name in the package; its comments say how it was chosen."""
+    shipped = Path(__file__).with_name("configs") / f"{name}.yaml"
+    return (Path(name) if Path(name).is_file() else shipped).read_text(encoding="utf-8")
+
+
+def check(run: Run) -> None:
+    """Whatever can be wrong is said before anything is computed.
+
+    Raises:
+        ImportError: an extra is not installed.
+        OSError: the folder cannot be written to.
+        ValueError, TypeError: grains or aggregators that do not exist, or do not fit.
+    """
+    for package, extra in _PACKAGES.items():
+        require(package, extra)
+    checkpoint.open_folder(run.out)
+    run.config.model.scorer()
+
+
+def require(package: str, extra: str) -> None:
+    """That a package is there.
+
+    Raises:
+        ImportError: it is not; the extra that has it is named.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f'{package} is not installed: pip install "multigrain[{extra}]"')
+
+
+def load(run: Run) -> Data:
+    """The pairs; BabyAI's from the cache, or generated into it."""
+    with run.clock.phase("pairs"):
+        return training.load_data(run.config.data, workers=run.workers)
+
+
+def fit(run: Run, data: Data) -> XCLIP:
+    """The model after all stages of training."""
+    with Bars([stage.name for stage in run.config.stages]) as bars:
+        model = training.train(run.config, data, run.out, resume=run.resume, progress=bars.training)
+    run.count_training()
+    if (broken := run.out / "broken.txt").is_file():
+        count = len(broken.read_text("utf-8").splitlines())
+        print(f"multigrain: {count} videos could not be read and were left out: see {broken}", file=sys.stderr)
+    return model
+
+
+def restore(run: Run) -> tuple[Run, XCLIP]:
+    """The run as it was trained, and its model, scored by the grains that the given run asks for.
+
+    Raises:
+        FileNotFoundError: nothing was trained in that folder.
+        ValueError: other pairs than those it was trained on, so that the test would not be unseen; grains that
+            would need parameters that were not trained.
+    """
+    if not (run.out / "config.json").is_file() or not (run.out / "model").is_dir():
+        raise FileNotFoundError(f"out: expected the folder of a finished training, got {run.out}; train first")
+    trained, asked = training.load_config(run.out / "config.json"), run.config
+    if isinstance(asked.data, BabyAIConfig):
+        _same_pairs(trained.data, asked.data, run.out)
+    model = XCLIP.from_pretrained(run.out / "model")
+    settings = dataclasses.replace(trained.model, **{name: getattr(asked.model, name) for name in _SCORING})
+    scorer, results = settings.scorer(), run.out
+    # Another default aggregator means something only where a grain names none.
+    same = dataclasses.replace(settings, aggregator=trained.model.aggregator) == trained.model
+    if not same or str(scorer) != str(trained.model.scorer()):
+        if any(True for part in (scorer, model.scorer) for _ in part.parameters()):
+            raise ValueError("model: expected the grains of the training, since grains have parameters; got others")
+        print("multigrain: scored by other grains or aggregators than it was trained with", file=sys.stderr)
+        model.scorer, results = scorer, checkpoint.open_folder(run.out / "rescored")
+    config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers)
+    restored = dataclasses.replace(run, config=config, results=results)
+    restored.count_training()
+    return restored, model
+
+
+def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
+    """A split is made anew from the settings: other ones would test on what was trained on."""
+    for name, got in dataclasses.asdict(asked).items():
+        if name != "cache" and (value := getattr(trained, name, None)) != got:
+            raise ValueError(f"data.{name}: expected {value!r}, with which {out} was trained, got {got!r}")
+
+
+def load_model(path: str | os.PathLike[str]) -> XCLIP:
+    """The model of a folder, of the folder of a run, or of a checkpoint file of X-CLIP's code or of CLIP.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: no such model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return XCLIP.from_pretrained(path / "model" if (path / "model").is_dir() else path)
+    if not path.is_file():
+        raise FileNotFoundError(f"model: expected a folder or a checkpoint file, got {path}")
+    return (XCLIP.from_original if is_original(path) else XCLIP.from_clip)(path)
+
+
+def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
+    """Scores and metrics of a split."""
+    with run.clock.phase("evaluation"), Bars() as bars:
+        return training.evaluate(
+            model,
+            pairs,
+            max_frames=run.max_frames,
+            protocol=run.protocol,
+            workers=run.config.workers,
+            progress=bars.counter("encoding and scoring the test"),
+        )
+
+
+def report(run: Run, evaluation: Evaluation, pairs: Pairs, **about: Any) -> None:
+    """Print the table, write metrics.json (with `about`) and rankings.jsonl to the results of a run."""
+    texts = [pairs.sentences[row] for row in evaluation.texts]
+    videos = [pairs.names[row] for row in evaluation.videos]
+    about = {"seconds": run.clock.seconds, **about, "settings": dataclasses.asdict(run.config)}
+    write_report(run.results, evaluation, run.protocol, texts, videos, **about)
+
+
+def write_report(
+    out: Path, evaluation: Evaluation, protocol: str, texts: Sequence[str], videos: Sequence[str], **about: Any
+) -> None:
+    """As `report`, for texts and videos of these names."""
+    print_table(evaluation.metrics, len(videos), f"{len(texts):,} sentences against {len(videos):,} videos")
+    if protocol == "diagonal":
+        print(tables.verdict(evaluation.metrics, len(videos)))
+    else:
+        print(f"Protocol {protocol}: see multigrain.retrieval_metrics")
+    if evaluation.broken:
+        print(f"multigrain: {len(evaluation.broken)} videos could not be read and were left out:", file=sys.stderr)
+        print(*evaluation.broken, sep="\n", file=sys.stderr)
+    values = {
+        "metrics": evaluation.metrics,
+        "chance": tables.chance(len(videos)),
+        "texts": len(texts),
+        "candidates": len(videos),
+        "broken": evaluation.broken,
+        "mean_recall_at_1": tables.recall_at_1(evaluation.metrics["all"]),
+        **about,
+        "environment": checkpoint.environment(),
+    }
+    checkpoint.write_json(checkpoint.open_folder(out) / "metrics.json", values)
+    checkpoint.write_lines(out / "rankings.jsonl", map(json.dumps, rankings(evaluation, texts, videos)))
+
+
+def rankings(
+    evaluation: Evaluation, texts: Sequence[str], videos: Sequence[str], k: int = RANKED
+) -> Iterator[dict[str, Any]]:
+    """For each text and then for each video: itself, the rank of its best own item and its k best, with scores."""
+    scores, targets = evaluation.scores["all"], evaluation.targets
+    own = targets[:, None] == torch.arange(len(videos))
+    for direction, matrix, positives, queries, candidates in (
+        ("t2v", scores, own, texts, videos),
+        ("v2t", scores.T, own.T, videos, texts),
+    ):
+        rank = ranks(matrix, positives)
+        best = matrix.topk(min(k, matrix.shape[1]))
+        for i, query in enumerate(queries):
+            found = zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
+            yield {
+                "direction": direction,
+                "query": query,
+                "rank": float(rank[i]),
+                "found": [
+                    {"item": candidates[j], "score": round(score, 6), "own": bool(positives[i, j])}
+                    for j, score in found
+                ],
+            }

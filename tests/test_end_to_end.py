@@ -1,0 +1,172 @@
+"""From annotation files and video files to metrics, and from a folder of videos to the one that a sentence is about."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import multigrain as mg
+from multigrain import runs, training
+from multigrain.cli import main
+from multigrain.data.annotations import SOURCES
+from multigrain.data.prepare import protocol_of
+from multigrain.models import ModelConfig
+from multigrain.training import Progress, TrainConfig
+from tests.clips import write_clip
+from tests.data.test_prepare import write
+from tests.models.clips import saved, tiny_clip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as OpenAI's, of a tiny CLIP."""
+    return saved(tiny_clip(text_cfg={"width": 64, "heads": 1}), tmp_path_factory.mktemp("clip") / "clip.pt")
+
+
+def dataset(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    """Annotations and real videos of a data set in miniature, and where its manifest is to go."""
+    _, annotations, videos, manifest = write(folder, name)
+    for i, path in enumerate(sorted(path for path in videos.rglob("*") if path.is_file())):
+        clip = write_clip(folder / "clip.mp4", [n for n in (i, i + 7, i + 30) for _ in range(10)])
+        path.write_bytes(clip.read_bytes())  # whatever its name says: decoders look inside
+    return annotations, videos, manifest
+
+
+def settings(manifest: Path, weights: Path, protocol: str = "diagonal", **more: Any) -> dict[str, Any]:
+    return {
+        "data": {"manifest": str(manifest), "protocol": protocol, "size": 32},
+        "model": {"clip": {"weights": str(weights), "architecture": "openai", "max_words": 12}, "temporal": {"depth": 1, "max_frames": 3}},
+        "stages": [
+            {
+                "name": "xclip",
+                "epochs": 4,
+                "batch_size": 2,
+                "max_frames": 3,
+                "optimizer": {"tower_learning_rate": 1e-5, "logit_scale_group": "towers"},
+            }
+        ],
+        "device": "cpu",
+        "checkpoint_seconds": 0.0,
+        **more,
+    }
+
+
+def config(folder: Path, values: dict[str, Any]) -> TrainConfig:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return training.load_config(path)
+
+
+def evaluated(config: TrainConfig, out: Path) -> dict[str, Any]:
+    run, model = runs.restore(runs.Run(config, out))
+    return dict(runs.evaluate(run, model, runs.load(run).test).metrics)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_data_set_from_its_annotations_to_metrics_with_an_interruption(name: str, tmp_path: Path, weights: Path):
+    annotations, videos, manifest = dataset(tmp_path, name)
+    arguments = ["prepare", name, "--annotations", str(annotations), "--videos", str(videos), "--out", str(manifest)]
+    assert main([*arguments, *(["--val", "0"] if name in ("msrvtt", "activitynet") else [])]) == 0
+    run = config(tmp_path, settings(manifest, weights, protocol_of(name)))
+    data = training.load_data(run.data)
+    training.train(run, data, tmp_path / "whole")
+
+    def interrupt(event: Progress) -> None:
+        if event.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(run, data, tmp_path / "cut", progress=interrupt)
+    training.train(run, training.load_data(run.data), tmp_path / "cut")
+    expected = evaluated(run, tmp_path / "whole")
+    assert evaluated(run, tmp_path / "cut") == expected
+    assert expected["all"]["protocol"] == protocol_of(name)
+    assert list(expected) == ["sentence-video", "word-video", "sentence-frame", "word-frame", "all"]
+
+
+def test_killed_on_the_command_line_and_resumed_by_workers(tmp_path: Path, weights: Path, capsys: Any):
+    _, _, manifest = arguments = dataset(tmp_path, "msrvtt")
+    broken = arguments[1] / "video2.mp4"
+    broken.write_bytes(b"no video")
+    prepare = ["--annotations", str(arguments[0]), "--videos", str(arguments[1]), "--out", str(manifest), "--val", "1"]
+    assert main(["prepare", "msrvtt", *prepare, "--seed", "4"]) == 0
+    path = tmp_path / "run.yaml"
+    values = settings(manifest, weights)
+    values["stages"][0] |= {"epochs": 20, "batch_size": 3}
+    path.write_text(yaml.safe_dump(values))
+    train = ["train", "--config", str(path), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "multigrain.cli", *train, "--workers=1"], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    with process:
+        for line in process.stderr:
+            if "epoch 3/20" in line:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert (tmp_path / "run" / "checkpoint.pt").is_file()
+    assert not (tmp_path / "run" / "model").exists()
+
+    assert main([*train, "--workers=1"]) == 0  # a resumed run may have other workers
+    assert main(["train", "--config", str(path), "--out", str(tmp_path / "whole")]) == 0
+    assert "1 videos could not be read" in capsys.readouterr().err
+    assert "video2.mp4" in (tmp_path / "run" / "broken.txt").read_text()
+    found = []
+    for out in ("run", "whole"):
+        assert main(["evaluate", "--out", str(tmp_path / out)]) == 0
+        found.append(json.loads((tmp_path / out / "metrics.json").read_text())["metrics"])
+    assert found[0] == found[1]
+    rankings = [json.loads(line) for line in (tmp_path / "run" / "rankings.jsonl").read_text().splitlines()]
+    assert [line["query"] for line in rankings] == ["a man, and a dog", "fireworks", "video7010", "video7020"]
+    assert all({item["item"] for item in line["found"]} == {"video7010", "video7020"} for line in rankings[:2])
+    assert all(line["rank"] == 1 + [item["own"] for item in line["found"]].index(True) for line in rankings)
+
+    strict = [*train, "--no-resume", "--data.strict=true"]
+    assert main(strict) == 2
+    assert "video2.mp4" in capsys.readouterr().err
+
+
+def test_extract_then_search_finds_the_video_that_the_sentence_is_about(tmp_path: Path, weights: Path, capsys: Any):
+    """Overfitted to two captions: what search must find is then known."""
+    annotations, videos, manifest = dataset(tmp_path, "msrvtt")
+    main(["prepare", "msrvtt", "--annotations", str(annotations), "--videos", str(videos), "--out", str(manifest), "--val", "0"])  # fmt: skip
+    values = settings(manifest, weights)
+    values["stages"][0] |= {"epochs": 30, "batch_size": 4, "optimizer": {"learning_rate": 3e-3}}
+    run = config(tmp_path, values)
+    model = training.train(run, training.load_data(run.data), tmp_path / "run")
+    capsys.readouterr()
+    features = str(tmp_path / "features")
+    extract = ["extract", str(videos), "--model", str(tmp_path / "run"), "--out", features]
+    assert main(extract) == 0
+    assert "6 videos" in capsys.readouterr().out
+    for sentence, video in (("a dog", "video1"), ("x", "video2"), ("two cats", "video0")):
+        assert main(["search", sentence, "--in", features]) == 0
+        first = capsys.readouterr().out.splitlines()[0]
+        assert video in first
+        assert all(grain.name in first for grain in model.scorer.grains)
+
+
+def test_evaluate_takes_saved_features(tmp_path: Path, capsys: Any):
+    torch.manual_seed(0)
+    text = mg.Features(sentence=torch.randn(6, 8), word=torch.randn(6, 5, 8))
+    video = mg.Features(video=torch.randn(3, 8), frame=torch.randn(3, 4, 8))
+    text.save(tmp_path / "text.pt")
+    video.save(tmp_path / "video.pt")
+    (tmp_path / "targets.json").write_text("[0, 0, 1, 1, 2, 2]")
+    files = ["--text", str(tmp_path / "text.pt"), "--video", str(tmp_path / "video.pt"), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *files]) == 2
+    assert "6 texts and 3 videos" in capsys.readouterr().err
+    assert main(["evaluate", *files, "--targets", str(tmp_path / "targets.json"), "--protocol", "group_max"]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["all"]
+    scores = ModelConfig().scorer()(text, video)
+    assert found == mg.retrieval_metrics(scores, torch.tensor([0, 0, 1, 1, 2, 2]), "group_max")
