@@ -13,8 +13,9 @@ from ..grains import Grain
 from ..losses import InfoNCE
 from ..scorer import MultiGrain
 from .clip import MEAN, STD, ClipText, ClipVision, freeze_layers
-from .clip_weights import ClipWeights, build_clip, check_state, load_clip
+from .clip_weights import ClipWeights, build_clip, load_clip
 from .config import ClipConfig, ModelConfig, VisionConfig
+from .state import check_state
 from .temporal import TemporalLSTM, TemporalTransformer
 from .towers import TimmTower, WordTower
 
@@ -117,7 +118,7 @@ def _temporal(config: ModelConfig, weights: ClipWeights | None) -> nn.Module | N
         config.dropout,
         quick_gelu=bool(weights.architecture.get("quick_gelu", False)),
         norm_eps=_ORIGINAL_EPS,
-        positions=text.get("context_length", 77),
+        positions=text["context_length"],
     )
     if weights.state is not None and alike:
         if settings.depth > text["layers"]:
@@ -150,6 +151,8 @@ def is_timm_clip(name: str) -> bool:
 
 
 def _map_to_timm(tower: TimmTower, state: Mapping[str, Tensor]) -> None:
+    if "visual.proj" not in state:
+        raise ValueError("vision name: expected weights of a vision transformer, got those of a ResNet")
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     visual = {name: value for name, value in state.items() if name.startswith("visual.")}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,8 @@ from .towers import checked_sentences, normalized_pixels
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+
+Texts: TypeAlias = "Sequence[str] | Tensor | tuple[Tensor, Tensor]"
 
 _LAYER = re.compile(r"(?:resblocks|blocks)\.(\d+)\.")
 _EMBEDDING = re.compile(
@@ -106,21 +108,21 @@ class ClipText(nn.Module):
         assert self.tokenizer is not None  # or tokenize had raised
         return self.tokenizer.words(ids[0, start:stop].tolist())
 
-    def tokenize(
-        self, text: Sequence[str] | Tensor, mask: Tensor | None = None
-    ) -> tuple[Int[Tensor, "b w"], Int[Tensor, "b"]]:
+    def tokenize(self, text: Texts) -> tuple[Int[Tensor, "b w"], Int[Tensor, "b"]]:
         """Ids [B, W], 0 where padded, and the position [B] of each last token, on the device of the model.
 
         Args:
-            text: captions, or ids [B, any length], each row from its first to its last token and then padding.
-            mask: with ids: [B, any length], True = a token; None = up to the highest id of each row.
+            text: captions, or ids [B, any length], each row from its first to its last token (the highest id) and
+                then padding, or (ids, mask), where the mask says which are tokens.
 
         Raises:
             TypeError, ValueError: neither; a caption without a word; ids or a mask that do not fit.
         """
         device = self.positional_embedding.device
         if isinstance(text, Tensor):
-            ids, end = self._checked(text, mask)
+            ids, end = self._checked(text, None)
+        elif isinstance(text, tuple) and len(text) == 2 and isinstance(text[0], Tensor) and isinstance(text[1], Tensor):
+            ids, end = self._checked(text[0], text[1])
         else:
             ids = self._encode(text)
             end = ids.argmax(1)
@@ -136,11 +138,9 @@ class ClipText(nn.Module):
         ids = nn.functional.pad(ids[:, :length], (0, max(0, length - ids.shape[1])))
         return ids.masked_fill(torch.arange(length, device=device) > end[:, None], 0), end
 
-    def forward(
-        self, text: Sequence[str] | Tensor, mask: Tensor | None = None
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b w d"], Bool[Tensor, "b w"]]:
+    def forward(self, text: Texts) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b w d"], Bool[Tensor, "b w"]]:
         """Sentence features, word features and the mask of the words (see tokenize)."""
-        ids, end = self.tokenize(text, mask)
+        ids, end = self.tokenize(text)
         length = ids.shape[1]
         x = self.token_embedding(ids) + self.positional_embedding[:length]
         causal = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
@@ -150,16 +150,16 @@ class ClipText(nn.Module):
         real = torch.arange(length, device=ids.device) <= last
         return (sentence, words, real) if self.include_bos else (sentence, words[:, 1:], real[:, 1:])
 
-    def _encode(self, sentences: Sequence[str]) -> Tensor:
-        sentences = checked_sentences(sentences)
+    def _encode(self, sentences: object) -> Tensor:
+        captions = checked_sentences(sentences)
         if self.tokenizer is None:
             raise TypeError(
                 f"sentences: expected token ids [B, W] of type torch.long, got strings: no tokenizer is known "
                 f"for this text tower's vocabulary of {self.vocabulary_size} tokens"
             )
-        rows = [self.tokenizer.ids(sentence) for sentence in sentences]
+        rows = [self.tokenizer.ids(caption) for caption in captions]
         if empty := [i for i, row in enumerate(rows) if len(row) < 3]:
-            raise ValueError(f"sentences[{empty[0]}]: expected at least one word, got {sentences[empty[0]]!r}")
+            raise ValueError(f"sentences[{empty[0]}]: expected at least one word, got {captions[empty[0]]!r}")
         return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
     def _checked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

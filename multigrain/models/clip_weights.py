@@ -1,8 +1,5 @@
 """Where CLIP's weights come from: files and names -> an architecture and a state dict, in open_clip's terms.
 
-Nothing is unpickled but tensors (torch.load with weights_only=True); OpenAI's archives are TorchScript and are read by
-torch.jit.load, as open_clip does.
-
 GELU or QuickGELU: the weights do not say which one they were trained with, and the wrong one changes every feature
 without an error. OpenAI's need QuickGELU, most others GELU. So a file that is known to be OpenAI's refuses an
 architecture with GELU, a named download refuses the activation that is not its own, a checkpoint of open_clip's
@@ -12,9 +9,7 @@ training must be given its architecture, and a bare state dict without one is re
 from __future__ import annotations
 
 import difflib
-import os
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .clip import MEAN
+from .state import OPENAI, check_state, read_state
 from .tokenizer import CLIP_VOCABULARY, HuggingFaceTokenizer, Tokenizer, tokenizer_for
+from .towers import import_library
 
-OPENAI = "openai"
-_MARKERS = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's archives and nowhere else
+_POOL = "visual.attnpool.positional_embedding"  # of a ResNet
+_TEXT = {"context_length": 77, "vocab_size": CLIP_VOCABULARY, "width": 512, "heads": 8, "layers": 12}  # unless said
 _SETTINGS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}  # of open_clip.CLIP that are supported
 
 
@@ -69,7 +67,6 @@ def load_clip(
         ValueError: an unknown name, a file that is no CLIP, another activation than the architecture's, a
             kind of text tower that gives no word features.
     """
-    _open_clip()
     if isinstance(weights, nn.Module) or (isinstance(weights, str | Path) and Path(weights).is_dir()):
         from .huggingface import load_hugging_face
 
@@ -84,12 +81,13 @@ def load_clip(
     else:
         sizes, state = _file_or_download(str(weights), architecture)
     _supported(sizes)
+    sizes = {**sizes, "text_cfg": {**_TEXT, **sizes["text_cfg"]}}
     return ClipWeights(sizes, state, _tokenizer(tokenizer, sizes))
 
 
 def _tokenizer(given: Any, sizes: Mapping[str, Any], folder: Any = None) -> Tokenizer | None:
     """The given one, in our terms; else the one that fits."""
-    size = int(sizes["text_cfg"].get("vocab_size", CLIP_VOCABULARY))
+    size = int(sizes["text_cfg"]["vocab_size"])
     if given is None:
         return tokenizer_for(size, folder)
     return given if hasattr(given, "words") else HuggingFaceTokenizer(given, size)
@@ -103,90 +101,15 @@ def build_clip(weights: ClipWeights) -> Any:
     """
     sizes = weights.architecture
     if weights.state is None:
-        return _open_clip().CLIP(**sizes)
+        return import_library("open_clip").CLIP(**sizes)
     # Random numbers for 150 million weights that are replaced at once would take seconds.
     lazy = "timm_model_name" not in sizes["vision_cfg"]
     with torch.device("meta" if lazy else "cpu"):
-        model = _open_clip().CLIP(**sizes)
+        model = import_library("open_clip").CLIP(**sizes)
     check_state(model.state_dict(), weights.state, "weights")
     model.load_state_dict(weights.state, assign=True)
     model.attn_mask = torch.full((model.context_length,) * 2, float("-inf")).triu_(1)  # no part of the state dict
     return model.requires_grad_(True)
-
-
-def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> None:
-    """The state dict has the names and the shapes of a model.
-
-    Raises:
-        ValueError: it has not; the first few are named, with the number of all.
-    """
-    shapes = [
-        f"{key} is {list(state[key].shape)}, not {list(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    problems = (
-        ("missing", sorted(expected.keys() - state.keys())),
-        ("unexpected", sorted(state.keys() - expected.keys())),
-        ("other shapes", shapes),
-    )
-    if told := [
-        f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' * (len(found) > 3)})" for kind, found in problems if found
-    ]:
-        raise ValueError(f"{name}: a checkpoint of another architecture: {'; '.join(told)}")
-
-
-def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
-    """A state dict in fp32, and the kind of file: "openai", "training" (a checkpoint of open_clip) or "plain".
-
-    Raises:
-        FileNotFoundError: no such file.
-        ImportError: safetensors is not installed.
-        ValueError: not a state dict.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: expected a file, there is none at {path}")
-    try:
-        values, kind = _read(path)
-    except ImportError:
-        raise
-    except Exception as error:  # torch.load, torch.jit and safetensors each have their own
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"{path}: expected weights (TorchScript, a torch.save'd state dict, safetensors): {reason}"
-        ) from error
-    if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
-        values, kind = values["state_dict"], "training"
-    if not isinstance(values, Mapping) or not values or not all(isinstance(v, Tensor) for v in values.values()):
-        raise ValueError(f"{path}: expected a state dict, got {type(values).__name__}")
-    if all(key.startswith("module.") for key in values):  # DistributedDataParallel's
-        values = {key.removeprefix("module."): value for key, value in values.items()}
-    if values.keys() & _MARKERS:
-        kind = OPENAI
-    state = {key: value for key, value in values.items() if key not in _MARKERS | {"attn_mask"}}
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, kind
-
-
-def _read(path: Path) -> tuple[Any, str]:
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError('checkpoints need safetensors: pip install "multigrain[models]"') from error
-        return load_file(path), "plain"
-    if _is_torchscript(path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit itself
-            return dict(torch.jit.load(path, map_location="cpu").state_dict()), OPENAI
-    return torch.load(path, map_location="cpu", weights_only=True), "plain"
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def named_architecture(architecture: str | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -197,15 +120,14 @@ def named_architecture(architecture: str | Mapping[str, Any] | None) -> dict[str
     """
     if isinstance(architecture, Mapping):
         return {**architecture}
-    name = str(architecture).replace("/", "-")
-    sizes = _open_clip().get_model_config(name) if name in _open_clip().list_models() else None
-    if sizes is None:
-        similar = difflib.get_close_matches(name, _open_clip().list_models(), 5, 0.5)
-        raise ValueError(
-            f"architecture: expected a name of open_clip, got {name!r}"
-            + (f"; there are {', '.join(similar)}, ..." if similar else "; open_clip.list_models() has them all")
-        )
-    return sizes
+    open_clip, name = import_library("open_clip"), str(architecture).replace("/", "-")
+    if name in open_clip.list_models():
+        return open_clip.get_model_config(name)
+    similar = difflib.get_close_matches(name, open_clip.list_models(), 5, 0.5)
+    raise ValueError(
+        f"architecture: expected a name of open_clip, got {name!r}"
+        + (f"; there are {', '.join(similar)}, ..." if similar else "; open_clip.list_models() has them all")
+    )
 
 
 def openai_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -214,13 +136,14 @@ def openai_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: tensors that every CLIP has are missing.
     """
+    vit = "visual.proj" in state
     needed = ["visual.conv1.weight", "text_projection", "positional_embedding", "token_embedding.weight"]
     needed += ["ln_final.weight", "logit_scale"]
+    needed += ["visual.positional_embedding"] if vit else [_POOL, "visual.layer1.0.conv1.weight"]
     if missing := [name for name in needed if name not in state]:
         raise ValueError(f"weights: expected OpenAI's names of CLIP's tensors, got none of {', '.join(missing)}")
     conv = state["visual.conv1.weight"]
-    vit = "visual.proj" in state
-    places = state["visual.positional_embedding" if vit else "visual.attnpool.positional_embedding"].shape[0]
+    places = state["visual.positional_embedding" if vit else _POOL].shape[0]
     grid = round((places - 1) ** 0.5)
     if vit:
         vision = {"image_size": grid * conv.shape[-1], "layers": _count(state, "visual.transformer.resblocks.")}
@@ -252,7 +175,7 @@ def _file_or_download(weights: str, architecture: Any) -> tuple[dict[str, Any], 
         if architecture not in (None, OPENAI) and isinstance(architecture, str):
             named_architecture(architecture)
             return _download(architecture.replace("/", "-"), weights, True)
-        if name not in _open_clip().list_models():
+        if name not in import_library("open_clip").list_models():
             if Path(weights).suffix or Path(weights).is_absolute():
                 raise FileNotFoundError(f"weights: expected a file, there is none at {weights}")
             named_architecture(name)  # which names similar ones
@@ -279,11 +202,13 @@ def _file_or_download(weights: str, architecture: Any) -> tuple[dict[str, Any], 
 
 def _download(name: str, tag: str, strict: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """open_clip's weights of a name and a tag; `strict`: the name must have their activation."""
-    open_clip = _open_clip()
+    open_clip = import_library("open_clip")
     found: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not found:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(f"weights: expected a file, or with architecture {name!r} one of {tags}; got {tag!r}")
+    if tuple(found.get("mean") or MEAN) != MEAN:
+        raise ValueError(f"weights: expected CLIP's normalisation of frames, {tag!r} has the mean {found['mean']}")
     sizes, quick = named_architecture(name), bool(found.get("quick_gelu", False))
     if strict:
         _same_activation(sizes, quick, tag, name)
@@ -301,7 +226,9 @@ def _same_activation(sizes: Mapping[str, Any], quick: bool, weights: str, archit
 
 def _supported(sizes: Mapping[str, Any]) -> None:
     """Only CLIP's own text tower gives a feature for every word in the way that is used here."""
-    text: Mapping[str, Any] = sizes.get("text_cfg", {})
+    if missing := sorted({"embed_dim", "vision_cfg", "text_cfg"} - sizes.keys()):
+        raise ValueError(f"architecture: expected the settings of open_clip.CLIP, got none of {', '.join(missing)}")
+    text: Mapping[str, Any] = sizes["text_cfg"]
     odd = sorted(sizes.keys() - _SETTINGS)
     odd += [
         f"text_cfg.{k}" for k in ("hf_model_name", "hf_tokenizer_name", "no_causal_mask", "embed_cls") if text.get(k)
@@ -314,13 +241,3 @@ def _supported(sizes: Mapping[str, Any]) -> None:
     odd += ["text_cfg.proj_bias"] * bool(text.get("proj_bias"))
     if odd:
         raise ValueError(f"architecture: expected CLIP's own text tower, got one with {', '.join(odd)}")
-
-
-def _open_clip() -> Any:
-    try:
-        import open_clip
-    except ImportError as error:
-        if error.name != "open_clip":
-            raise
-        raise ImportError('CLIP towers need open_clip: pip install "multigrain[models]"') from error
-    return open_clip

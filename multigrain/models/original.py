@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .clip import ClipText, ClipVision
-from .clip_weights import check_state, openai_architecture, read_state
+from .clip_weights import openai_architecture
 from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains
+from .state import check_state, read_state, safetensors
 from .temporal import TemporalLSTM, TemporalTransformer
 
 if TYPE_CHECKING:
@@ -93,9 +94,7 @@ def save_original(model: XCLIP, path: str | os.PathLike[str]) -> None:
     state = {theirs: model.state_dict()[key].detach().cpu().contiguous() for key, theirs in _names(model).items()}
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        save_file(state, partial, metadata={"format": "pt"})
+        safetensors().save_file(state, partial, metadata={"format": "pt"})
     else:
         torch.save(state, partial)
     partial.replace(path)

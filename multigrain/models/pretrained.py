@@ -14,7 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .clip_weights import ClipWeights
 from .config import ModelConfig
+from .state import safetensors
+from .tokenizer import tokenizer_for
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -32,7 +35,7 @@ def write_folder(
     settings = {"model": dataclasses.asdict(config), "vocabulary": vocabulary}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     partial = folder / "model.safetensors.tmp"
-    _safetensors().save_file(weights, partial, metadata={"format": "pt"})
+    safetensors().save_file(weights, partial, metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -56,17 +59,22 @@ def find_folder(place: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def read_settings(folder: Path) -> tuple[ModelConfig, list[str] | None]:
-    """The settings and the vocabulary.
+def read_settings(folder: Path) -> tuple[ModelConfig, list[str] | None, ClipWeights | None]:
+    """The settings, the vocabulary of a text tower from scratch, and CLIP (without weights) where it is in use.
 
     Raises:
         ValueError: they are damaged.
     """
     try:
         settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return ModelConfig.from_dict(settings["model"]), settings["vocabulary"]
+        config, vocabulary = ModelConfig.from_dict(settings["model"]), settings["vocabulary"]
+        if config.clip is None:
+            return config, vocabulary, None
+        architecture: Any = config.clip.architecture
+        vocabulary_size = int(architecture["text_cfg"]["vocab_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: not the settings of an XCLIP: {error!r}") from error
+    return config, vocabulary, ClipWeights(architecture, None, tokenizer_for(vocabulary_size, folder / "tokenizer"))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -77,7 +85,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         ValueError: they are damaged.
     """
     try:
-        return _safetensors().load_file(folder / "model.safetensors")
+        return safetensors().load_file(folder / "model.safetensors")
     except ImportError:
         raise
     except Exception as error:  # safetensors raises a type of its own
@@ -95,11 +103,3 @@ def _download(repository: str) -> Path:
     except Exception as error:  # of the network, of the Hub, of the name
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(f"{missing}, nor such a repository on the Hugging Face Hub: {reason}") from error
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError('checkpoints need safetensors: pip install "multigrain[models]"') from error
-    return safetensors.torch

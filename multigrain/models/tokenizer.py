@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from .towers import import_library
+
 CLIP_VOCABULARY = 49408
 _FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 
@@ -27,9 +29,7 @@ class BytePairs:
     """The tokenizer that open_clip ships: CLIP's own byte pairs, no download."""
 
     def __init__(self) -> None:
-        import open_clip
-
-        self._pairs = open_clip.SimpleTokenizer()
+        self._pairs = import_library("open_clip").SimpleTokenizer()
 
     def ids(self, sentence: str) -> list[int]:
         """See Tokenizer."""

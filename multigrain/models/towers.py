@@ -6,6 +6,7 @@ can be trained from scratch, `FeatureTower` stands for features that were comput
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +44,7 @@ class TextTower(Protocol):
     dim: int
     max_words: int
 
-    def __call__(self, sentences: Any, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, sentences: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Features of width dim, not normalised, of a list of strings or of whatever else the tower reads."""
         ...
 
@@ -120,7 +121,7 @@ class FeatureTower(nn.Module):
         super().__init__()
         self.dim, self.max_words = dim, max_words
 
-    def forward(self, features: Any, mask: Tensor | None = None) -> Any:
+    def forward(self, features: Any) -> Any:
         """The features as they are.
 
         Raises:
@@ -144,22 +145,31 @@ class FeatureTower(nn.Module):
         raise TypeError(f"sentences: expected features that were computed before, got the text {sentence!r}")
 
 
-def create_timm(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """timm.create_model(name, **kwargs), with errors that say what to do (see TimmTower)."""
+def import_library(name: str) -> Any:
+    """The module of timm or open_clip.
+
+    Raises:
+        ImportError: it is not installed, or cannot be imported; the message says what to do.
+    """
     try:
-        import timm
+        return importlib.import_module(name)
     except ImportError as error:
-        if error.name != "timm":
+        if error.name != name:
             raise
-        raise ImportError('vision towers need timm: pip install "multigrain[models]"') from error
+        raise ImportError(f'towers need {name}: pip install "multigrain[models]"') from error
     except RuntimeError as error:
         if "torchvision" not in str(error):
             raise
         raise ImportError(
-            f"timm cannot be imported: the installed torchvision was built for another torch than {torch.__version__} "
-            f"({error}). For a CPU torch: pip install --force-reinstall --no-deps torchvision "
+            f"{name} cannot be imported: the installed torchvision was built for another torch than "
+            f"{torch.__version__} ({error}). For a CPU torch: pip install --force-reinstall --no-deps torchvision "
             f"--index-url https://download.pytorch.org/whl/cpu"
         ) from error
+
+
+def create_timm(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """timm.create_model(name, **kwargs), with errors that say what to do (see TimmTower)."""
+    timm = import_library("timm")
     if not timm.is_model(name):
         similar = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(
@@ -286,9 +296,9 @@ class WordTower(nn.Module):
         return ids.to(self.start.device), mask.to(self.start.device)
 
     def forward(
-        self, sentences: Sequence[str], mask: Tensor | None = None
+        self, sentences: Sequence[str]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
-        """Sentence features, word features and the mask of the words; a `mask` is for towers that read token ids."""
+        """Sentence features, word features and the mask of the words."""
         ids, mask = self.tokenize(sentences)
         words = self.embedding(ids) + self.position[: ids.shape[1]]
         tokens = torch.cat([self.start.expand(len(ids), 1, -1), words], 1)

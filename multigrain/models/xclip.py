@@ -11,6 +11,7 @@ recogniser nor the package `x-clip`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,11 +28,12 @@ from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
 from .build import build_parts, freeze, is_timm_clip
 from .clip import ClipText
-from .clip_weights import ClipWeights, check_state, load_clip
+from .clip_weights import ClipWeights, load_clip
 from .config import ClipConfig, GrainConfig, ModelConfig, TemporalConfig, VisionConfig, four_grains, mixing_grains
 from .original import load_original, read_original, save_original
 from .pretrained import find_folder, read_settings, read_weights, write_folder
-from .tokenizer import HuggingFaceTokenizer, tokenizer_for
+from .state import check_state
+from .tokenizer import HuggingFaceTokenizer
 from .towers import FeatureTower, FrameTower, TextTower, WordTower
 
 FRAME_SOURCES = ("raw", "temporal")
@@ -138,11 +140,10 @@ class XCLIP(nn.Module):
         """
         if mixing and (grains is not None or aggregator != "aosm"):
             raise ValueError("mixing: expected X-CLIP's grains with AOSM, got other grains or another aggregator")
-        temporal = temporal or TemporalConfig(depth=4)
         loaded = load_clip(weights, architecture, tokenizer)
         config = ModelConfig(
             clip=ClipConfig(max_words=max_words, **clip),
-            temporal=TemporalConfig(temporal.depth, temporal.heads, max_frames, temporal.kind),
+            temporal=dataclasses.replace(temporal or TemporalConfig(depth=4), max_frames=max_frames),
             grains=mixing_grains(max_words, max_frames) if mixing else four_grains() if grains is None else grains,
             aggregator=aggregator,
             frame_source=frame_source,
@@ -225,18 +226,17 @@ class XCLIP(nn.Module):
         if not frozen and self.config is not None and self.config.clip is not None:
             freeze(self.vision, self.config.clip)
 
-    def encode_text(self, sentences: Any, mask: Bool[Tensor, "b m"] | None = None) -> Features:
+    def encode_text(self, sentences: Any) -> Features:
         """Features(sentence [B, D], word [B, M, D] with its mask).
 
         Args:
-            sentences: a list of strings; for CLIP's tower also token ids [B, W], torch.long, for a FeatureTower
-                (sentence, words, mask).
-            mask: with token ids: True = a token; None = up to the highest id of each row.
+            sentences: a list of strings; for CLIP's tower also token ids [B, W], torch.long, or (ids, mask), see
+                ClipText.tokenize; for a FeatureTower (sentence, words, mask).
 
         Raises:
             TypeError, ValueError: something else, or a sentence without a word.
         """
-        sentence, words, real = self.text(sentences, mask)
+        sentence, words, real = self.text(sentences)
         return Features(sentence=sentence, word=(words, real if self.masked else None))
 
     def encode_video(
@@ -250,25 +250,29 @@ class XCLIP(nn.Module):
         Args:
             frames: [B, N, 3, H, W], uint8 or floating in [0, 1]; or, with `index`, the distinct frames
                 [U, 3, H, W] of all videos, each encoded once. For a FeatureTower, [B, N, D] or [U, D].
-            mask: [B, N], True = a real frame; None = all. What padded frames hold is never read; where masks are
-                off, a frame of the mean colour stands in their place, as in the original.
+            mask: [B, N], True = a real frame; None = all. What padded frames hold is never read. Where masks are
+                off, videos are padded to max_frames with frames of the mean colour, as in the original: a score
+                would otherwise depend on the other videos of the batch.
             index: [B, N], the row of `frames` of each frame.
 
         Raises:
             ValueError: shapes that do not fit.
         """
-        one = "D" if isinstance(self.vision, FeatureTower) else "3, H, W"
-        ndim = one.count(",") + 1
+        axes = ["D"] if isinstance(self.vision, FeatureTower) else ["3", "H", "W"]
+        one, ndim = ", ".join(axes), len(axes)
         if index is None:
             _expect("frames", frames, f"[B, N, {one}] (or [U, {one}] with index)", 2 + ndim)
             index = torch.arange(frames.shape[0] * frames.shape[1], device=frames.device).view(frames.shape[:2])
             frames = frames.flatten(0, 1)
         _expect("frames", frames, f"[U, {one}] with index", 1 + ndim)
         _expect("index", index, "[B, N]", 2)
+        if mask is not None and mask.shape != index.shape:
+            raise ValueError(f"mask: expected shape {list(index.shape)}, got {list(mask.shape)}")
+        if not self.masked and (missing := self.max_frames - index.shape[1]) > 0:
+            mask = nn.functional.pad(torch.ones_like(index, dtype=torch.bool) if mask is None else mask, (0, missing))
+            index = nn.functional.pad(index, (0, missing))
         if mask is None:
             return self.video_features(self.vision(frames)[index])
-        if mask.shape != index.shape:
-            raise ValueError(f"mask: expected shape {list(index.shape)}, got {list(mask.shape)}")
         if not mask.any():
             raise ValueError("mask: expected a real frame in at least one video, got none")
         used, index = _compact(index, mask, len(frames))
@@ -302,6 +306,8 @@ class XCLIP(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model.safetensors and config.json (settings and vocabulary) into a folder, made if need be.
 
+        A tokenizer of transformers is written beside them; one of your own kind is not.
+
         Raises:
             ImportError: safetensors is not installed.
             ValueError: the model was put together by hand, so that nothing says how to build it again.
@@ -326,12 +332,7 @@ class XCLIP(nn.Module):
             ValueError: settings or weights that are damaged or do not fit together.
         """
         folder = find_folder(place)
-        config, vocabulary = read_settings(folder)
-        weights = None
-        if config.clip is not None:
-            sizes: Any = config.clip.architecture
-            weights = ClipWeights(sizes, None, tokenizer_for(sizes["text_cfg"]["vocab_size"], folder / "tokenizer"))
-        model = cls._build(config, vocabulary, weights)
+        model = cls._build(*read_settings(folder))
         state = read_weights(folder)
         check_state(model.state_dict(), state, str(folder / "model.safetensors"))
         model.load_state_dict(state)

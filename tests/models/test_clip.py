@@ -79,7 +79,7 @@ def test_ids_are_the_same_as_their_captions_and_the_id_0_is_a_word(weights: Path
     junk = torch.where(torch.arange(20) > ids.argmax(1, keepdim=True), 7, ids)
     for got, expected in zip(model.text(junk), model.text(ids), strict=True):
         close(got.float(), expected.float())
-    given = model.encode_text(ids, torch.arange(20) < torch.tensor([[4], [14]]))
+    given = model.encode_text((ids, torch.arange(20) < torch.tensor([[4], [14]])))
     assert given["word"].mask is not None
     assert given["word"].mask.sum(1).tolist() == [4, 14]
 
@@ -132,7 +132,7 @@ def test_without_masks_all_captions_have_max_words(weights: Path):
 )
 def test_other_texts_are_refused(weights: Path, text: Any, mask: Tensor | None, message: str):
     with pytest.raises((TypeError, ValueError), match=message):
-        build(weights).encode_text(text, mask)
+        build(weights).encode_text(text if mask is None else (text, mask))
 
 
 def test_a_vocabulary_without_a_tokenizer_takes_ids(tmp_path: Path):
@@ -287,6 +287,18 @@ def test_the_temporal_transformer_starts_from_the_text_s_first_layers(clip: Any,
     inside = clip.transformer.resblocks[1](clip.transformer.resblocks[0](x + clip.positional_embedding[:5]))
     temporal.max_frames = 5
     close(temporal(x), x + inside, 1e-4)  # the norms' eps differs
+
+
+def test_half_precision_on_the_way_changes_little(weights: Path, frames: Tensor):
+    model = build(weights, mixing=True)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    expected = model(CAPTIONS, frames, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(CAPTIONS, frames, mask)
+    assert loss.dtype == torch.float32
+    close(loss, expected, 0.05)
+    loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_one_config_builds_it_from_yaml_s_values(weights: Path, frames: Tensor):

@@ -166,4 +166,4 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path):
 def test_a_missing_open_clip_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError, match=r'pip install "multigrain\[models\]"'):
-        load_clip(None, SIZES)
+        build_clip(load_clip(None, SIZES))

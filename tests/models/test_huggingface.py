@@ -64,7 +64,7 @@ def test_features_are_transformers_own(eos: int):
         real = inputs["attention_mask"].bool()
         assert torch.equal(mask, real)
         close(words[real], theirs.text_projection(text.last_hidden_state)[real])
-        for got, expected in zip(model.text(inputs["input_ids"], real), (sentence, words), strict=False):
+        for got, expected in zip(model.text((inputs["input_ids"], real)), (sentence, words), strict=False):
             close(got[real] if got.ndim == 3 else got, expected[real] if got.ndim == 3 else expected)
     close(model.logit_scale, theirs.logit_scale)
 

@@ -116,7 +116,7 @@ def test_masks_change_the_scores_and_end_the_influence_of_padding(golden: Golden
     unmasked, masked = XCLIP.from_original(golden.path), XCLIP.from_original(golden.path, masked=True)
 
     @torch.no_grad()
-    def scores(model: XCLIP, ids: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+    def scores(model: XCLIP, ids: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
         return model.scorer(model.encode_text(ids), model.encode_video(frames, mask))
 
     words, frames = int(golden.ids[2].argmax()) + 1, int(golden.mask[2].sum())
@@ -126,6 +126,10 @@ def test_masks_change_the_scores_and_end_the_influence_of_padding(golden: Golden
     shorter = (golden.ids[2:3, :words], golden.frames[2:3, :frames], golden.mask[2:3, :frames])
     whole = scores(masked, *arguments)
     close(scores(masked, *shorter), whole[2:3, 2:3], 1e-6)
+    # Without masks, whatever the padding: the original has always max_words and max_frames.
+    multiplier = golden.outputs["logit_scale"].exp()
+    for mask in (golden.mask[2:3, :frames], None):
+        close(multiplier * scores(unmasked, *shorter[:2], mask), golden.outputs["logits"][2:3, 2:3], 1e-4)
     assert (whole - scores(unmasked, *arguments)).abs().max() > 1e-3
 
 

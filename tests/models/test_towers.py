@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import builtins
+import importlib
 import sys
 from typing import Any
 
@@ -64,14 +64,10 @@ def test_missing_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_torchvision_of_another_torch_names_the_remedy(monkeypatch: pytest.MonkeyPatch):
-    real = builtins.__import__
+    def broken(name: str) -> Any:
+        raise RuntimeError("operator torchvision::nms does not exist")
 
-    def broken(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "timm":
-            raise RuntimeError("operator torchvision::nms does not exist")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+    monkeypatch.setattr(importlib, "import_module", broken)
     with pytest.raises(ImportError, match=r"torchvision was built for another torch.*download\.pytorch\.org/whl/cpu"):
         TimmTower(VIT, 8, TINY)
 
