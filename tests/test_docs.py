@@ -39,7 +39,8 @@ def test_commands_and_settings_of_the_guide_are_read() -> None:
     page = (ROOT / "docs/guides/reproduce.md").read_text()
     commands = [shlex.split(line)[2:] for line in page.splitlines() if line.startswith("multigrain train")]
     assert len(commands) == 1
-    name, *overrides = [word for word in commands[0] if not word.startswith("runs/") and word not in ("--config", "--out")]
+    words = commands[0]
+    name, overrides = words[words.index("--config") + 1], [word for word in words if "=" in word]
     appended = [shlex.split(setting) for setting in re.findall(r"`(--(?:model|stages|precision)[^`]*)`", page)]
     assert len(appended) >= 14
     for settings in [overrides, *appended]:
