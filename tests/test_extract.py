@@ -299,6 +299,8 @@ def test_encode_videos_keeps_order_and_mode(videos: Path):
     paths = [videos / "h.mp4", videos / "a.mp4", videos / "h.mp4"]
     seen: list[tuple[int, int]] = []
     features = encode_videos(model, paths, progress=lambda *now: seen.append(now), batch_size=2)
+    one = model.encode_video(paths[1])
+    torch.testing.assert_close(one["video"].features, model.encode_videos(paths)[1]["video"].features)
     assert model.training
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert len(features) == 3

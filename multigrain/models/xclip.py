@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +35,9 @@ from .pretrained import find_folder, read_settings, read_weights, write_folder
 from .state import check_state
 from .tokenizer import HuggingFaceTokenizer
 from .towers import FeatureTower, FrameTower, TextTower, WordTower
+
+if TYPE_CHECKING:
+    from ..data.video import Sampling
 
 FRAME_SOURCES = ("raw", "temporal")
 
@@ -241,23 +244,26 @@ class XCLIP(nn.Module):
 
     def encode_video(
         self,
-        frames: Tensor,
+        frames: Tensor | str | os.PathLike[str],
         mask: Bool[Tensor, "b n"] | None = None,
         index: Int[Tensor, "b n"] | None = None,
     ) -> Features:
         """Features(video [B, D], frame [B, N, D] with its mask).
 
         Args:
-            frames: [B, N, 3, H, W], uint8 or floating in [0, 1]; or, with `index`, the distinct frames
-                [U, 3, H, W] of all videos, each encoded once. For a FeatureTower, [B, N, D] or [U, D].
+            frames: a video file (see encode_videos); [B, N, 3, H, W], uint8 or floating in [0, 1]; or, with
+                `index`, the distinct frames [U, 3, H, W] of all videos, each encoded once. For a FeatureTower,
+                [B, N, D] or [U, D].
             mask: [B, N], True = a real frame; None = all. What padded frames hold is never read. Where masks are
                 off, videos are padded to max_frames with frames of the mean colour, as in the original: a score
                 would otherwise depend on the other videos of the batch.
             index: [B, N], the row of `frames` of each frame.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not fit, or a file that cannot be read.
         """
+        if not isinstance(frames, Tensor):
+            return self.encode_videos([frames])
         axes = ["D"] if isinstance(self.vision, FeatureTower) else ["3", "H", "W"]
         one, ndim = ", ".join(axes), len(axes)
         if index is None:
@@ -281,6 +287,24 @@ class XCLIP(nn.Module):
             features = torch.cat([features, self.vision(self.vision.blank(frames))])
             index = torch.where(mask, index, len(features) - 1)
         return self.video_features(features[index], mask)
+
+    def encode_videos(
+        self, paths: Iterable[str | os.PathLike[str]], *, sampling: Sampling | None = None, batch_size: int = 16
+    ) -> Features:
+        """Features of video files, in their order, from the model in eval mode without a graph; decoding runs ahead.
+
+        Args:
+            paths: files; a folder stands for the videos in it.
+            sampling: which frames; default one a second, at most max_frames, uniform.
+            batch_size: videos at a time.
+
+        Raises:
+            ImportError: PyAV is not installed.
+            ValueError: a video that cannot be read; its name and the reason are given.
+        """
+        from ..extract import encode_videos
+
+        return encode_videos(self, paths, sampling=sampling, batch_size=batch_size)
 
     def video_features(self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Features:
         """Features(video, frame) from the frame tower's features, as encode_video makes them."""
