@@ -222,15 +222,16 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         raise ValueError(f"config {path}: {error}") from error
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+def _read(path: Path, parse: Callable[[str], Any], above: tuple[Path, ...] = ()) -> Any:
     """The values of a file over those of its base."""
     values = parse(path.read_text(encoding="utf-8")) or {}
     _require(isinstance(values, dict), "config", "settings by name", values)
     base: object = values.pop("base", None)
     if base is None:
         return values
-    _require(isinstance(base, str) and base != path.stem, "base", "the name or path of another config", base)
-    return _over(_read(_find(str(base)), parse), values)
+    found, above = _find(str(base)), (*above, path)
+    _require(found not in above, "base", "the name or path of another config", base)
+    return _over(_read(found, parse, above), values)
 
 
 def _over(old: Any, new: Any) -> Any:
