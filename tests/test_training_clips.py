@@ -49,10 +49,10 @@ class Noise:
         generators = [torch.Generator().manual_seed(int(self.ids[row])) for row in rows]
         frames = [torch.randint(0, 256, (2, 3, 32, 32), generator=g, dtype=torch.uint8) for g in generators]
         index = torch.arange(2 * len(rows)).view(-1, 2)
-        return Batch(
-            torch.cat([nothing, *frames]), index, torch.ones_like(index, dtype=torch.bool), [self.sentences[row] for row in rows],
-            self.ids[rows], ["video2.mp4: is broken"] if len(rows) < len(indices) else [],
-        )  # fmt: skip
+        sentences = [self.sentences[row] for row in rows]
+        broken = ["video2.mp4: is broken"] if len(rows) < len(indices) else []
+        mask = torch.ones_like(index, dtype=torch.bool)
+        return Batch(torch.cat([nothing, *frames]), index, mask, sentences, self.ids[rows], broken)
 
 
 def data(broken: bool = False) -> Any:
