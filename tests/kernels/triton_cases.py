@@ -39,8 +39,8 @@ SMALL = {
     "fused_launch__TILINGS": {
         (kernel, size): Tiling(16, 16, 16, 4, 2) for kernel in ("scores", "slopes") for size in (2, 4)
     },
-    "fused__ROWS": 40,
-    "fused__COLUMNS": {2: 24, 4: 24},
+    "fused_launch__ROWS": 40,
+    "fused_launch__COLUMNS": {2: 24, 4: 24},
 }
 
 
