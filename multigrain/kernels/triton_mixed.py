@@ -18,22 +18,7 @@ from .triton_tile import FLOOR, LN2, LOWEST, block, similarity, token_rows
 
 
 @triton.jit
-def mix(x, w, ITEMS: tl.constexpr, SLOTS: tl.constexpr):
-    """x [N, ITEMS SLOTS] times w [SLOTS, SLOTS], item by item: nothing of one can spoil another."""
-    y = tl.dot(tl.reshape(x, (x.shape[0] * ITEMS, SLOTS)), w, input_precision="tf32x3")
-    return tl.reshape(y, (x.shape[0], ITEMS * SLOTS))
-
-
-@triton.jit
-def by_matrix(a, x, ITEMS: tl.constexpr, SLOTS: tl.constexpr):
-    """The gradient by w of the sum of a * mix(x, w transposed): [SLOTS, SLOTS]."""
-    a = tl.reshape(a, (a.shape[0] * ITEMS, SLOTS))
-    x = tl.reshape(x, (x.shape[0] * ITEMS, SLOTS))
-    return tl.dot(tl.trans(a), x, input_precision="tf32x3")
-
-
-@triton.jit
-def part(w, width, row, col, length, SLOTS: tl.constexpr):
+def corner(w, width, row, col, length, SLOTS: tl.constexpr):
     """Where the part [SLOTS, SLOTS] of a matrix from (row, col) on is, and how much of it is in its first `length`."""
     row += tl.arange(0, SLOTS)
     col += tl.arange(0, SLOTS)
@@ -41,10 +26,26 @@ def part(w, width, row, col, length, SLOTS: tl.constexpr):
 
 
 @triton.jit
-def matrix(w, width, row, col, length, SLOTS: tl.constexpr):
-    """A part of a mixing matrix [width, width], 0 beyond `length`."""
-    place, inside = part(w, width, row, col, length, SLOTS)
-    return tl.load(place, mask=inside, other=0.0)
+def mix(x, w, width, row, col, length, TRANSPOSED: tl.constexpr, ITEMS: tl.constexpr, SLOTS: tl.constexpr):
+    """x [N, ITEMS SLOTS] times a part of a matrix, or that transposed, item by item: none can spoil another."""
+    place, inside = corner(w, width, row, col, length, SLOTS)
+    part = tl.load(place, mask=inside, other=0.0)
+    if TRANSPOSED:
+        part = tl.trans(part)
+    y = tl.dot(tl.reshape(x, (x.shape[0] * ITEMS, SLOTS)), part, input_precision="tf32x3")
+    return tl.reshape(y, (x.shape[0], ITEMS * SLOTS))
+
+
+@triton.jit
+def by_matrix(a, x, ITEMS: tl.constexpr, SLOTS: tl.constexpr):
+    """The gradient [SLOTS, SLOTS] by the matrix of the sum of a * mix(x, its transpose), both [N, ITEMS SLOTS].
+
+    One product of all items with all, of which those with themselves count: it is the one that suits tensor cores.
+    """
+    lane = tl.arange(0, ITEMS * SLOTS) // SLOTS
+    g = tl.dot(tl.trans(a), x, input_precision="tf32x3")
+    g = tl.where(lane[:, None] == lane[None, :], g, 0.0)
+    return tl.sum(tl.sum(tl.reshape(g, (ITEMS, SLOTS, ITEMS, SLOTS)), 2), 0)
 
 
 @triton.jit
@@ -136,10 +137,9 @@ def levels_kernel(
         x = similarity(q, c, q_rows, c_rows, q_unit, c_unit, dim, False, ROWS, COLS, DEPTH, EVEN, PRECISION)
         key = keys(x, q_rows, c_rows, MASKED)
         if COL:
-            w = matrix(q_mixing, q_width, 0, 0, q_length, SLOTS_Q)
             top = tl.full((COLS, ITEMS_Q), FLOOR, tl.float32)
             none = tl.zeros((COLS, ITEMS_Q), tl.float32)
-            v = mix(tl.trans(x), tl.trans(w), ITEMS_Q, SLOTS_Q)
+            v = mix(tl.trans(x), q_mixing, q_width, 0, 0, q_length, True, ITEMS_Q, SLOTS_Q)
             top, total, moment = attend(tl.trans(key), v, top, none, none, ITEMS_Q, SLOTS_Q)
             place, inside = places(
                 q_first, q_end, c_first, c_end, q_item, c_item, start, c_length, False,
@@ -149,16 +149,14 @@ def levels_kernel(
             tl.store(col_norm + place, top + tl.log2(total), mask=inside)
         if ROW:
             if SINGLE:
-                w = matrix(c_mixing, c_width, 0, 0, c_length, SLOTS_C)
-                v = mix(x, tl.trans(w), ITEMS_C, SLOTS_C)
+                v = mix(x, c_mixing, c_width, 0, 0, c_length, True, ITEMS_C, SLOTS_C)
             else:  # a tile of v takes all tiles of x
                 v = tl.zeros((ROWS, COLS), tl.float32)
                 for other in range(0, length, SLOTS_C):
                     rows = token_rows(c_index, c_item, c_end, c_width, other, c_length, ITEMS_C, SLOTS_C)
                     unit = tl.load(c_scale + rows, mask=rows >= 0, other=0.0)
                     u = similarity(q, c, q_rows, rows, q_unit, unit, dim, False, ROWS, COLS, DEPTH, EVEN, PRECISION)
-                    w = matrix(c_mixing, c_width, start, other, c_length, SLOTS_C)
-                    v += mix(u, tl.trans(w), ITEMS_C, SLOTS_C)
+                    v += mix(u, c_mixing, c_width, start, other, c_length, True, ITEMS_C, SLOTS_C)
             row_top, row_total, row_moment = attend(key, v, row_top, row_total, row_moment, ITEMS_C, SLOTS_C)
     if ROW:
         place, inside = places(
@@ -197,12 +195,12 @@ def slopes_kernel(
         length = tl.maximum(tl.load(c_lengths + c_item), 1)
     if ROW:
         c_partial += tl.program_id(0).to(tl.int64) * c_length * c_length
-        place, inside = places(
+        at, within = places(
             q_first, q_end, c_first, c_end, q_item, c_item, 0, q_length, True, ITEMS_Q, SLOTS_Q, ITEMS_C, SLOTS_C
         )
-        y = tl.load(row_y + place, mask=inside, other=0.0) * steep
-        norm = tl.load(row_norm + place, mask=inside, other=0.0)
-        by_y = tl.load(by_row_y + place, mask=inside, other=0.0)
+        y = tl.load(row_y + at, mask=within, other=0.0) * steep
+        norm = tl.load(row_norm + at, mask=within, other=0.0)
+        by_y = tl.load(by_row_y + at, mask=within, other=0.0)
     by_w = tl.zeros((SLOTS_Q, SLOTS_Q), tl.float32)
     for start in range(0, length, SLOTS_C):
         c_rows = token_rows(c_index, c_item, c_end, c_width, start, c_length, ITEMS_C, SLOTS_C)
@@ -218,32 +216,29 @@ def slopes_kernel(
             z = tl.load(col_y + place, mask=inside, other=0.0) * steep
             z_norm = tl.load(col_norm + place, mask=inside, other=0.0)
             by_z = tl.load(by_col_y + place, mask=inside, other=0.0)
-            w = matrix(q_mixing, q_width, 0, 0, q_length, SLOTS_Q)
             a = weigh(tl.trans(key), z_norm, by_z, ITEMS_Q, SLOTS_Q)
-            v = mix(tl.trans(x), tl.trans(w), ITEMS_Q, SLOTS_Q)
-            by_x += tl.trans(by_key(a, v, z, ITEMS_Q, SLOTS_Q) + mix(a, w, ITEMS_Q, SLOTS_Q))
+            v = mix(tl.trans(x), q_mixing, q_width, 0, 0, q_length, True, ITEMS_Q, SLOTS_Q)
+            by_v = mix(a, q_mixing, q_width, 0, 0, q_length, False, ITEMS_Q, SLOTS_Q)
+            by_x += tl.trans(by_key(a, v, z, ITEMS_Q, SLOTS_Q) + by_v)
             by_w += by_matrix(a, tl.trans(x), ITEMS_Q, SLOTS_Q)
         if ROW:
             a = weigh(key, norm, by_y, ITEMS_C, SLOTS_C)
             if SINGLE:
-                w = matrix(c_mixing, c_width, 0, 0, c_length, SLOTS_C)
-                v = mix(x, tl.trans(w), ITEMS_C, SLOTS_C)
-                by_x += mix(a, w, ITEMS_C, SLOTS_C)
-                at, within = part(c_partial, c_length, 0, 0, c_length, SLOTS_C)
-                tl.store(at, by_matrix(a, x, ITEMS_C, SLOTS_C), mask=within)
+                v = mix(x, c_mixing, c_width, 0, 0, c_length, True, ITEMS_C, SLOTS_C)
+                by_x += mix(a, c_mixing, c_width, 0, 0, c_length, False, ITEMS_C, SLOTS_C)
+                to, whole = corner(c_partial, c_length, 0, 0, c_length, SLOTS_C)
+                tl.store(to, by_matrix(a, x, ITEMS_C, SLOTS_C), mask=whole)
             else:
                 v = tl.zeros((ROWS, COLS), tl.float32)
                 for other in range(0, length, SLOTS_C):
                     rows = token_rows(c_index, c_item, c_end, c_width, other, c_length, ITEMS_C, SLOTS_C)
                     unit = tl.load(c_scale + rows, mask=rows >= 0, other=0.0)
                     u = similarity(q, c, q_rows, rows, q_unit, unit, dim, False, ROWS, COLS, DEPTH, EVEN, PRECISION)
-                    w = matrix(c_mixing, c_width, start, other, c_length, SLOTS_C)
-                    v += mix(u, tl.trans(w), ITEMS_C, SLOTS_C)
-                    at, within = part(c_partial, c_length, start, other, c_length, SLOTS_C)
-                    tl.store(at, by_matrix(a, u, ITEMS_C, SLOTS_C), mask=within)
-                    w = matrix(c_mixing, c_width, other, start, c_length, SLOTS_C)
+                    v += mix(u, c_mixing, c_width, start, other, c_length, True, ITEMS_C, SLOTS_C)
+                    to, whole = corner(c_partial, c_length, start, other, c_length, SLOTS_C)
+                    tl.store(to, by_matrix(a, u, ITEMS_C, SLOTS_C), mask=whole)
                     b = weigh(keys(u, q_rows, rows, MASKED), norm, by_y, ITEMS_C, SLOTS_C)
-                    by_x += mix(b, w, ITEMS_C, SLOTS_C)
+                    by_x += mix(b, c_mixing, c_width, other, start, c_length, False, ITEMS_C, SLOTS_C)
             by_x += by_key(a, v, y, ITEMS_C, SLOTS_C)
         row, col = tl.arange(0, ROWS), tl.arange(0, COLS)
         item, slot = q_item + row // SLOTS_Q, row % SLOTS_Q
@@ -256,5 +251,5 @@ def slopes_kernel(
         tl.store(out + place, by_x.to(out.dtype.element_ty), mask=inside)
     if COL:
         q_partial += tl.program_id(0).to(tl.int64) * q_length * q_length
-        place, inside = part(q_partial, q_length, 0, 0, q_length, SLOTS_Q)
+        place, inside = corner(q_partial, q_length, 0, 0, q_length, SLOTS_Q)
         tl.store(place, by_w, mask=inside)
