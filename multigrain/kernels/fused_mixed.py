@@ -24,8 +24,8 @@ from .spec import Operand, Spec
 TILINGS = {
     ("levels", 2): Tiling(64, 64, 64, 4, 3),
     ("levels", 4): Tiling(64, 64, 32, 4, 3),
-    ("slopes", 2): Tiling(64, 64, 64, 8, 3),
-    ("slopes", 4): Tiling(64, 64, 32, 8, 3),
+    ("mixed_slopes", 2): Tiling(64, 64, 64, 8, 3),
+    ("mixed_slopes", 4): Tiling(64, 64, 32, 8, 3),
 }
 SLOTS = 128  # of a streamed item in a tile, at most
 DOT = 16  # the least width of a matrix product
@@ -77,7 +77,7 @@ class MixedPlan(Plan):
         """Held and streamed blocks whose levels and parts by matrices take no more room than there is."""
         held, streamed = max(self.held.longest, 1), max(self.streamed.longest, 1)
         element = self.held.tokens.element_size()
-        tiling = TILINGS["slopes", element]
+        tiling = TILINGS["mixed_slopes", element]
         levels = 4 * (self.row / streamed + self.col / held)  # by a pair of slots
         parts = max(held, streamed) ** 2 / (tiling.rows * tiling.cols)
         columns = min(fused_launch.COLUMNS[element], int(ELEMENTS / fused_launch.ROWS / max(levels, parts)))
@@ -118,12 +118,12 @@ class MixedPlan(Plan):
                 level, (by_y, by_matrix) = outer.level, outer.backward(grad)
             arguments += [*level, by_y]
             by_outer.append(by_matrix)
-        tile = self._tile("slopes", held, streamed)
+        tile = self._tile("mixed_slopes", held, streamed)
         out, grid = room(memory, tile, held, streamed), programs(tile, held, streamed)
         by_q = self._new(tile, grid[0] * grid[1] * self.col, held.length, held.length)
         by_c = self._new(tile, grid[0] * grid[1] * self.row, streamed.length, streamed.length)
         launch(
-            self.mixed.slopes_kernel, tile, grid, out, out.stride(0), factor, by_q, by_c, *arguments,
+            self.mixed.mixed_slopes_kernel, tile, grid, out, out.stride(0), factor, by_q, by_c, *arguments,
             *self._arguments(held, streamed),
         )  # fmt: skip
         by_q, by_c = (parts.sum(0) / self.steep for parts in (by_q, by_c))

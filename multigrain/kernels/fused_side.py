@@ -69,21 +69,21 @@ class FusedSide:
         (size, self.width), mask, device = self.given.x.shape[:2], self.given.mask, self.given.x.device
         self.index = torch.arange(size * self.width, dtype=torch.int32, device=device).view(size, self.width)
         self.order = torch.arange(size, dtype=torch.int32, device=device)
-        self.lengths, self.holes = [self.width] * size, False
+        self.lengths, self.holes, self.dense = [self.width] * size, False, True
         if mask is not None:
             real = ends = mask.sum(1)
             if self.given.mixed:
                 ends = (mask * torch.arange(1, self.width + 1, device=device)).amax(1)
             counts, self.lengths = torch.stack([real, ends]).tolist()
             self.holes = counts != self.lengths
-        self.dense = not self.holes and all(length == self.width for length in self.lengths)
-        if mask is not None and not self.dense:
-            self.index = torch.where(mask, self.index, -1)
-            if not self.given.mixed:
-                self.index = self.index.gather(1, (~mask).to(torch.uint8).argsort(dim=1, stable=True))
-            order = ends.argsort(descending=True, stable=True)
-            self.index, self.order = self.index[order].contiguous(), order.int()
-            self.lengths.sort(reverse=True)
+            self.dense = not self.holes and all(length == self.width for length in self.lengths)
+            if not self.dense:
+                self.index = torch.where(mask, self.index, -1)
+                if not self.given.mixed:
+                    self.index = self.index.gather(1, (~mask).to(torch.uint8).argsort(dim=1, stable=True))
+                order = ends.argsort(descending=True, stable=True)
+                self.index, self.order = self.index[order].contiguous(), order.int()
+                self.lengths.sort(reverse=True)
         self.device_lengths = torch.tensor(self.lengths, dtype=torch.int32).to(device, non_blocking=True)
 
     @property

@@ -1,5 +1,5 @@
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
-"""The kernels of the triton backend for AOSM with mixing matrices: the inner level of both directions, and its gradient.
+"""The kernels of the triton backend for AOSM with mixing matrices: the inner level in both directions, its gradient.
 
 Attention by one similarity over another: with p = softmax(x) along the tokens of an item, and W its matrix,
     v = W x    y = sum p v    dy/dx = p (ln 2 (v - y)) + p W    dy/dW_kj = p_k x_j
@@ -167,7 +167,7 @@ def levels_kernel(
 
 
 @triton.jit(do_not_specialize=VARYING)
-def slopes_kernel(
+def mixed_slopes_kernel(
     out, pitch, factor, q_partial, c_partial, row_y, row_norm, by_row_y, col_y, col_norm, by_col_y,
     q, c, q_index, c_index, q_scale, c_scale, q_mixing, c_mixing, c_lengths,
     q_first, q_end, c_first, c_end, q_width, c_width, q_length, c_length, dim, steep,
