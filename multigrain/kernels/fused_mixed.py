@@ -20,10 +20,11 @@ from .fused_launch import Plan, Tiling, kernels, launch, programs, room
 from .fused_side import Beside, Block, FusedSide, power_of_two
 from .spec import Operand, Spec
 
-# As in fused_launch.py, but a tile takes another shape of the same size where a streamed item is longer.
+# As in fused_launch.py, but a tile takes another shape of the same size where a streamed item is longer. Items of
+# more than 64 held or streamed tokens do leave registers of the slopes to memory: larger tiles do not fit.
 TILINGS = {
-    ("levels", 2): Tiling(64, 64, 64, 4, 3),
-    ("levels", 4): Tiling(64, 64, 32, 4, 3),
+    ("levels", 2): Tiling(64, 128, 64, 8, 3),
+    ("levels", 4): Tiling(64, 128, 32, 8, 3),
     ("mixed_slopes", 2): Tiling(64, 64, 64, 8, 3),
     ("mixed_slopes", 4): Tiling(64, 64, 32, 8, 3),
 }
@@ -67,7 +68,7 @@ class MixedPlan(Plan):
 
     def __init__(self, query: Operand, candidate: Operand, spec: Spec) -> None:
         super().__init__(query, candidate, spec)
-        self.mixed = kernels("triton_mixed")
+        self.kernels = kernels("triton_mixed")
 
     def forward_blocks(self) -> Iterator[tuple[Block, Block]]:
         """All pairs of held and streamed blocks."""
@@ -123,7 +124,7 @@ class MixedPlan(Plan):
         by_q = self._new(tile, grid[0] * grid[1] * self.col, held.length, held.length)
         by_c = self._new(tile, grid[0] * grid[1] * self.row, streamed.length, streamed.length)
         launch(
-            self.mixed.mixed_slopes_kernel, tile, grid, out, out.stride(0), factor, by_q, by_c, *arguments,
+            self.kernels.mixed_slopes_kernel, tile, grid, out, out.stride(0), factor, by_q, by_c, *arguments,
             *self._arguments(held, streamed),
         )  # fmt: skip
         by_q, by_c = (parts.sum(0) / self.steep for parts in (by_q, by_c))
@@ -138,7 +139,7 @@ class MixedPlan(Plan):
             for block, used in ((held, self.row), (streamed, self.col))
         )
         grid = programs(tile, held, streamed)
-        launch(self.mixed.levels_kernel, tile, grid, *row, *col, *self._arguments(held, streamed))
+        launch(self.kernels.levels_kernel, tile, grid, *row, *col, *self._arguments(held, streamed))
         t = self.spec.outer_temperature
         return (
             Outer(row, self.held, held, _mask(self.held, held, 1), t) if self.row else None,

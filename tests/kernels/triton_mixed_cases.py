@@ -80,6 +80,13 @@ def test_scores_and_all_gradients_equal_eager(shape, direction, masked):
     judge(problem(items, lengths, matrices, masked, direction=direction), small, dtypes[masked])
 
 
+def test_an_item_that_ends_some_tiles_before_its_neighbour_equals_eager():
+    drawn = problem((2, 2), (3, 52), {"query": 3, "candidate": 52}, "none")
+    drawn.candidate.mask = torch.arange(52) < torch.tensor([[52], [36]])
+    with constants(fused_mixed__TILINGS=SMALL["fused_mixed__TILINGS"]):  # in one block
+        judge(drawn, False, torch.float32)
+
+
 @pytest.mark.parametrize(("length", "small"), [(1, True), (20, True), (32, False), (140, False)])
 @pytest.mark.parametrize("side", ["query", "candidate"])
 def test_against_a_coarse_side_equals_eager(length, side, small):
@@ -88,9 +95,10 @@ def test_against_a_coarse_side_equals_eager(length, side, small):
 
 
 def test_fp16_gradients_survive_steep_matrices():
-    """A temperature of 0.01 and matrices far from the identity: slopes are large, and no product leaves the range."""
+    """Tokens of an item are alike, and mixed so that they are not: slopes are large, and none leaves the range."""
     generator = torch.Generator().manual_seed(0)
-    sides = [torch.randn(4, 6, 16, generator=generator).half().to(DEVICE) for _ in range(2)]
+    sides = [torch.randn(2, 4, 1, 16, generator=generator) + 0.01 * torch.randn(2, 4, 6, 16, generator=generator)]
+    sides = list(sides[0].half().to(DEVICE))
     matrices = [3 * torch.randn(6, 6, generator=generator).to(DEVICE) for _ in range(4)]
     grad = torch.randn(4, 4, generator=generator).to(DEVICE)
     spec = Spec("softmax", 0.01, "softmax", 0.01, True)
@@ -101,7 +109,8 @@ def test_fp16_gradients_survive_steep_matrices():
     for got, want in zip(half, single, strict=True):
         if want is not None:
             assert got.isfinite().all()
-            assert (got.float() - want).abs().max() <= 5e-3 * want.abs().max()
+            # Of tokens that are alike, little of what was rounded is left across them.
+            assert (got.float() - want).abs().max() <= 0.05 * want.abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice", "ignore:invalid value")  # the interpreter's
