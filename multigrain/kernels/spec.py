@@ -18,8 +18,9 @@ class Operand(NamedTuple):
     mask: Tensor | None  # bool [B, L], True = a real token
     weights: Tensor | None  # [B, L]: of a linear outer reduction over these tokens, 0 at padding
     normalize: bool  # divide every token by its norm (zero vectors stay zero)
-    inner: Tensor | None = None  # [L, L]: mixes the attention of a softmax over these tokens, as the inner reduction
-    outer: Tensor | None = None  # and as the outer one
+    # [L, L]: mix the attention of a softmax over these tokens, the inner one and the outer one. For triton alone.
+    inner: Tensor | None = None
+    outer: Tensor | None = None
 
     @property
     def mixed(self) -> bool:
