@@ -186,8 +186,8 @@ class AOSM(TwoLevel):
         t = self.inner.temperature
         q_mask = None if query_mask is None else query_mask[:, None, :]
         c_mask = None if candidate_mask is None else candidate_mask[None]
-        query = (q_mask, self._mixing("query", sim.shape[2]))
-        candidate = (c_mask, self._mixing("candidate", sim.shape[3]))
+        query = (q_mask, self.mixing("query", sim.shape[2]))
+        candidate = (c_mask, self.mixing("candidate", sim.shape[3]))
         if self.inner_candidate is None:
             return zero_empty(attend(sim[..., 0], query[0], 2, t, query[1][0]), query_mask, candidate_mask)
         if self.inner_query is None:
@@ -199,8 +199,12 @@ class AOSM(TwoLevel):
                 scores.append(attend(tokens, outer[0], 2, t, outer[1][1]))
         return zero_empty(sum(scores[1:], scores[0]) / len(scores), query_mask, candidate_mask)
 
-    def _mixing(self, side: str, length: int) -> tuple[Tensor | None, Tensor | None]:
-        """The inner and the outer matrix of a side, cut to its length."""
+    def mixing(self, side: str, length: int) -> tuple[Tensor | None, Tensor | None]:
+        """The inner and the outer matrix [length, length] of a side of so many tokens; None where there is none.
+
+        Raises:
+            ValueError: more tokens than the matrices have, or a side without a matrix that is not coarse.
+        """
         inner, outer = getattr(self, f"inner_{side}"), getattr(self, f"outer_{side}")
         limit = 1 if inner is None else inner.shape[0]
         if length > limit:

@@ -4,7 +4,8 @@ The forward pass is one kernel: similarities live and die in registers, nothing 
 backward pass goes through blocks of pairs: a kernel computes their similarities again and writes the gradient by
 them, in the dtype of the tokens, to a buffer; two matrix products of the device's library turn that into the
 gradients of both sides, accumulated in fp32. So nothing depends on the order in which programs run, and no tile
-needs an accumulator of its tokens' full width, for which there are no registers.
+needs an accumulator of its tokens' full width, for which there are no registers. With mixing matrices the forward
+pass goes through blocks too: fused_mixed.py.
 
 fp16 and bf16 tokens are multiplied as they are, with fp32 accumulation; norms divide the products, in fp32. fp32
 tokens are multiplied as three TF32 products, whose error is that of fp32. Without a CUDA device the kernels run on
@@ -17,11 +18,9 @@ import torch
 from torch import Tensor
 
 from .fused_launch import Plan
+from .fused_mixed import MixedPlan
 from .fused_side import Part, Total
 from .spec import Gradients, Operand, Spec
-
-# Most rows and columns of the backward pass' buffer, by the size of an element: at most 128 MB.
-ROWS, COLUMNS = 8192, {2: 8192, 4: 4096}
 
 
 def forward(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
@@ -31,11 +30,10 @@ def forward(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
         Unsupported: no CUDA device of compute capability 8, no Triton, a dtype, or more than 128 tokens on both sides.
     """
     out = query.x.new_empty(len(query.x), len(candidate.x), dtype=torch.float32)
-    plan = Plan(query, candidate, spec)
+    plan = _plan(query, candidate, spec)
     if out.numel() == 0:
         return out
-    streamed = plan.streamed.whole()
-    for held in plan.held.blocks():
+    for held, streamed in plan.forward_blocks():
         plan.scores(plan.oriented(out), held, streamed)
     if "max" in (spec.inner, spec.outer):
         plan.oriented(out).add_(plan.held.alien[:, None]).add_(plan.streamed.alien)
@@ -48,18 +46,24 @@ def backward(grad: Tensor, query: Operand, candidate: Operand, spec: Spec) -> Gr
     Raises:
         Unsupported: as forward.
     """
-    plan = Plan(query, candidate, spec)
+    plan = _plan(query, candidate, spec)
     by_held, by_streamed = Total(plan.held), Total(plan.streamed)
     if grad.numel() > 0:
         _accumulate(plan, plan.oriented(grad), by_held, by_streamed)
     by_query, by_candidate = (by_streamed, by_held) if plan.swapped else (by_held, by_streamed)
-    return Gradients(by_query.x, by_candidate.x, by_query.weights, by_candidate.weights)
+    return Gradients(
+        *(by_query.x, by_candidate.x, by_query.weights, by_candidate.weights),
+        *(by_query.inner, by_candidate.inner, by_query.outer, by_candidate.outer),
+    )
+
+
+def _plan(query: Operand, candidate: Operand, spec: Spec) -> Plan:
+    return (MixedPlan if query.mixed or candidate.mixed else Plan)(query, candidate, spec)
 
 
 def _accumulate(plan: Plan, grad: Tensor, by_held: Total, by_streamed: Total) -> None:
     """The gradients, from that of the scores [held, streamed]."""
-    columns = COLUMNS[plan.held.tokens.element_size()]
-    held, streamed = list(plan.held.blocks(ROWS)), list(plan.streamed.blocks(columns))
+    held, streamed = plan.blocks()
     factor, memory = plan.factor(grad), plan.memory(held, streamed)
     columns = [Part(plan.streamed, block) for block in streamed]
     for block in held:
@@ -68,6 +72,8 @@ def _accumulate(plan: Plan, grad: Tensor, by_held: Total, by_streamed: Total) ->
             slopes, by_q, by_c = plan.slopes(grad, factor, memory, block, column.block)
             row.add(slopes, column.tokens, by_q)
             column.add(slopes.T, row.tokens, by_c)
+            by_held.add(by_q)
+            by_streamed.add(by_c)
         row.put(factor, by_held)
     for column in columns:
         column.put(factor, by_streamed)

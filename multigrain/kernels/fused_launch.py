@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -11,12 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .fused_side import Block, FusedSide, power_of_two
+from .fused_side import Beside, Block, FusedSide, power_of_two
 from .spec import Operand, Spec, Unsupported
 
 LOG2_E = 1.4426950408889634
 HELD = 128  # tokens of an item that a tile holds whole, at most
 GROUP = 8  # held blocks whose programs run together, to read the same streamed tokens
+
+# Most rows and columns of the backward pass' buffer, by the size of an element: at most 128 MB.
+ROWS, COLUMNS = 8192, {2: 8192, 4: 4096}
 
 
 class Tiling(NamedTuple):
@@ -42,7 +46,7 @@ class Plan:
     """A call: its operands as a held and a streamed side (the query is held where it can be), and its constants."""
 
     def __init__(self, query: Operand, candidate: Operand, spec: Spec) -> None:
-        self.kernels = _kernels()
+        self.kernels = kernels("triton_kernels")
         dtype = _dtype(query.x, candidate.x, self.kernels.INTERPRETED)
         sides = FusedSide(query, dtype), FusedSide(candidate, dtype)
         self.swapped = sides[0].longest > HELD
@@ -60,6 +64,16 @@ class Plan:
         self.ratio, self.outer_unit = outer / self.steep, 1 / outer
         self.share = 0.5 if spec.both else 1.0
 
+    def forward_blocks(self) -> Iterator[tuple[Block, Block]]:
+        """All pairs of held and streamed blocks of the forward pass."""
+        streamed = self.streamed.whole()
+        return ((held, streamed) for held in self.held.blocks())
+
+    def blocks(self) -> tuple[list[Block], list[Block]]:
+        """The held and the streamed blocks of the backward pass."""
+        columns = COLUMNS[self.held.tokens.element_size()]
+        return list(self.held.blocks(ROWS)), list(self.streamed.blocks(columns))
+
     def oriented(self, pairs: Tensor) -> Tensor:
         """A view [held, streamed] of a matrix [queries, candidates]."""
         return pairs.T if self.swapped else pairs
@@ -68,9 +82,8 @@ class Plan:
         """Write the scores of two blocks to their places in `out` [held, streamed]."""
         tile = self._tile("scores", held, streamed)
         unit = self.outer_unit * self.share
-        q_blocks, c_blocks = _blocks(tile, held, streamed)
         arguments = (*out.stride(), *self._sides(held, streamed), unit)
-        _launch(self.kernels.scores_kernel, tile, q_blocks * c_blocks, out, *arguments)
+        launch(self.kernels.scores_kernel, tile, programs(tile, held, streamed), out, *arguments)
 
     def factor(self, grad: Tensor) -> Tensor:
         """By what the slopes are multiplied, [1]: for fp16, so much that they make use of its range, and no more."""
@@ -86,28 +99,23 @@ class Plan:
 
     def slopes(
         self, grad: Tensor, factor: Tensor, memory: Tensor, held: Block, streamed: Block
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Beside, Beside]:
         """The gradient by the products of the tokens of two blocks, from that by the scores [held, streamed].
 
         Returns:
-            [held slots, streamed slots], `factor` times, in `memory`; and by the weights of either side, where a
-            linear reduction has them, [number of parts to add, slots].
+            [held slots, streamed slots], `factor` times, in `memory`; and by what else either side has.
         """
         tile = self._tile("slopes", held, streamed)
-        pitch = -(-streamed.slots // 16) * 16  # whole vectors
-        out = memory[: held.slots * pitch].view(held.slots, pitch)
-        if streamed.ragged and not tile["SINGLE"]:
-            out.zero_()
-        q_blocks, c_blocks = _blocks(tile, held, streamed)
-        linear = self.spec.outer == "linear"
+        out = room(memory, tile, held, streamed)
+        (q_blocks, c_blocks), linear = programs(tile, held, streamed), self.spec.outer == "linear"
         by_q = grad.new_empty(c_blocks, held.slots, dtype=torch.float32) if linear and self.row else None
         by_c = grad.new_empty(q_blocks, streamed.slots, dtype=torch.float32) if linear and self.col else None
-        _launch(
-            self.kernels.slopes_kernel, tile, q_blocks * c_blocks, out, pitch, factor,
+        launch(
+            self.kernels.slopes_kernel, tile, (q_blocks, c_blocks), out, out.stride(0), factor,
             factor if by_q is None else by_q, factor if by_c is None else by_c, grad, *grad.stride(),
             *self._sides(held, streamed), 1 / self.steep, self.share,
         )  # fmt: skip
-        return out[:, : streamed.slots], by_q, by_c
+        return out, Beside(by_q), Beside(by_c)
 
     def memory(self, held: list[Block], streamed: list[Block]) -> Tensor:
         """Room for the slopes of any two of these blocks."""
@@ -128,18 +136,26 @@ class Plan:
         c_slots = streamed_slots(streamed.length, cols)
         if kernel == "slopes" and power_of_two(streamed.length) <= cols:
             c_slots = power_of_two(streamed.length)  # padding costs less than to compute the similarities twice
-        ragged = held.ragged or streamed.ragged
         return {
             "INNER": self.spec.inner,
             "OUTER": self.spec.outer,
+            **self.compiled(tiling, (rows // q_slots, q_slots), (cols // c_slots, c_slots), held, streamed),
+        }
+
+    def compiled(
+        self, tiling: Tiling, q: tuple[int, int], c: tuple[int, int], held: Block, streamed: Block
+    ) -> dict[str, Any]:
+        """What any kernel is compiled for, with a tile of so many items and slots of either side."""
+        ragged = held.ragged or streamed.ragged
+        return {
             "ROW": self.row,
             "COL": self.col,
-            "MASKED": ragged or q_slots != held.length or streamed.length % c_slots != 0,
-            "SINGLE": streamed.length <= c_slots,
-            "ITEMS_Q": rows // q_slots,
-            "SLOTS_Q": q_slots,
-            "ITEMS_C": cols // c_slots,
-            "SLOTS_C": c_slots,
+            "MASKED": ragged or q[1] != held.length or streamed.length % c[1] != 0,
+            "SINGLE": streamed.length <= c[1],
+            "ITEMS_Q": q[0],
+            "SLOTS_Q": q[1],
+            "ITEMS_C": c[0],
+            "SLOTS_C": c[1],
             "DEPTH": tiling.depth,
             "EVEN": self.held.tokens.shape[1] % tiling.depth == 0,
             # Three products of TF32 parts, as exact as fp32 and on the tensor cores; half precision has no choice.
@@ -172,21 +188,35 @@ def streamed_slots(length: int, most: int) -> int:
     return max(size for size, slots in zip(sizes, padded, strict=True) if slots * 7 <= min(padded) * 8)
 
 
-def _blocks(tile: dict[str, Any], held: Block, streamed: Block) -> tuple[int, int]:
-    """The number of a kernel's blocks of either side."""
+def room(memory: Tensor, tile: dict[str, Any], held: Block, streamed: Block) -> Tensor:
+    """The slopes [held slots, streamed slots] of two blocks in memory, before a kernel writes them; as a view of rows
+    of whole vectors."""
+    pitch = -(-streamed.slots // 16) * 16
+    out = memory[: held.slots * pitch].view(held.slots, pitch)[:, : streamed.slots]
+    return out.zero_() if streamed.ragged and not tile["SINGLE"] else out
+
+
+def programs(tile: dict[str, Any], held: Block, streamed: Block) -> tuple[int, int]:
+    """The numbers of a kernel's programs along the held and the streamed items."""
     return -(-(held.end - held.first) // tile["ITEMS_Q"]), -(-(streamed.end - streamed.first) // tile["ITEMS_C"])
 
 
-def _launch(kernel: Any, tile: dict[str, Any], grid: int, out: Tensor, *arguments: Any) -> None:
+def launch(kernel: Any, tile: dict[str, Any], grid: tuple[int, int], out: Tensor, *arguments: Any) -> None:
+    """Run a kernel's programs, along the held and the streamed items."""
     # A launch goes to the current device, whichever the tensors are on.
     with torch.cuda.device(out.device) if out.is_cuda else contextlib.nullcontext():
-        kernel[(grid,)](out, *arguments, **tile)
+        kernel[(grid[0] * grid[1],)](out, *arguments, **tile)
 
 
 @cache
-def _kernels() -> ModuleType:
+def kernels(module: str) -> ModuleType:
+    """A module that needs Triton.
+
+    Raises:
+        Unsupported: it is not installed.
+    """
     try:
-        return importlib.import_module(".triton_kernels", __package__)
+        return importlib.import_module(f".{module}", __package__)
     except ImportError as error:
         if (error.name or "").split(".")[0] != "triton":
             raise

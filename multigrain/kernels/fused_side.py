@@ -2,13 +2,15 @@
 
 Nothing is copied to leave padding out: an index says which rows of the tokens are in the slots of each item, real
 ones first, and the items are taken longest first. A block of items has the number of slots of its longest, and
-ends where the next smaller power of two is enough.
+ends where the next smaller power of two is enough. Where a matrix mixes tokens by their place, they keep it: an
+item then ends with its last real token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ class Block:
     first: int
     end: int
     length: int
-    ragged: bool  # whether one is shorter
+    ragged: bool  # whether a slot is padding
 
     @property
     def slots(self) -> int:
@@ -43,6 +45,7 @@ class FusedSide:
     def __init__(self, given: Operand, dtype: torch.dtype) -> None:
         x, mask = given.x, given.mask
         self.given = given
+        self.inner, self.outer = (None if w is None else w.float().contiguous() for w in (given.inner, given.outer))
         self.weights = None if given.weights is None else given.weights.float().reshape(-1).contiguous()
         norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
         if mask is not None:
@@ -56,23 +59,31 @@ class FusedSide:
             self.boost = torch.exp2(BOOST - torch.where(norm > EPS, norm, 1.0).log2().ceil())
             self.tokens = (self.tokens * self.boost.unsqueeze(1)).to(dtype)
             norm = norm * self.boost
+        self.norm = norm  # of the tokens above; 0 where they are not real
         # 1 / norm; 0 where there is no direction or no real token.
         self.scale = torch.where(norm > EPS, 1 / norm, 0.0) if given.normalize else torch.ones_like(norm)
         self._sort()
 
     def _sort(self) -> None:
-        """Order items by their number of real tokens, the longest first, and slots within them, real ones first."""
+        """Order items by their number of slots, the longest first, and slots within them, real ones first."""
         (size, self.width), mask, device = self.given.x.shape[:2], self.given.mask, self.given.x.device
         self.index = torch.arange(size * self.width, dtype=torch.int32, device=device).view(size, self.width)
         self.order = torch.arange(size, dtype=torch.int32, device=device)
-        self.lengths: list[int] = [self.width] * size if mask is None else mask.sum(1).tolist()
-        self.dense = all(length == self.width for length in self.lengths)
-        if mask is not None and not self.dense:
-            order = mask.sum(1).argsort(descending=True, stable=True)
-            slots = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
-            self.index = torch.where(mask, self.index, -1).gather(1, slots)[order].contiguous()
-            self.order = order.int()
-            self.lengths.sort(reverse=True)
+        self.lengths, self.holes, self.dense = [self.width] * size, False, True
+        if mask is not None:
+            real = ends = mask.sum(1)
+            if self.given.mixed:
+                ends = (mask * torch.arange(1, self.width + 1, device=device)).amax(1)
+            counts, self.lengths = torch.stack([real, ends]).tolist()
+            self.holes = counts != self.lengths
+            self.dense = not self.holes and all(length == self.width for length in self.lengths)
+            if not self.dense:
+                self.index = torch.where(mask, self.index, -1)
+                if not self.given.mixed:
+                    self.index = self.index.gather(1, (~mask).to(torch.uint8).argsort(dim=1, stable=True))
+                order = ends.argsort(descending=True, stable=True)
+                self.index, self.order = self.index[order].contiguous(), order.int()
+                self.lengths.sort(reverse=True)
         self.device_lengths = torch.tensor(self.lengths, dtype=torch.int32).to(device, non_blocking=True)
 
     @property
@@ -94,8 +105,16 @@ class FusedSide:
             end = first + 1
             while end < limit and self.lengths[end] > least:
                 end += 1
-            yield Block(first, end, length, self.lengths[end - 1] < length)
+            yield Block(first, end, length, self.holes or self.lengths[end - 1] < length)
             first = end
+
+
+class Beside(NamedTuple):
+    """The gradient by what else a side has, from a block of pairs, in fp32; None for what it has not."""
+
+    weights: Tensor | None = None  # [number of parts to add, slots]
+    inner: Tensor | None = None  # the upper left corner [length, length]
+    outer: Tensor | None = None
 
 
 class Part:
@@ -115,11 +134,11 @@ class Part:
         x = self.side.tokens.index_select(0, self.rows.clamp_min(0))
         return torch.where((self.rows >= 0).unsqueeze(1), x, 0.0) if self.block.ragged else x
 
-    def add(self, slopes: Tensor, other: Tensor, by_weights: Tensor | None) -> None:
+    def add(self, slopes: Tensor, other: Tensor, beside: Beside) -> None:
         """Add what comes from the gradient by the products [slots, other slots] with the other tokens."""
         self.x += product(slopes, other)
-        if self.weights is not None and by_weights is not None:
-            self.weights += by_weights.sum(0)
+        if self.weights is not None and beside.weights is not None:
+            self.weights += beside.weights.sum(0)
 
     def put(self, factor: Tensor, total: Total) -> None:
         """Write what has added up, `factor` times too large, to its place in the whole; it is of no use after."""
@@ -138,7 +157,8 @@ class Part:
 
 
 class Total:
-    """The gradient by the given tokens and weights of a side; a row too many takes what is written for padding."""
+    """The gradient by the given tokens, weights and matrices of a side; a row too many takes what is written for
+    padding."""
 
     def __init__(self, side: FusedSide) -> None:
         self.given = side.given
@@ -146,6 +166,13 @@ class Total:
         self.padded_x = side.given.x.new_zeros(size * width + 1, dim)
         weights = side.given.weights
         self.padded_weights = None if weights is None else weights.new_zeros(size * width + 1)
+        self.matrices = [None if w is None else torch.zeros_like(w) for w in (side.inner, side.outer)]
+
+    def add(self, beside: Beside) -> None:
+        """Add what comes from a block of pairs to the gradient by the matrices."""
+        for total, w in zip(self.matrices, (beside.inner, beside.outer), strict=True):
+            if total is not None and w is not None:
+                total[: len(w), : len(w)] += w
 
     @property
     def x(self) -> Tensor:
@@ -156,6 +183,20 @@ class Total:
     def weights(self) -> Tensor | None:
         """[B, L] in the dtype of the weights; None where there are none."""
         return None if self.padded_weights is None else self.padded_weights[:-1].view(self.given.x.shape[:2])
+
+    @property
+    def inner(self) -> Tensor | None:
+        """[L, L] in the dtype of the matrix of an inner reduction; None where there is none."""
+        return _like(self.matrices[0], self.given.inner)
+
+    @property
+    def outer(self) -> Tensor | None:
+        """[L, L] in the dtype of the matrix of an outer reduction; None where there is none."""
+        return _like(self.matrices[1], self.given.outer)
+
+
+def _like(total: Tensor | None, given: Tensor | None) -> Tensor | None:
+    return None if total is None or given is None else total.to(given.dtype)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

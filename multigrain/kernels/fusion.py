@@ -16,12 +16,17 @@ from .spec import Operand, Spec
 LINEAR = ("mean", "sum")
 
 
-def fuses(aggregator: Aggregator) -> TypeGuard[TwoLevel]:
-    """Whether an aggregator is outer(inner(sim)) and nothing else: no override, no mixing, no hook to serve."""
-    if not isinstance(aggregator, TwoLevel) or (isinstance(aggregator, AOSM) and aggregator.mixes):
+def fuses(aggregator: Aggregator, backend: str) -> TypeGuard[TwoLevel]:
+    """Whether an aggregator is outer(inner(sim)) and nothing else, no override and no hook to serve; with mixing
+    matrices only for "triton"."""
+    if not isinstance(aggregator, TwoLevel) or (_mixes(aggregator) and backend != "triton"):
         return False
     forward = vars(aggregator).get("forward") or type(aggregator).forward  # an instance may have been patched
     return forward in (TwoLevel.forward, AOSM.forward) and not any(getattr(aggregator, hooks) for hooks in _HOOKS)
+
+
+def _mixes(aggregator: TwoLevel) -> TypeGuard[AOSM]:
+    return isinstance(aggregator, AOSM) and aggregator.mixes
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -30,6 +35,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def scores(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
     """Scores [q, c] of an aggregator that `fuses`."""
     direction = aggregator.direction
+    if _mixes(aggregator):
+        return _mixed(aggregator, query, candidate, backend)
     if aggregator.inner.kind in LINEAR:
         return _pooled(aggregator, query, candidate, backend)
     if direction == "both" and _commutes(aggregator, query, candidate):
@@ -48,15 +55,36 @@ def _commutes(aggregator: TwoLevel, query: Tokens, candidate: Tokens) -> bool:
 def _fused(aggregator: TwoLevel, query: Tokens, candidate: Tokens, both: bool, backend: str) -> Tensor:
     outer, inner = aggregator.outer, aggregator.inner
     kind = "linear" if outer.kind in LINEAR else outer.kind
-    dtype = torch.promote_types(query.dtype, candidate.dtype)
-    if dtype != torch.float64:
-        dtype = None  # kernels widen half precision as they read it
+    dtype = _wide(query, candidate)
     return fused_scores(
         _operand(query, outer.kind, dtype),
         _operand(candidate, outer.kind if both else None, dtype),
         Spec(inner.kind, inner.temperature, kind, outer.temperature, both),
         backend,
     )
+
+
+def _mixed(aggregator: AOSM, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
+    """AOSM with mixing matrices. Those that a direction does not use stay out of it, and without a gradient."""
+    dtype, t = _wide(query, candidate), aggregator.inner.temperature
+    q, c = _operand(query, None, dtype), _operand(candidate, None, dtype)
+    (q_inner, q_outer), (c_inner, c_outer) = (
+        aggregator.mixing(name, side.length) for name, side in (("query", query), ("candidate", candidate))
+    )
+    # With one matrix there is one direction, its side the inner one: attention of one token to itself is nothing.
+    direction = "query" if q_inner is None else "candidate" if c_inner is None else aggregator.direction
+    spec = Spec("softmax", t, "softmax", t, direction == "both")
+    if direction == "both":
+        q, c = q._replace(inner=q_inner, outer=q_outer), c._replace(inner=c_inner, outer=c_outer)
+        return fused_scores(q, c, spec, backend)
+    if direction == "query":
+        return fused_scores(q._replace(outer=q_outer), c._replace(inner=c_inner), spec, backend)
+    return fused_scores(c._replace(outer=c_outer), q._replace(inner=q_inner), spec, backend).T
+
+
+def _wide(query: Tokens, candidate: Tokens) -> torch.dtype | None:
+    """fp64 where either side is; else None: kernels widen half precision as they read it."""
+    return torch.float64 if torch.float64 in (query.dtype, candidate.dtype) else None
 
 
 def _operand(tokens: Tokens, outer: str | None, dtype: torch.dtype | None) -> Operand:

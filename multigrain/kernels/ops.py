@@ -19,6 +19,7 @@ _MODULES: dict[str, ModuleType] = {"blocked": blocked, "triton": fused}
 _SCHEMA = (
     "Tensor query, Tensor candidate, Tensor? query_mask, Tensor? candidate_mask, "
     "Tensor? query_weights, Tensor? candidate_weights, bool normalize_query, bool normalize_candidate, "
+    "Tensor? query_inner, Tensor? candidate_inner, Tensor? query_outer, Tensor? candidate_outer, "
     "str inner, float inner_temperature, str outer, float outer_temperature, bool both, str backend"
 )
 
@@ -33,8 +34,8 @@ def _flat(query: Operand, candidate: Operand) -> list[Any]:
 
 
 def _unflat(arguments: tuple[Any, ...]) -> tuple[Operand, Operand, Spec, str]:
-    operands = [Operand(*arguments[side:8:2]) for side in (0, 1)]
-    return operands[0], operands[1], Spec(*arguments[8:13]), arguments[13]
+    operands = [Operand(*arguments[side:12:2]) for side in (0, 1)]
+    return operands[0], operands[1], Spec(*arguments[12:17]), arguments[17]
 
 
 def _scores(*arguments: Any) -> Tensor:
@@ -61,17 +62,18 @@ def _fake_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
 
 
 def _differentiable(arguments: tuple[Any, ...]) -> list[int]:
-    """Positions of the tokens and of those weights that were given."""
-    return [i for i in (0, 1, 4, 5) if arguments[i] is not None]
+    """Positions of the tokens and of those weights and matrices that were given."""
+    return [i for i in (0, 1, 4, 5, 8, 9, 10, 11) if arguments[i] is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.settings = inputs[6:]
+    ctx.save_for_backward(*inputs[:6], *inputs[8:12])
+    ctx.settings = inputs[6:8], inputs[12:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    arguments = (*ctx.saved_tensors, *ctx.settings)
+    tensors, (normalize, settings) = ctx.saved_tensors, ctx.settings
+    arguments = (*tensors[:6], *normalize, *tensors[6:], *settings)
     wanted = _differentiable(arguments)
     gradients: list[Tensor | None] | list[Tensor]
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():

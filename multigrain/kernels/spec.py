@@ -18,6 +18,14 @@ class Operand(NamedTuple):
     mask: Tensor | None  # bool [B, L], True = a real token
     weights: Tensor | None  # [B, L]: of a linear outer reduction over these tokens, 0 at padding
     normalize: bool  # divide every token by its norm (zero vectors stay zero)
+    # [L, L]: mix the attention of a softmax over these tokens, the inner one and the outer one. For triton alone.
+    inner: Tensor | None = None
+    outer: Tensor | None = None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it has a mixing matrix."""
+        return self.inner is not None or self.outer is not None
 
 
 class Spec(NamedTuple):
@@ -32,9 +40,14 @@ class Spec(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """By tokens [B, L, D] and weights [B, L] of both operands, in their dtypes; None for weights not given."""
+    """By tokens [B, L, D], weights [B, L] and matrices [L, L] of both operands, in their dtypes; None for those not
+    given."""
 
     query: Tensor
     candidate: Tensor
     query_weights: Tensor | None
     candidate_weights: Tensor | None
+    query_inner: Tensor | None = None
+    candidate_inner: Tensor | None = None
+    query_outer: Tensor | None = None
+    candidate_outer: Tensor | None = None

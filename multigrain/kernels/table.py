@@ -2,7 +2,8 @@
 
     eager     the definition: cosines [q, c, m, n], then Aggregator.forward
     blocked   any device, any aggregator, in the memory of one block; closed-form gradient for two-level ones
-    triton    CUDA, two-level ones, one fused pass
+              without mixing matrices
+    triton    CUDA, two-level ones, fused
 
 "auto" takes the first that serves. Only `Unsupported` makes it try the next; a backend asked for by name raises
 it. Every other exception surfaces.
@@ -52,18 +53,18 @@ def _nonempty(mask: Tensor | None) -> Tensor | None:
 
 def blocked(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
     """Block by block: the closed form for two-level aggregators, the definition recomputed for all others."""
-    if fusion.fuses(aggregator):
+    if fusion.fuses(aggregator, "blocked"):
         return fusion.scores(aggregator, query, candidate, "blocked")
     return recompute.scores(lambda q, c: eager(aggregator, q, c), query, candidate)
 
 
 def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
-    """One fused pass on CUDA."""
+    """Fused, on CUDA."""
     for tokens in (query, candidate):
         if tokens.device.type != "cuda":
             raise Unsupported(f"triton serves features on CUDA, not on {tokens.device}")
-    if not fusion.fuses(aggregator):
-        raise Unsupported(f"triton serves two-level aggregators without mixing matrices, not {aggregator!r}")
+    if not fusion.fuses(aggregator, "triton"):
+        raise Unsupported(f"triton serves two-level aggregators as they are, not {aggregator!r}")
     return fusion.scores(aggregator, query, candidate, "triton")
 
 
@@ -104,12 +105,13 @@ def scores(aggregator: Aggregator, query: Tokens, candidate: Tokens, backend: st
 
 def _automatic(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> list[Backend]:
     """What to try before the definition, best first."""
+    fused = fusion.fuses(aggregator, "triton" if query.device.type == "cuda" else "blocked")
     if torch.compiler.is_compiling():
-        if not fusion.fuses(aggregator):
+        if not fused:
             return []  # the compiler sees through the definition, not through blocks of it
     elif _transformed():
         return []
-    if query.device.type == "cuda" and fusion.fuses(aggregator):
+    if query.device.type == "cuda" and fused:
         return [triton, blocked]
     return [blocked] if len(query) * query.length * len(candidate) * candidate.length >= SMALL else []
 

@@ -25,10 +25,10 @@ from .triton_tile import (
 )
 
 # Whatever changes from launch to launch: to specialise on it would compile the kernels again and again.
-_VARYING = ("q_first", "q_end", "c_first", "c_end", "q_width", "c_width", "q_length", "c_length")
+VARYING = ("q_first", "q_end", "c_first", "c_end", "q_width", "c_width", "q_length", "c_length")
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=VARYING)
 def scores_kernel(
     out, out_q, out_c, q, c, q_index, c_index, q_scale, c_scale, q_weights, c_weights, q_order, c_order, c_lengths,
     q_first, q_end, c_first, c_end, q_width, c_width, q_length, c_length, dim, steep, ratio, unit,
@@ -87,7 +87,7 @@ def scores_kernel(
     tl.store(out + place, score * unit, mask=inside)
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=VARYING)
 def slopes_kernel(
     out, pitch, factor, q_partial, c_partial, grad, grad_q, grad_c,
     q, c, q_index, c_index, q_scale, c_scale, q_weights, c_weights, q_order, c_order, c_lengths,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import multigrain as mg
-from multigrain.kernels import table
+from multigrain.kernels import fusion, table
 from multigrain.kernels.spec import Unsupported
 from tests.kernels.problems import Attentive
 from tests.kernels.scorers import pair, same
@@ -116,18 +116,21 @@ def test_sides_that_do_not_fit_are_one_error_whoever_serves(backend):
         mg.Features(word=(torch.randn(2, 3, 4), torch.ones(2, 3)))
 
 
-def test_hooks_and_overrides_of_an_aggregator_are_honoured():
+@pytest.mark.parametrize("settings", [{}, {"query_tokens": 7, "candidate_tokens": 5}], ids=["plain", "mixing"])
+def test_hooks_and_overrides_of_an_aggregator_are_honoured(settings):
     """A kernel that replaces a module must not skip what its owner hung on it."""
     text, video = pair()
-    plain = mg.Grain("word", "frame", "mean_max")(text, video, "blocked")
+    assert fusion.fuses(mg.AOSM(**settings), "triton")
+    plain = mg.Grain("word", "frame", mg.AOSM(**settings))(text, video, "blocked").detach()
 
-    class Doubled(mg.MeanMax):
+    class Doubled(mg.AOSM):
         def forward(self, sim, query_mask=None, candidate_mask=None):
             return 2 * super().forward(sim, query_mask, candidate_mask)
 
-    hooked, patched = mg.MeanMax(), mg.MeanMax()
+    hooked, patched = mg.AOSM(**settings), mg.AOSM(**settings)
     hooked.register_forward_hook(lambda module, inputs, scores: 2 * scores)
     original = patched.forward
     patched.forward = lambda *arguments: 2 * original(*arguments)
-    for aggregator in (Doubled(), hooked, patched):
-        same([mg.Grain("word", "frame", aggregator)(text, video, "blocked")], [2 * plain], 1e-6)
+    for aggregator in (Doubled(**settings), hooked, patched):
+        assert not fusion.fuses(aggregator, "triton")
+        same([mg.Grain("word", "frame", aggregator)(text, video, "blocked").detach()], [2 * plain], 1e-6)
