@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -29,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from . import commands  # here, for --help to answer at once
 
-        getattr(commands, f"run_{options.command}")(options, overrides)
+        with warnings.catch_warnings():
+            warnings.showwarning = _Warnings().show
+            getattr(commands, f"run_{options.command}")(options, overrides)
     except KeyboardInterrupt:
         again = shlex.join(["multigrain", *(a for a in arguments if a != "--no-resume")])
         return _say(f"interrupted; what is done is kept, and this goes on from there: {again}", 130)
@@ -38,6 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _say(f"error: {_one_line(error)}", 2)
     return 0
+
+
+class _Warnings:
+    """Says a warning in one line, and once: one that differs in numbers alone is the same."""
+
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+
+    def show(self, message: Warning | str, category: type[Warning], *_: object) -> None:
+        if (kind := re.sub(r"\d+", "", str(message))) not in self.said:
+            self.said.add(kind)
+            print(f"multigrain: warning: {_one_line(message)}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,7 +98,7 @@ def _parser() -> _Parser:
     for made in (demo, train, evaluate):
         made.add_argument("--out", type=Path, help="folder of the run (default runs/NAME)")
         made.add_argument("--cache", help="folder of the generated pairs (default: that of the config)")
-        made.add_argument("--workers", type=_positive, help="processes that generate pairs (default: one per core)")
+        made.add_argument("--workers", type=_positive, help="processes that generate or read pairs")
     evaluate.add_argument("--model", help=f"{_MODEL} (default: that of OUT)")
     evaluate.add_argument("--text", help="a file of text features")
     evaluate.add_argument("--video", help="a file of video features")
@@ -143,7 +159,7 @@ def _integer(text: str, least: int) -> int:
     return int(text)
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     # The library's remedy in the words of the command line.
     text = str(message).replace("resume=False", "--no-resume").replace("out_dir", "--out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -139,6 +140,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
     if options.cache is not None:
         overrides = [*overrides, f"--data.cache={options.cache}"]
     config = training.load_config(options.config, overrides)
+    if options.workers is not None and isinstance(config.data, training.ClipsConfig):
+        config = dataclasses.replace(config, workers=options.workers)
     name = Path(options.config).stem if options.out is None else options.out.name
     resume = not getattr(options, "no_resume", False)
     source = runs.config_text(options.config) + "".join(f"# {override}\n" for override in overrides)

@@ -18,17 +18,19 @@ from typing import Any
 import torch
 
 from . import training
+from .data.manifest import missing_videos
 from .metrics import ranks
 from .models import XCLIP
 from .models.original import is_original
 from .report import tables
 from .report.console import Bars, Clock, print_table
-from .training import BabyAIConfig, Evaluation, TrainConfig, checkpoint
+from .training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint
 from .training.data import Data, Pairs
 
 _SCORING = ("grains", "aggregator", "weights")
 _PACKAGES = {"timm": "models", "safetensors": "models"}
 RANKED = 10  # results of each query in rankings.jsonl
+NAMED = 3  # missing videos in a message
 
 
 @dataclass
@@ -116,9 +118,24 @@ def require(package: str, extra: str) -> None:
 
 
 def load(run: Run) -> Data:
-    """The pairs; BabyAI's from the cache, or generated into it."""
+    """The pairs; BabyAI's from the cache, or generated into it.
+
+    Videos of a manifest that are not there are counted on stderr.
+
+    Raises:
+        FileNotFoundError: with data.strict, a video of the manifest is not there.
+    """
     with run.clock.phase("pairs"):
-        return training.load_data(run.config.data, workers=run.workers)
+        data = training.load_data(run.config.data, workers=run.workers)
+    if isinstance(run.config.data, ClipsConfig):
+        clips = [clip for split in vars(data).values() for clip in split.clips]
+        if missing := [str(clip.video) for clip in missing_videos(clips)]:
+            message = f"{run.config.data.manifest}: {len(missing)} of {len(clips)} videos are missing: "
+            message += ", ".join(missing[:NAMED]) + ", ..." * (len(missing) > NAMED)
+            if run.config.data.strict:
+                raise FileNotFoundError(message)
+            print(f"multigrain: {message}", file=sys.stderr)
+    return data
 
 
 def fit(run: Run, data: Data) -> XCLIP:
@@ -171,23 +188,27 @@ def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
 def load_model(path: str | os.PathLike[str]) -> XCLIP:
     """The model of a folder, of the folder of a run, or of a checkpoint file of X-CLIP's code or of CLIP.
 
+    It is on CUDA where there is one.
+
     Raises:
         FileNotFoundError: nothing there.
         ValueError: no such model.
     """
     path = Path(path)
     if path.is_dir():
-        return XCLIP.from_pretrained(path / "model" if (path / "model").is_dir() else path)
-    if not path.is_file():
+        model = XCLIP.from_pretrained(path / "model" if (path / "model").is_dir() else path)
+    elif path.is_file():
+        model = (XCLIP.from_original if is_original(path) else XCLIP.from_clip)(path)
+    else:
         raise FileNotFoundError(f"model: expected a folder or a checkpoint file, got {path}")
-    return (XCLIP.from_original if is_original(path) else XCLIP.from_clip)(path)
+    return model.eval().to(training.device("auto"))
 
 
 def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
     """Scores and metrics of a split."""
     with run.clock.phase("evaluation"), Bars() as bars:
         return training.evaluate(
-            model,
+            model.to(training.device(run.config.device)),
             pairs,
             max_frames=run.max_frames,
             protocol=run.protocol,

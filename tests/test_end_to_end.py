@@ -16,7 +16,7 @@ import yaml
 
 import multigrain as mg
 from multigrain import runs, training
-from multigrain.cli import main
+from multigrain.cli import _Warnings, main
 from multigrain.data.annotations import SOURCES
 from multigrain.data.prepare import protocol_of
 from multigrain.models import ModelConfig
@@ -137,6 +137,48 @@ def test_killed_on_the_command_line_and_resumed_by_workers(tmp_path: Path, weigh
     strict = [*train, "--no-resume", "--data.strict=true"]
     assert main(strict) == 2
     assert "video2.mp4" in capsys.readouterr().err
+
+
+def test_what_can_be_wrong_is_said_in_one_line(tmp_path: Path, weights: Path, capsys: Any):
+    annotations, videos, manifest = dataset(tmp_path, "msrvtt")
+    arguments = ["prepare", "msrvtt", "--annotations", str(annotations), "--videos", str(videos), "--out", str(manifest)]
+    assert main([*arguments, "--val", "0"]) == 0
+    (videos / "video7010.mp4").unlink()
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings(manifest, weights)))
+    train = ["train", "--config", str(path), "--out", str(tmp_path / "run")]
+
+    def said(*more: str, code: int = 2) -> str:
+        capsys.readouterr()
+        assert main([*train, *more]) == code
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("multigrain: ")]
+        return lines[0] if len(lines) == 1 else str(lines)
+
+    assert "model.clip.weights" not in said("--model.clip.weights=none.pt")
+    assert "none.pt" in said("--model.clip.weights=none.pt")
+    assert "ViT-B-32" in said("--model.clip.weights=null", "--model.clip.architecture=ViT-B-320")
+    assert "video7010.mp4" in said("--data.strict=true")
+    assert "1 of 5 videos are missing" in said("--data.strict=true")
+    mixing = "--model.aggregator={class_path: multigrain.AOSM, init_args: {query_tokens: 4, candidate_tokens: 3}}"
+    grain = "--model.grains=[{query: word, candidate: frame}]"
+    assert "expected at most 4 query tokens" in said(mixing, grain)
+    with pytest.warns(UserWarning, match=r"\d of \d captions were cut to 3 tokens"):
+        assert "1 of 5 videos are missing" in said("--model.clip.max_words=3", code=0)
+    saved(tiny_clip(text_cfg={"width": 128, "heads": 2}), tmp_path / "other.pt")
+    torch.save({**torch.load(weights), "more": torch.ones(1)}, tmp_path / "more.pt")
+    assert "more" in said(f"--model.clip.weights={tmp_path / 'more.pt'}", "--no-resume")
+    assert main(["evaluate", "--config", str(path), "--model", str(tmp_path / "none")]) == 2
+    assert "model: expected a folder or a checkpoint file" in capsys.readouterr().err
+
+
+def test_the_command_line_says_a_warning_once(capsys: Any):
+    show = _Warnings().show
+    for count in (3, 4):
+        show(UserWarning(f"{count} captions\n were cut"), UserWarning, "file", 1)
+    show(UserWarning("something else"), UserWarning, "file", 1)
+    assert capsys.readouterr().err == (
+        "multigrain: warning: 3 captions were cut\nmultigrain: warning: something else\n"
+    )
 
 
 def test_extract_then_search_finds_the_video_that_the_sentence_is_about(tmp_path: Path, weights: Path, capsys: Any):

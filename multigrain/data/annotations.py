@@ -175,11 +175,18 @@ def _columns(path: Path, *names: str) -> Iterator[list[str]]:
     for name in names:
         if name not in head:
             raise ValueError(f"{path}: expected a column {name!r}, got {', '.join(head) or 'none'}")
-    for row in rows:
+    for row in _readable(rows, path):
         # DictReader fills short rows with None and puts what is too much under the key None.
         if None in row or None in row.values():
             raise ValueError(f"{path}:{rows.line_num}: expected {len(head)} columns, got more or fewer")
         yield [row[name] for name in names]
+
+
+def _readable(rows: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise ValueError(f"{path}:{rows.line_num}: expected comma-separated values, got {error}") from error
 
 
 def _lines(path: Path) -> Captions:

@@ -33,6 +33,7 @@ except ImportError as error:
 from .babyai_cache import Shard, ShardId, Stream, load_shards, shards_for
 from .babyai_render import render
 from .batch import Batch, equal_ids
+from .cores import cores
 
 __all__ = ["BabyAI", "Rollouts", "load", "render", "split_by_sentence"]
 
@@ -174,7 +175,7 @@ def load(
     if workers is not None:
         _positive("workers", workers)
     ids = shards_for(sizes["pairs"], sizes["single"])
-    shards = load_shards(Path(cache_dir), ids, seed, workers or _cores(), progress)
+    shards = load_shards(Path(cache_dir), ids, seed, workers or cores(), progress)
     many = _join([shards[i] for i in ids if i.stream == "many"], sizes["pairs"])
     one = _join([shards[i] for i in ids if i.stream == "one"], sizes["single"])
     parts = split_by_sentence(many.sentences, val=sizes["val"], test=sizes["test"], seed=seed)
@@ -232,8 +233,3 @@ def _positive(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a positive integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value}")
-
-
-def _cores() -> int:
-    # A container or a batch system may grant fewer cores than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 from .config import BabyAIConfig, ClipsConfig, OptimizerConfig, StageConfig, TrainConfig, load_config
 from .data import Data, Pairs, load_data
 from .evaluation import Evaluation, encode, evaluate, evaluate_features, metrics_by_grain, protocol_of, scores_by_grain
-from .loop import Progress, train
+from .loop import Progress, device, train
 
 __all__ = [
     "BabyAIConfig",
@@ -23,6 +23,7 @@ __all__ = [
     "Progress",
     "StageConfig",
     "TrainConfig",
+    "device",
     "encode",
     "evaluate",
     "evaluate_features",

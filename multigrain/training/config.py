@@ -148,7 +148,7 @@ class TrainConfig:
         device: "cpu", "cuda", ..., or "auto": CUDA where there is one.
         precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
             loss are always computed in fp32.
-        workers: processes that read batches ahead; 0: none.
+        workers: processes that read batches ahead, at most one a core; 0: none.
 
     Raises:
         ValueError: no stage, or a value out of range; its name is given.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.batch import Batch
+from ..data.cores import cores
 from .config import BabyAIConfig, ClipsConfig
 
 Item = TypeVar("Item")
@@ -101,7 +102,7 @@ class _Fetch(Dataset[Item], Generic[Item]):
 
 
 def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], workers: int) -> Iterable[Item]:
-    """fetch(rows) of each batch, in order; with workers, in so many processes that run ahead.
+    """fetch(rows) of each batch, in order; with workers, in so many processes (at most one a core) that run ahead.
 
     The global random numbers are not touched.
     """
@@ -110,7 +111,7 @@ def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], wo
         _Fetch(fetch),
         sampler=batches,
         batch_size=None,
-        num_workers=workers,
+        num_workers=min(workers, cores()),
         collate_fn=_as_it_is,
         generator=torch.Generator(),
     )

@@ -107,7 +107,7 @@ class _Run:
     def __init__(self, config: TrainConfig, data: Data) -> None:
         torch.manual_seed(config.seed)
         self.config, self.data = config, data
-        self.device = _device(config.device)
+        self.device = device(config.device)
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
         _check_size(config, self.model)
@@ -266,7 +266,8 @@ def _check_size(config: TrainConfig, model: XCLIP) -> None:
         raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
 
 
-def _device(name: str) -> torch.device:
+def device(name: str) -> torch.device:
+    """That of a name; "auto": CUDA where there is one, else the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
