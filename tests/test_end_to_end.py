@@ -143,7 +143,8 @@ def test_killed_on_the_command_line_and_resumed_by_workers(tmp_path: Path, weigh
 @pytest.mark.filterwarnings("default")
 def test_what_can_be_wrong_is_said_in_one_line(tmp_path: Path, weights: Path, capsys: Any):
     annotations, videos, manifest = dataset(tmp_path, "msrvtt")
-    arguments = ["prepare", "msrvtt", "--annotations", str(annotations), "--videos", str(videos), "--out", str(manifest)]
+    places = {"annotations": annotations, "videos": videos, "out": manifest}
+    arguments = ["prepare", "msrvtt", *(word for name, path in places.items() for word in (f"--{name}", str(path)))]
     assert main([*arguments, "--val", "0"]) == 0
     (videos / "video7010.mp4").unlink()
     path = tmp_path / "run.yaml"
