@@ -182,7 +182,7 @@ def _columns(path: Path, *names: str) -> Iterator[list[str]]:
         yield [row[name] for name in names]
 
 
-def _readable(rows: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+def _readable(rows: csv.DictReader[str], path: Path) -> Iterator[dict[Any, Any]]:
     try:
         yield from rows
     except csv.Error as error:
