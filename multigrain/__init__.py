@@ -13,7 +13,7 @@ from .aggregators import (
     register_aggregator,
 )
 from .grains import FrameWord, Grain, SentenceFrame, VideoSentence, VideoWord
-from .losses import InfoNCE, RetrievalLoss
+from .losses import CachedLoss, FeatureQueue, InfoNCE, RetrievalLoss, momentum_update
 from .metrics import ranks, retrieval_metrics
 from .scorer import MultiGrain
 from .scoring import score_matrix, top_k
@@ -24,6 +24,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AOSM",
     "Aggregator",
+    "CachedLoss",
+    "FeatureQueue",
     "Features",
     "FrameWord",
     "Grain",
@@ -41,6 +43,7 @@ __all__ = [
     "VideoSentence",
     "VideoWord",
     "build_aggregator",
+    "momentum_update",
     "ranks",
     "register_aggregator",
     "retrieval_metrics",

@@ -39,6 +39,8 @@ HEAVY = {"triton", "timm", "torchvision", "minigrid", "matplotlib", "transformer
 PUBLIC = [
     "AOSM",
     "Aggregator",
+    "CachedLoss",
+    "FeatureQueue",
     "Features",
     "FrameWord",
     "Grain",
@@ -56,6 +58,7 @@ PUBLIC = [
     "VideoSentence",
     "VideoWord",
     "build_aggregator",
+    "momentum_update",
     "ranks",
     "register_aggregator",
     "retrieval_metrics",

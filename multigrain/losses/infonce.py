@@ -72,23 +72,31 @@ class InfoNCE(nn.Module):
             ValueError: scores or ids of the wrong shape; a row or column without a positive.
         """
         checks.scores(scores)
+        rows, columns = self._targets(scores, ids)
+        return self.one_way(scores, rows).mean() + self.one_way(scores.T, columns).mean()
+
+    def one_way(self, scores: Float[Tensor, "q c"], positives: Tensor) -> Float[Tensor, "q"]:
+        """The share of each row in one direction: the loss is the mean over rows, plus the mean over columns.
+
+        What a process needs that holds some of the rows, or more columns than rows.
+
+        Args:
+            scores: [queries, candidates].
+            positives: the column of each row's only positive, integers [queries], or bool [queries, candidates].
+        """
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
                 self.logit_scale.clamp_(max=self.max_logit_scale)
         with without_autocast(scores):
             scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
             logits = self.logit_scale.exp().to(scores.dtype) * scores
-            rows, columns = self._targets(scores, ids)
-            loss = self._cross_entropy(logits, rows) + self._cross_entropy(logits.T, columns)
-            return loss / 2 if self.reduction == "mean" else loss
-
-    def _cross_entropy(self, logits: Tensor, positives: Tensor) -> Tensor:
-        if positives.ndim == 2:
-            positives = positives / positives.sum(1, keepdim=True)
-        return F.cross_entropy(logits, positives, label_smoothing=self.label_smoothing)
+            if positives.ndim == 2:
+                positives = positives / positives.sum(1, keepdim=True).to(scores.dtype)
+            losses = F.cross_entropy(logits, positives, label_smoothing=self.label_smoothing, reduction="none")
+            return losses / 2 if self.reduction == "mean" else losses
 
     def _targets(self, scores: Tensor, ids: Ids | None) -> tuple[Tensor, Tensor]:
-        """For rows and for columns: the diagonal as indices, or the positives as a 0/1 matrix."""
+        """For rows and for columns: the diagonal as indices, or the positives as a bool matrix."""
         if ids is None:
             checks.square(scores, "pass ids otherwise")
             diagonal = torch.arange(len(scores), device=scores.device)
@@ -99,5 +107,4 @@ class InfoNCE(nn.Module):
         positives = queries[:, None] == candidates[None]
         if isinstance(ids, tuple):
             checks.positives(positives)
-        positives = positives.to(scores.dtype)
         return positives, positives.T

@@ -1,0 +1,282 @@
+"""The exchange of features between the processes of a group, with their masks and ids; differentiable.
+
+    forward    everything = features of rank 0, rank 1, ...        one all-gather for each grain, mask and set of ids
+    backward   d features = sum over ranks of d everything[own]    one reduce-scatter for each grain (gloo: all-reduce)
+
+The sum is what makes it exact: each rank's features enter the losses of all ranks. A gather without it returns
+1 / ranks of the gradient. Scores are never exchanged.
+
+Batches and token counts may differ between ranks: they travel padded to the largest. Before any tensor does, the ranks
+exchange one small header; where it shows that they disagree, each of them raises the same error.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from .tokens import Features, Tokens
+
+Group: TypeAlias = "dist.ProcessGroup | None"
+
+
+class Gathered(NamedTuple):
+    """The items of all ranks, rank 0 first.
+
+    `features` by side, `ids` as they were given, `sizes` the items of each rank by side, `rank` this process.
+    """
+
+    features: dict[str, Features]
+    ids: tuple[Tensor, ...]
+    sizes: dict[str, list[int]]
+    rank: int
+
+    def own(self, side: str) -> slice:
+        """Where this rank's items are."""
+        start = sum(self.sizes[side][: self.rank])
+        return slice(start, start + self.sizes[side][self.rank])
+
+    def total(self, side: str) -> int:
+        """How many items all ranks have together."""
+        return sum(self.sizes[side])
+
+
+def world(group: Group = None) -> tuple[int, int]:
+    """Rank and size of the group; 0 and 1 where no process group has been initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def alone(sides: Mapping[str, Features], ids: Sequence[Tensor] = (), problem: str | None = None) -> Gathered:
+    """What `gather` returns, or raises, where there is one rank."""
+    if problem:
+        raise ValueError(problem)
+    return Gathered(dict(sides), _on_device(sides, ids), {side: [len(sides[side])] for side in sides}, 0)
+
+
+def gather(
+    sides: Mapping[str, Features],
+    ids: Sequence[Tensor] = (),
+    group: Group = None,
+    dtype: torch.dtype | None = None,
+    problem: str | None = None,
+) -> Gathered:
+    """The features of all ranks on each of them, with the whole gradient for this rank's. Collective: all ranks call.
+
+    Args:
+        sides: Features by a name that errors use, such as "text" and "video".
+        ids: integers, the first one for each item of the first side, and so on; as many on each rank.
+        group: the process group; None: the default one. Without one, or in one of one rank, nothing is exchanged.
+        dtype: of the features while they travel, such as torch.bfloat16; None: their own. What arrives is of their own
+            dtype again, rounded, this rank's included. Gradients are summed in fp32 or wider whatever it is.
+        problem: why this rank cannot take part; every rank then raises it.
+
+    Raises:
+        ValueError: on every rank, where one has a problem or ranks differ in grains, widths, dtypes, devices, in being
+            unit, in needing a gradient or in having ids; it names what differs on which rank.
+        RuntimeError: a rank ended or did not answer in the time of the process group.
+    """
+    rank, size = world(group)
+    if size == 1:
+        return alone(sides, ids, problem)
+    headers = _exchange(_header(sides, ids, dtype, problem), size, group)
+    _agree(headers)
+    slots = [_Slot(side, name, sides[side][name], headers) for side in sides for name in sorted(sides[side].names)]
+    plan = _Plan(slots, rank, group, dtype)
+    gathered = cast("tuple[Tensor, ...]", _Gather.apply(plan, *(slot.tokens.tokenwise().features for slot in slots)))
+    grains: dict[str, dict[str, Tokens]] = {side: {} for side in sides}
+    for slot, x in zip(slots, gathered, strict=True):
+        mask = _all_gather(slot.mask, slot.sizes, group).bool() if slot.masked else None
+        grains[slot.side][slot.name] = Tokens(x.squeeze(1) if slot.coarse else x, mask, unit=slot.tokens.unit)
+    sizes = {side: [header.sizes[side] for header in headers] for side in sides}
+    counts = zip(_on_device(sides, ids), sizes.values(), strict=False)
+    everyone = tuple(_all_gather(x, count, group) for x, count in counts)
+    return Gathered({side: Features(**grains[side]) for side in sides}, everyone, sizes, rank)
+
+
+def _on_device(sides: Mapping[str, Features], ids: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(x.to(features.device, torch.int64) for x, features in zip(ids, sides.values(), strict=False))
+
+
+def wire_bytes(
+    sides: Iterable[Features], ranks: int, ids: int = 0, dtype: torch.dtype | None = None, gloo: bool = False
+) -> tuple[int, int]:
+    """Bytes that each rank sends, forward and backward, where all ranks have features of these shapes.
+
+        forward   (ranks - 1) * (sum over grains B L D bytes(dtype) + sum over masks B L + 8 * ids)
+        backward  (ranks - 1) * sum over grains that need a gradient B L D max(4, bytes)          twice that on gloo
+
+    An algorithm that sends each block once to each other rank or around a ring, as those of gloo and NCCL; beside it
+    the header, some hundred bytes.
+
+    Args:
+        ids: how many integers go with them.
+        gloo: its backward pass is an all-reduce.
+    """
+    forward = backward = 0
+    for tokens in (features[name] for features in sides for name in features.names):
+        numbers = tokens.features.numel()
+        forward += numbers * (dtype or tokens.dtype).itemsize
+        forward += 0 if tokens.mask is None else tokens.mask.numel()
+        backward += numbers * _wide(tokens.dtype).itemsize * tokens.features.requires_grad
+    return (ranks - 1) * (forward + 8 * ids), (ranks - 1) * backward * (2 if gloo else 1)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What ranks tell each other first: facts in which they must agree, and sizes in which they may differ."""
+
+    problem: str | None
+    facts: dict[str, str]
+    sizes: dict[str, int]
+    tokens: dict[tuple[str, str], tuple[int, int, bool]]  # (side, grain) -> dimensions, length, masked
+
+
+def _header(
+    sides: Mapping[str, Features], ids: Sequence[Tensor], dtype: torch.dtype | None, problem: str | None
+) -> _Header:
+    facts = {"the number of sets of ids": str(len(ids)), "the dtype of the exchange": str(dtype)}
+    tokens: dict[tuple[str, str], tuple[int, int, bool]] = {}
+    for side, features in sides.items():
+        for name in features.names:
+            grain = features[name]
+            needs = "a" if grain.features.requires_grad and torch.is_grad_enabled() else "no"
+            unit = ", unit" if grain.unit else ""
+            facts[f"grain {name!r} of {side}"] = (
+                f"width {grain.dim}, {grain.dtype}{unit} on {grain.device.type} with {needs} gradient"
+            )
+            tokens[side, name] = (grain.features.ndim, grain.length, grain.mask is not None)
+    return _Header(problem, facts, {side: len(features) for side, features in sides.items()}, tokens)
+
+
+def _exchange(header: _Header, size: int, group: Group) -> list[_Header]:
+    headers: list[Any] = [None] * size
+    with _explained(group):
+        dist.all_gather_object(headers, header, group=group)
+    return headers
+
+
+def _agree(headers: Sequence[_Header]) -> None:
+    """Raise what is wrong on some rank or different between ranks: the same error on each of them."""
+    problems = [f"rank {rank}: {header.problem}" for rank, header in enumerate(headers) if header.problem]
+    if not problems:
+        for what in dict.fromkeys(what for header in headers for what in header.facts):
+            found: defaultdict[str, list[str]] = defaultdict(list)
+            for rank, header in enumerate(headers):
+                found[header.facts.get(what, "absent")].append(str(rank))
+            if len(found) > 1:
+                values = (f"{value} on rank {', '.join(ranks)}" for value, ranks in found.items())
+                problems.append(f"{what}: expected the same on all ranks, got {'; '.join(values)}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+class _Slot:
+    """One grain of one side, and what all ranks have of it."""
+
+    def __init__(self, side: str, name: str, tokens: Tokens, headers: Sequence[_Header]) -> None:
+        self.side, self.name, self.tokens = side, name, tokens
+        self.sizes = [header.sizes[side] for header in headers]
+        dimensions, lengths, masks = zip(*(header.tokens[side, name] for header in headers), strict=True)
+        self.coarse = max(dimensions) == 2
+        self.length: int = max(lengths)
+        self.masked = any(masks) or len(set(lengths)) > 1
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask [B, the largest length] of this rank, as bytes: not every backend sends bool."""
+        mask = self.tokens.mask
+        if mask is None:
+            mask = torch.ones(len(self.tokens), self.tokens.length, dtype=torch.bool, device=self.tokens.device)
+        return F.pad(mask.byte(), (0, self.length - self.tokens.length))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    slots: Sequence[_Slot]
+    rank: int
+    group: Group = field(repr=False)
+    dtype: torch.dtype | None
+
+
+class _Gather(torch.autograd.Function):
+    """[own items, own length, D] of each grain -> [all items, largest length, D].
+
+    One node for all grains: its collectives run in one order, whatever order autograd takes the rest of a graph in.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, *features: Tensor) -> tuple[Tensor, ...]:
+        """All-gather each grain, padded, in the dtype of the exchange."""
+        ctx.plan = plan
+        everything: list[Tensor] = []
+        for slot, x in zip(plan.slots, features, strict=True):
+            padded = F.pad(x.to(plan.dtype or x.dtype), (0, 0, 0, slot.length - x.shape[1]))
+            everything.append(_all_gather(padded, slot.sizes, plan.group).to(x.dtype))
+        return tuple(everything)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Sum the gradients of this rank's items over the ranks."""
+        plan: _Plan = ctx.plan
+        own: list[Tensor | None] = []
+        for slot, grad, needed in zip(plan.slots, grads, ctx.needs_input_grad[1:], strict=True):
+            total = _reduce_scatter(grad, slot.sizes, plan.rank, plan.group) if needed else None
+            own.append(None if total is None else total[:, : slot.tokens.length].to(grad.dtype))
+        return None, *own
+
+
+def _all_gather(x: Tensor, sizes: Sequence[int], group: Group) -> Tensor:
+    """x [own items, ...] -> [all items, ...], rank 0 first; the ranks' x may differ in their first axis."""
+    largest = max(sizes)
+    padded = torch.cat([x, x.new_zeros(largest - len(x), *x.shape[1:])]) if len(x) < largest else x.contiguous()
+    everything = x.new_empty(len(sizes), *padded.shape)
+    with _explained(group):
+        dist.all_gather(list(everything.unbind()), padded, group=group)
+    if min(sizes) == largest:
+        return everything.flatten(0, 1)
+    return torch.cat([part[:size] for part, size in zip(everything, sizes, strict=True)])
+
+
+def _reduce_scatter(x: Tensor, sizes: Sequence[int], rank: int, group: Group) -> Tensor:
+    """x [all items, ...] -> the sum over ranks of [own items, ...]."""
+    largest = max(sizes)
+    x = x.to(_wide(x.dtype))
+    blocks = x.new_zeros(len(sizes), largest, *x.shape[1:])
+    for block, part in zip(blocks, x.split(list(sizes)), strict=True):
+        block[: len(part)] = part
+    own = blocks[rank]
+    with _explained(group):
+        if dist.get_backend(group) == "gloo":  # older ones have no reduce-scatter, and that of newer ones sends no less
+            dist.all_reduce(blocks, group=group)
+        else:
+            own = torch.empty_like(own)
+            dist.reduce_scatter(own, list(blocks.unbind()), group=group)
+    return own[: sizes[rank]]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+@contextmanager
+def _explained(group: Group) -> Generator[None]:
+    """Say which exchange it was that the process group gave up."""
+    try:
+        yield
+    except RuntimeError as error:
+        rank, size = world(group)
+        raise RuntimeError(
+            f"rank {rank} could not exchange features with the other {size - 1} ranks: one of them ended, or did not "
+            f"answer in the time of the process group: {error}"
+        ) from error

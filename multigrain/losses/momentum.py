@@ -1,0 +1,30 @@
+"""Momentum encoders: a copy that follows the trained one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def momentum_update(online: nn.Module, target: nn.Module, decay: float = 0.995) -> None:
+    """target = decay * target + (1 - decay) * online, parameter by parameter, in place; buffers are copied.
+
+    MoCo's rule (He et al. 2020, arXiv 1911.05722); its decay is 0.999, that of BriVL 0.99, of ALBEF 0.995. Start with
+    `target = copy.deepcopy(online).requires_grad_(False)` and call it before each forward pass. Every rank computes the
+    same, so nothing is exchanged.
+
+    Raises:
+        ValueError: a decay outside [0, 1], or modules whose parameters or buffers differ in name.
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay: expected a number from 0 to 1, got {decay}")
+    mine, theirs = dict(target.named_parameters()), dict(online.named_parameters())
+    my_buffers, their_buffers = dict(target.named_buffers()), dict(online.named_buffers())
+    different = (mine.keys() ^ theirs.keys()) | (my_buffers.keys() ^ their_buffers.keys())
+    if different:
+        raise ValueError(f"target: expected a copy of online, got other names: {', '.join(sorted(different))}")
+    for name, parameter in mine.items():
+        parameter.lerp_(theirs[name].to(parameter), 1 - decay)
+    for name, buffer in my_buffers.items():
+        buffer.copy_(their_buffers[name])
