@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,31 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import multigrain as mg
+from benchmarks.traffic import Traffic
 from multigrain import distributed
 from multigrain.aggregators import aggregator_names
-from tests.training_parts import Case, Model, Towers, assert_same, gradients, parts
-from tests.worlds import World
-
-# Other processes than pytest's own turn no warning into an error.
-
-
-@pytest.fixture(scope="module", params=[2, 3], ids=["two", "three"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with World(request.param, tmp_path_factory.mktemp("world")) as world:
-        yield world
+from tests.training_parts import Case, Model, assert_same, gradients, parts, shard
+from tests.worlds import World, context
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with World(2, tmp_path_factory.mktemp("pair")) as world:
-        yield world
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, World]]:
+    folder = tmp_path_factory.mktemp("worlds")
+    with World(2, folder) as two, World(3, folder) as three:
+        yield {2: two, 3: three}
+
+
+@pytest.fixture(params=[2, 3], ids=["two", "three"])
+def world(request: pytest.FixtureRequest, worlds: dict[int, World]) -> World:
+    return worlds[request.param]
+
+
+@pytest.fixture
+def pair(worlds: dict[int, World]) -> World:
+    return worlds[2]
 
 
 def one_process(case: Case, size: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -170,15 +172,11 @@ def sharded(rank: int, size: int, case: Case) -> None:
     """Towers under FSDP2, the loss and its few parameters under DDP."""
     expected, expected_gradients = one_process(case, size)
     model, own = Model(case, "auto"), parts(size, case.layout)[rank]
-    for layer in (model.towers.text, model.towers.sentence):
-        fully_shard(layer, mesh=dist.init_device_mesh("cpu", (size,)))
-    towers = fully_shard(model.towers, mesh=dist.init_device_mesh("cpu", (size,)))
-    criterion = DistributedDataParallel(model.loss)
+    towers, criterion = shard(model.towers, size), DistributedDataParallel(model.loss)
     loss = criterion(*towers(own), case.labels([own]))
     loss.backward()
     torch.testing.assert_close(mean(loss, size), expected)
-    found = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in gradients(model).items()}
-    assert_same(found, expected_gradients)
+    assert_same(gradients(model), expected_gradients)
 
 
 def test_under_fsdp2(world: World) -> None:
@@ -217,3 +215,149 @@ def in_fabric(rank: int, size: int, case: Case) -> None:
 def test_under_lightning_fabric(pair: World) -> None:
     pytest.importorskip("lightning_fabric")
     pair(in_fabric, Case(learned=True, ids="shared"))
+
+
+def bytes_sent(rank: int, size: int, masked: bool, dtype: torch.dtype | None) -> None:
+    mask = torch.ones(4, 5, dtype=torch.bool) if masked else None
+    word = torch.randn(4, 5, 8, requires_grad=True)
+    text = mg.Features(sentence=torch.randn(4, 8, requires_grad=True), word=(word, mask))
+    video = mg.Features(video=torch.randn(4, 8))  # needs no gradient
+    ids = (torch.arange(4),)
+    with Traffic() as forward:
+        gathered = distributed.gather({"text": text, "video": video}, ids, dtype=dtype)
+    with Traffic() as backward:
+        sum(gathered.features["text"][name].features.sum() for name in ("sentence", "word")).backward()
+    with Traffic() as header:
+        dist.all_gather_object([None] * size, distributed._header({"text": text, "video": video}, ids, dtype, None))
+    expected = distributed.wire_bytes((text, video), size, ids=4, dtype=dtype, gloo=True)
+    assert (forward.total - header.total, backward.total) == expected
+    assert header.total < (size - 1) * 1500
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_bytes_on_the_wire_are_those_of_the_formula(world: World, masked: bool, dtype: torch.dtype | None) -> None:
+    world(bytes_sent, masked, dtype)
+
+
+def test_the_formula_by_hand() -> None:
+    text = mg.Features(word=(torch.zeros(2, 3, 5, requires_grad=True), torch.ones(2, 3, dtype=torch.bool)))
+    video = mg.Features(video=torch.zeros(2, 5, dtype=torch.float16, requires_grad=True))
+    assert distributed.wire_bytes([text, video], 4, ids=2) == (3 * (120 + 6 + 20 + 16), 3 * (120 + 40))
+    assert distributed.wire_bytes([text], 4, dtype=torch.bfloat16, gloo=True) == (3 * (60 + 6), 3 * 240)
+
+
+def only_what_is_scored(rank: int, size: int) -> int:
+    text = mg.Features(sentence=torch.randn(4, 8), word=torch.randn(4, 5, 8))
+    loss = mg.RetrievalLoss(mg.MultiGrain(mg.VideoSentence()), mg.InfoNCE())
+    with Traffic() as traffic:
+        loss(text, mg.Features(video=torch.randn(4, 8), frame=torch.randn(4, 20, 8)))
+    return traffic.total
+
+
+def test_grains_that_the_scorer_ignores_stay_where_they_are(pair: World) -> None:
+    assert all(total < 2 * 4 * 8 * 4 + 2000 for total in pair(only_what_is_scored))
+
+
+def disagreement(rank: int, size: int, what: str) -> str:
+    odd = rank == 1
+    width, dtype = 7 if odd and what == "width" else 6, torch.float64 if odd and what == "dtype" else torch.float32
+    grains = {"sentence": mg.Tokens(torch.randn(2, 6), unit=odd and what == "unit")}
+    grains["word" if not (odd and what == "grains") else "phrase"] = mg.Tokens(torch.randn(2, 3, width, dtype=dtype))
+    if what == "gradient" and odd:
+        grains["word"].features.requires_grad_()
+    video = mg.Features(video=torch.randn(3 if odd and what == "batch" else 2, 6))
+    ids: Any = torch.arange(3) if odd and what == "length of ids" else torch.arange(2)
+    if odd and what in ("ids", "pair"):
+        ids = None if what == "ids" else (ids, ids)
+    scorer = mg.MultiGrain(mg.VideoSentence(), mg.VideoWord())
+    try:
+        mg.RetrievalLoss(scorer, mg.InfoNCE())(mg.Features(**grains), video, ids)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("width", "grain 'word' of text: expected the same on all ranks, got width 6, .* on rank 0.*; width 7, .* 1"),
+        ("dtype", "grain 'word' .* torch.float32 .* on rank 0.*; .*torch.float64 .* on rank 1"),
+        ("grains", "grain 'word' of text: .* absent on rank 1"),
+        ("unit", "grain 'sentence' of text: .*, unit on cpu .* on rank 1"),
+        ("gradient", "grain 'word' of text: .* with no gradient on rank 0.* with a gradient on rank 1"),
+        ("ids", "the number of sets of ids: expected the same on all ranks, got 1 on rank 0.*; 0 on rank 1"),
+        ("pair", "the number of sets of ids: .* 2 on rank 1"),
+        ("batch", "^rank 1: expected as many videos as texts .2; .*, got 3$"),
+        ("length of ids", r"^rank 1: ids of the texts: expected shape \[2\], got \[3\]$"),
+    ],
+)
+def test_ranks_that_disagree_raise_the_same_everywhere(world: World, what: str, message: str) -> None:
+    messages = world(disagreement, what)
+    assert len(set(messages)) == 1
+    assert re.search(message, messages[0]), messages[0]
+    world(under_ddp, Case())  # and can go on
+
+
+def lonely(rank: int, size: int) -> str:
+    features = mg.Features(sentence=torch.randn(2, 6)), mg.Features(video=torch.randn(2, 6))
+    ids = torch.tensor([0, 1]), torch.tensor([0, 1 + rank])
+    try:
+        mg.RetrievalLoss(mg.MultiGrain(mg.VideoSentence()), mg.InfoNCE())(*features, ids)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_row_without_a_positive_raises_everywhere(pair: World) -> None:
+    assert pair(lonely) == ["ids: expected a positive for every candidate, got none for candidate 3"] * 2
+
+
+def without_a_group_of_several(rank: int, size: int) -> None:
+    alone = dist.new_group([rank], use_local_synchronization=True)
+    batch = parts(1, "equal")
+    expected = Model(Case(), "none")(batch, None)
+    for gather in ("auto", "local", "global"):
+        model = Model(Case(), gather)
+        model.loss.group = alone
+        torch.testing.assert_close(model(batch, None), expected)
+
+
+def test_a_group_of_one_is_no_group(pair: World) -> None:
+    pair(without_a_group_of_several)
+    assert distributed.world() == (0, 1)
+    batch = parts(1, "equal")
+    for gather in ("auto", "local", "global"):
+        torch.testing.assert_close(Model(Case(), gather)(batch, None), Model(Case(), "none")(batch, None))
+
+
+def last_step(rank: int, size: int, folder: Path, stuck: bool) -> None:
+    """Rank 1 ends, or stops answering, between the header and the first features."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store, timeout = f"file://{folder}/store", timedelta(seconds=3 if stuck else 60)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timeout)
+
+    def end(*_: Any, **__: Any) -> None:
+        time.sleep(300) if stuck else os.kill(os.getpid(), signal.SIGKILL)
+
+    if rank == 1:
+        distributed.dist.all_gather = end
+    with open(folder / f"{rank}.txt", "w") as file:
+        os.dup2(file.fileno(), 2)
+        under_ddp(rank, size, Case())
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_ranks_end_with_a_message_when_one_is_lost(tmp_path: Path, stuck: bool) -> None:
+    start = time.monotonic()
+    processes = [context.Process(target=last_step, args=(rank, 3, tmp_path, stuck), daemon=True) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for rank in (0, 2):
+        processes[rank].join(60)
+        assert processes[rank].exitcode not in (None, 0)
+        message = (tmp_path / f"{rank}.txt").read_text()
+        assert f"RuntimeError: rank {rank} could not exchange features with the other 2 ranks" in message
+    processes[1].kill()
+    processes[1].join()
+    assert time.monotonic() - start < 60

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import multigrain as mg
 from tests.strategies import randomise
@@ -106,10 +109,19 @@ class Model(nn.Module):
         return self.loss(text, video, ids)
 
 
+def shard(towers: Towers, size: int) -> nn.Module:
+    """Each layer under FSDP2, then the whole: FSDP2 sees no tensor in Features, so it needs layers that return some."""
+    mesh = dist.init_device_mesh("cpu", (size,))
+    for layer in (towers.text, towers.video, towers.sentence):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(towers, mesh=mesh)
+
+
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Those of all parameters, by name, without the prefixes of wrappers."""
+    """Those of all parameters, whole, by name without the prefixes of wrappers."""
     named = ((name.removeprefix("module."), parameter.grad) for name, parameter in module.named_parameters())
-    return {name: grad for name, grad in named if grad is not None}
+    found = {name: grad for name, grad in named if grad is not None}
+    return {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in found.items()}
 
 
 def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-9) -> None:

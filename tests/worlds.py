@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 
 TIMEOUT = timedelta(seconds=40)
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["multigrain", "torch.distributed", "torch.nn.parallel", "tests.strategies"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.training_parts", "torch.distributed.fsdp", "torch._dynamo", "pytest"])
 
 
 class World:
@@ -32,10 +32,10 @@ class World:
     def __init__(self, size: int, folder: Path, timeout: timedelta = TIMEOUT) -> None:
         self.size = size
         store = folder / f"store{size}"
-        pipes = [_context.Pipe() for _ in range(size)]
+        pipes = [context.Pipe() for _ in range(size)]
         self.ends = [mine for mine, _ in pipes]
         arguments = [(rank, size, str(store), timeout, theirs) for rank, (_, theirs) in enumerate(pipes)]
-        self.processes = [_context.Process(target=_serve, args=each, daemon=True) for each in arguments]
+        self.processes = [context.Process(target=_serve, args=each, daemon=True) for each in arguments]
         for process, (_, theirs) in zip(self.processes, pipes, strict=True):
             process.start()
             theirs.close()
@@ -61,7 +61,10 @@ class World:
 
 def _serve(rank: int, size: int, store: str, timeout: timedelta, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # What torchrun sets, for launchers that read it.
+    torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 29500}
+    os.environ |= {name: str(value) for name, value in torchrun.items()}
+    os.environ |= {"MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timeout)
     while True:
         try:
