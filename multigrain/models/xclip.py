@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import checks
-from ..losses import InfoNCE
+from ..losses import InfoNCE, RetrievalLoss
 from ..losses.infonce import Ids
 from ..reduce import mean
 from ..scorer import MultiGrain
@@ -323,9 +323,12 @@ class XCLIP(nn.Module):
         index: Int[Tensor, "b n"] | None = None,
         ids: Ids | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch of pairs: sentence i belongs to video i (and to those with the same id)."""
+        """The loss of a batch of pairs: sentence i belongs to video i (and to those with the same id).
+
+        Where torch.distributed has several ranks, it is that of all their batches (see RetrievalLoss).
+        """
         text, video = self.encode_text(sentences), self.encode_video(frames, mask, index)
-        return self.criterion(self.scorer(text, video), ids)
+        return RetrievalLoss(self.scorer, self.criterion)(text, video, ids)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model.safetensors and config.json (settings and vocabulary) into a folder, made if need be.

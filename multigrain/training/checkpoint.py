@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..distributed import world
 from .config import TrainConfig
 
 # Settings that may change between a run and its resumption.
-_PLACE_ONLY, _PLACES = ("device", "checkpoint_seconds", "workers"), ("cache", "manifest")
+_PLACE_ONLY, _PLACES = ("device", "checkpoint_seconds", "keep", "workers"), ("cache", "manifest")
 
 
 class Position(NamedTuple):
@@ -41,7 +43,7 @@ def open_folder(path: str | os.PathLike[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a process of the same id on another machine may have been faster
     except OSError as error:
         raise OSError(f"out_dir: expected a folder that can be written to, got {folder}: {error}") from error
     return folder
@@ -70,11 +72,41 @@ def add_lines(path: Path, lines: Sequence[str]) -> None:
             file.writelines(f"{line}\n" for line in new)
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Tensors and plain values, in place of the checkpoint before."""
+def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
+    """Tensors and plain values, in place of the checkpoint before.
+
+    Of the earlier ones, keep - 1 stay: checkpoint.1.pt is the one before checkpoint.pt, and so on. Whenever the process
+    is killed, checkpoint.pt is whole.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     torch.save(state, partial)
+    for age in range(keep - 1, 0, -1):
+        younger = _earlier(path, age - 1)
+        if younger.is_file():
+            linked = path.with_name(f"{path.name}.{os.getpid()}.link.tmp")
+            try:
+                os.link(younger, linked)
+            except OSError:  # a file system without links
+                shutil.copyfile(younger, linked)
+            linked.replace(_earlier(path, age))
     partial.replace(path)
+
+
+def remove_checkpoints(path: Path) -> None:
+    """The checkpoint and the earlier ones."""
+    path.unlink(missing_ok=True)
+    for earlier in path.parent.glob(f"{path.stem}.*{path.suffix}"):
+        earlier.unlink()
+
+
+def remove_partial(path: Path) -> None:
+    """What processes left that were killed while they wrote a file."""
+    for partial in path.parent.glob(f"{path.name}.*.tmp"):
+        partial.unlink(missing_ok=True)
+
+
+def _earlier(path: Path, age: int) -> Path:
+    return path.with_name(f"{path.stem}.{age}{path.suffix}") if age else path
 
 
 def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +116,8 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         ValueError: the file is damaged, or of a run with other settings or data (the first difference is named).
     """
     remedy = "pass resume=False to start anew, or another out_dir"
+    if (before := _earlier(path, 1)).is_file():
+        remedy += f", or put {before.name} in its place"
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved: dict[str, Any] = json.loads(state["settings"])
@@ -111,6 +145,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "ranks": world()[1],
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
     }

@@ -111,10 +111,11 @@ class StageConfig:
         name: as progress and metrics.jsonl show it.
         task: "frames", a CLIP in miniature: the last frame of the single-action pairs against their sentences,
             one global contrast; or "videos": the model's grains on the training pairs.
-        epochs, batch_size: in pairs; an incomplete last batch is left out.
+        epochs, batch_size: in pairs, of all ranks together; an incomplete last batch is left out.
         max_frames: frames of a video, sampled uniformly.
         bucket: sentences of similar length share a batch, sorted within so many batches at a time; 1 = not at
             all. Padding costs time, and sentences of one shape are harder negatives.
+        distinct: no two pairs of one id, such as captions of one video, in a batch.
         freeze_vision: keep the frame tower as it is. The features of all frames are then computed once and kept
             in memory (pairs x max_frames x dim numbers).
 
@@ -128,6 +129,7 @@ class StageConfig:
     batch_size: int = 64
     max_frames: int = 12
     bucket: int = 1
+    distinct: bool = False
     freeze_vision: bool = False
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -145,6 +147,7 @@ class TrainConfig:
         validation_pairs: how many validation videos, each with its first sentence, are scored after each epoch of a
             "videos" stage; 0 = none.
         checkpoint_seconds: a checkpoint is written at the first step after so many seconds, and after each epoch.
+        keep: how many checkpoints stay, the last ones.
         device: "cpu", "cuda", ..., or "auto": CUDA where there is one.
         precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
             loss are always computed in fp32.
@@ -160,6 +163,7 @@ class TrainConfig:
     seed: int = 0
     validation_pairs: int = 250
     checkpoint_seconds: float = 20.0
+    keep: int = 1
     device: str = "auto"
     precision: str = "fp32"
     workers: int = 0
@@ -170,6 +174,7 @@ class TrainConfig:
         _require(len(set(names)) == len(names), "stages", "distinct names", names)
         _require(self.validation_pairs >= 0, "validation_pairs", "at least 0", self.validation_pairs)
         _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        _require(self.keep >= 1, "keep", "at least 1", self.keep)
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
         frozen = [stage.name for stage in self.stages if stage.freeze_vision]
         _require(

@@ -1,9 +1,14 @@
-"""From a model and pairs to retrieval metrics, for each grain and for all together."""
+"""From a model and pairs to retrieval metrics, for each grain and for all together.
+
+Where torch.distributed has several ranks, `evaluate` and `evaluate_features` are collective: each rank encodes its share
+of the videos, which are then exchanged, and scores the texts of its share against all of them; ranks are merged, never
+matrices.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -11,15 +16,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .. import checks
 from ..data.batch import Batch
+from ..distributed import world
 from ..grains import Grain
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..models import XCLIP
 from ..scorer import MultiGrain
 from ..scoring import score_matrix
 from ..tokens import Features
+from . import parallel
 from .config import ClipsConfig, TrainConfig
 from .data import Pairs, loading
+from .merging import merged_metrics
 
 ALL = "all"
 Count = Callable[[int, int], None]
@@ -28,6 +37,8 @@ Count = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of texts against videos by grain and for "all", which of them belong together, and the metrics.
+
+    Over several ranks, the texts are those of this rank, and the metrics those of all.
 
     Args:
         scores: by grain, [texts, videos].
@@ -43,6 +54,17 @@ class Evaluation:
     videos: list[int]
     metrics: dict[str, RetrievalMetrics]
     broken: tuple[str, ...] = ()
+
+    def whole(self) -> Evaluation:
+        """With the texts of all ranks, in their order, and the scores for "all" alone. Collective.
+
+        It exchanges matrices: for what shows a small collection.
+        """
+        parts = parallel.exchange((self.texts, self.targets, self.scores[ALL]))
+        texts = [row for part, _, _ in parts for row in part]
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        targets, scores = (torch.cat(found)[order] for found in list(zip(*parts, strict=True))[1:])
+        return replace(self, scores={ALL: scores}, targets=targets, texts=sorted(texts))
 
 
 def evaluate(
@@ -78,17 +100,20 @@ def evaluate(
         if progress is not None:
             progress(done, total)
 
-    video, kept, broken = encode_videos(model, pairs, order, max_frames, batch_size, workers, count)
+    own = [order[i] for i in parallel.share(len(order))]
+    encoded = parallel.exchange(_encode_videos(model, pairs, own, max_frames, batch_size, workers, count))
+    video, kept, broken = _joined(encoded)
     column = {int(pairs.ids[row]): i for i, row in enumerate(kept)}
-    rows = [row for row, i in zip(rows, ids, strict=True) if i in column]
-    targets = torch.tensor([column[int(pairs.ids[row])] for row in rows])
-    parts: list[dict[str, Tensor]] = []
+    found = {int(pairs.ids[row]) for row in encoded[world()[0]][1]}
+    rows = [row for row, i in zip(rows, ids, strict=True) if i in found]
+    targets = torch.tensor([column[int(pairs.ids[row])] for row in rows], dtype=torch.long)
+    parts = [{name: torch.empty(0, len(kept)) for name in (*(grain.name for grain in _grains(model.scorer)), ALL)}]
     for start in range(0, len(rows), TEXTS):
         text = encode_texts(model, [pairs.sentences[row] for row in rows[start : start + TEXTS]], batch_size)
         parts.append(scores_by_grain(model, text, video))
         count(min(start + TEXTS, len(rows)) + total - len(rows), total)
     scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Evaluation(scores, targets, rows, kept, metrics_by_grain(scores, protocol, targets), broken)
+    return Evaluation(scores, targets, rows, kept, _metrics(scores, protocol, targets), broken)
 
 
 def evaluate_features(
@@ -108,10 +133,16 @@ def evaluate_features(
     Raises:
         KeyError, ValueError: features that the scorer is not for, or targets and a protocol that do not fit them.
     """
-    scores = _by_grain(scorer, text, video, progress)
-    metrics = metrics_by_grain(scores, protocol, targets)
-    diagonal = torch.arange(len(text)) if targets is None else targets
-    return Evaluation(scores, diagonal, list(range(len(text))), list(range(len(video))), metrics)
+    given, rows, videos = targets, torch.arange(len(text)), list(range(len(video)))
+    targets = rows if given is None else given
+    if world()[1] == 1:
+        scores = _by_grain(scorer, text, video, progress)
+        return Evaluation(scores, targets, rows.tolist(), videos, metrics_by_grain(scores, protocol, given))
+    _check_targets(given, len(text), len(video), protocol)
+    own = parallel.share(len(video))
+    rows = ((targets >= own.start) & (targets < own.stop)).nonzero()[:, 0]
+    scores = _by_grain(scorer, text[rows], video, progress)
+    return Evaluation(scores, targets[rows], rows.tolist(), videos, _metrics(scores, protocol, targets[rows]))
 
 
 TEXTS = 1024  # whose features are held at a time
@@ -134,7 +165,7 @@ def encode(
     """
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     text = encode_texts(model, [pairs.sentences[row] for row in rows], batch_size)
-    return text, encode_videos(model, pairs, rows, max_frames, batch_size, progress=progress)[0]
+    return text, _joined([_encode_videos(model, pairs, rows, max_frames, batch_size, progress=progress)])[0]
 
 
 @torch.no_grad()
@@ -147,8 +178,11 @@ def encode_texts(model: XCLIP, sentences: Sequence[str], batch_size: int = 100) 
     return Features.cat(parts)
 
 
+Encoded = tuple[Features | None, list[int], tuple[str, ...]]
+
+
 @torch.no_grad()
-def encode_videos(
+def _encode_videos(
     model: XCLIP,
     pairs: Pairs,
     rows: Sequence[int],
@@ -156,12 +190,9 @@ def encode_videos(
     batch_size: int = 100,
     workers: int = 0,
     progress: Count | None = None,
-) -> tuple[Features, list[int], tuple[str, ...]]:
-    """Features of the videos of pairs, on the CPU, from the model in eval mode; the pairs whose videos could be
-    read, and of each that could not, its name and why.
-
-    Raises:
-        ValueError: no video could be read.
+) -> Encoded:
+    """Features of the videos of pairs, on the CPU, from the model in eval mode, None where there is none; the pairs
+    whose videos could be read, and of each that could not, its name and why.
     """
     device, training = model.logit_scale.device, model.training
     groups = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
@@ -177,9 +208,20 @@ def encode_videos(
         if progress is not None:
             progress(len(kept), len(rows))
     model.train(training)
-    if not parts:
+    return Features.cat(parts) if parts else None, kept, tuple(broken)
+
+
+def _joined(parts: Sequence[Encoded]) -> tuple[Features, list[int], tuple[str, ...]]:
+    """What `_encode_videos` found, one after the other.
+
+    Raises:
+        ValueError: no video could be read.
+    """
+    features = [found for found, _, _ in parts if found is not None]
+    broken = tuple(line for _, _, lines in parts for line in lines)
+    if not features:
         raise ValueError(f"no video could be read; the first: {next(iter(broken), 'there is none')}")
-    return Features.cat(parts), kept, tuple(broken)
+    return Features.cat(features), [row for _, kept, _ in parts for row in kept], broken
 
 
 def _read(pairs: Pairs, max_frames: int, rows: list[int]) -> Batch:
@@ -198,9 +240,13 @@ def scores_by_grain(
     return _by_grain(model.scorer, text.to(device), video.to(device), progress)
 
 
+def _grains(scorer: MultiGrain) -> list[Grain]:
+    return list(cast("Iterable[Grain]", scorer.grains))
+
+
 def _by_grain(scorer: MultiGrain, text: Features, video: Features, progress: Count | None) -> dict[str, Tensor]:
     scores: dict[str, Tensor] = {}
-    for done, grain in enumerate(cast("Iterable[Grain]", scorer.grains), 1):
+    for done, grain in enumerate(_grains(scorer), 1):
         scores[grain.name] = score_matrix(grain, text, video, device="cpu")
         if progress is not None:
             progress(done, len(scorer.grains))
@@ -223,6 +269,22 @@ def metrics_by_grain(
             )
         targets = None
     return {name: retrieval_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
+
+
+def _metrics(scores: dict[str, Tensor], protocol: str, targets: Tensor) -> dict[str, RetrievalMetrics]:
+    """As `metrics_by_grain`, of the texts of all ranks. Collective."""
+    if world()[1] == 1:
+        return metrics_by_grain(scores, protocol, targets)
+    return {name: merged_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
+
+
+def _check_targets(targets: Tensor | None, texts: int, videos: int, protocol: str) -> None:
+    """What the ranks have to agree in before they take their shares: the same error on each."""
+    if targets is not None:
+        checks.labels("targets", targets, texts)
+        checks.indices("targets", targets, videos)
+    elif protocol != "diagonal" or texts != videos:
+        raise ValueError(f"targets: expected the video of each of {texts} texts, for {videos} videos, got None")
 
 
 def protocol_of(config: TrainConfig) -> str:

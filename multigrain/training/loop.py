@@ -1,8 +1,12 @@
 """The training loop.
 
-The order of the batches is a function of (seed, stage, epoch) and the learning rate of the step; a checkpoint holds
-the weights, the optimizer, the position and the state of the random numbers. A run that was stopped anywhere
-therefore goes on to the same weights, bit for bit on a CPU.
+The order of the batches is a function of (seed, stage, epoch), the random numbers of a step of these, the step and the
+rank, and the learning rate of the step; a checkpoint holds the weights, the optimizer and the position. A run that was
+stopped anywhere therefore goes on to the same weights, bit for bit on a CPU.
+
+Where torch.distributed has R ranks, rank r takes every R-th pair of each batch from the r-th on, and the loss and its
+gradient are those of the whole batch (see RetrievalLoss): the ranks train what one process would, up to rounding and
+the random numbers of dropout. A run may go on with another number of ranks.
 """
 
 from __future__ import annotations
@@ -12,20 +16,23 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..distributed import world
 from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
-from . import checkpoint
+from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
-from .data import Data, batches, loading
+from .data import Data, Pairs, batches, loading
 from .evaluation import evaluate
 from .objectives import make_objective
 
@@ -69,44 +76,75 @@ def train(
         resume: go on from the checkpoint in out_dir, where there is one. False starts anew.
         progress: called after every step and every validation.
 
+    Collective where torch.distributed has several ranks; rank 0 reads and writes out_dir.
+
     Raises:
         OSError: out_dir cannot be written to.
         ValueError: the checkpoint is damaged or of another run; settings that do not fit.
         FloatingPointError: the loss is no longer finite; the message names the step.
+        SystemExit: with code 143, after SIGTERM to any rank and a last checkpoint.
     """
-    out = checkpoint.open_folder(out_dir)
-    run = _Run(config, data)
-    file, log = out / "checkpoint.pt", MetricsLog(out / "metrics.jsonl")
-    if resume and file.is_file():
-        run.load_state(checkpoint.load_checkpoint(file, run.settings))
-    else:
-        file.unlink(missing_ok=True)
-    log.keep_until(run.position if file.is_file() else Position(-1))
-    checkpoint.write_json(out / "config.json", asdict(config))
-    checkpoint.write_json(out / "environment.json", checkpoint.environment())
-    saved = time.monotonic()
-    for event, at_epoch_end in run.steps():
-        if at_epoch_end or event.step % LOG_EVERY == 0:
-            values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
-            log.write(run.position, values)
-            checkpoint.add_lines(out / "broken.txt", event.broken)
-        if at_epoch_end or time.monotonic() - saved > config.checkpoint_seconds:
-            checkpoint.save_checkpoint(file, run.state())
-            saved = time.monotonic()
-        if progress is not None:
-            progress(event)
+    out = parallel.broadcast(partial(checkpoint.open_folder, out_dir))
+    with parallel.Termination() as termination:
+        run = _Run(config, data, termination)
+        files = _Files(out, config)
+        if (state := parallel.broadcast(partial(files.start, run.settings, resume))) is not None:
+            run.load_state(state)
+        for event, at_epoch_end in run.steps():
+            if parallel.first():
+                files.write(run, event, at_epoch_end)
+            if progress is not None:
+                progress(event)
+            if run.ending:
+                raise SystemExit(parallel.TERMINATED)
     run.model.freeze_vision(False)
     model = run.model.eval()
-    model.save_pretrained(out / "model")
+    if parallel.first():
+        model.save_pretrained(out / "model")
+    parallel.exchange(None)  # the others may read it now
     return model
+
+
+class _Files:
+    """What rank 0 reads and writes."""
+
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        self.out, self.config = out, config
+        self.checkpoint, self.log = out / "checkpoint.pt", MetricsLog(out / "metrics.jsonl")
+        self.saved = time.monotonic()
+
+    def start(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+        """The state to go on from, or None and nothing of an earlier run."""
+        checkpoint.remove_partial(self.checkpoint)
+        state = None
+        if resume and self.checkpoint.is_file():
+            state = checkpoint.load_checkpoint(self.checkpoint, settings)
+        else:
+            checkpoint.remove_checkpoints(self.checkpoint)
+        self.log.keep_until(Position(-1) if state is None else Position(*state["position"]))
+        checkpoint.write_json(self.out / "config.json", asdict(self.config))
+        checkpoint.write_json(self.out / "environment.json", checkpoint.environment())
+        return state
+
+    def write(self, run: _Run, event: Progress, at_epoch_end: bool) -> None:
+        """A line now and then, and a checkpoint when it is time."""
+        if at_epoch_end or event.step % LOG_EVERY == 0:
+            values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
+            self.log.write(run.position, values)
+            checkpoint.add_lines(self.out / "broken.txt", event.broken)
+        if at_epoch_end or run.ending or time.monotonic() - self.saved > self.config.checkpoint_seconds:
+            checkpoint.save_checkpoint(self.checkpoint, run.state(), self.config.keep)
+            self.saved = time.monotonic()
 
 
 class _Run:
     """The model, the optimizer and how far they are."""
 
-    def __init__(self, config: TrainConfig, data: Data) -> None:
+    def __init__(self, config: TrainConfig, data: Data, termination: parallel.Termination) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.data = config, data
+        self.config, self.data, self.termination = config, data, termination
+        self.rank, self.ranks = world()
+        self.ending = False  # as all ranks agree in every step
         self.device = device(config.device)
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
@@ -130,26 +168,30 @@ class _Run:
         pairs = self.data.single if stage.task == "frames" else self.data.train
         optimizer = self._begin(stage)
         objective = make_objective(self.model, stage, pairs)
+        compute_loss = parallel.averaged(self.model, objective.loss)
         for epoch in range(self.position.epoch, stage.epochs):
             seed, done = _mix(self.config.seed, number, epoch), self.position.step
-            order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed)
+            order = self._order(stage, pairs, seed)
             total = len(order) * stage.epochs
             self.model.train()
             load = partial(objective.load, seed)
             for i, item in enumerate(loading(load, order[done:], self.config.workers), done):
                 step = epoch * len(order) + i
                 rate = learning_rate(stage.optimizer, step, total)
+                torch.manual_seed(_mix_all(seed, i, self.rank))
                 with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
-                    loss = objective.loss(item)
-                self._step(stage, loss, optimizer, rate)
+                    loss = compute_loss(item)
+                mean = self._step(stage, loss, optimizer, rate)
                 self.broken |= dict.fromkeys(getattr(item, "broken", ()))
                 self.position = Position(number, epoch, i + 1)
                 scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
                 self.last = Progress(
-                    stage.name, epoch + 1, stage.epochs, step + 1, total, float(loss.detach()), scale, rate, seconds
+                    stage.name, epoch + 1, stage.epochs, step + 1, total, mean, scale, rate, seconds
                 )
                 yield replace(self.last, broken=tuple(self.broken)), False
             validation = self._validate(stage)
+            for found in parallel.exchange(tuple(self.broken)):
+                self.broken |= dict.fromkeys(found)
             last = epoch + 1 == stage.epochs
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             if last:
@@ -162,13 +204,33 @@ class _Run:
         """What encoders compute in under autocast; None: no autocast."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
 
-    def _step(self, stage: StageConfig, loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """One step down."""
+    def _order(self, stage: StageConfig, pairs: Pairs, seed: int) -> list[list[int]]:
+        """The batches of an epoch, of all ranks together."""
+        ids = pairs.ids.tolist() if stage.distinct else None
+        order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed, ids)
+        if (least := min(map(len, order))) < self.ranks:
+            raise ValueError(
+                f"batch_size: expected at least one pair for each of {self.ranks} ranks, got batches of {least} in "
+                f"stage {stage.name!r}"
+            )
+        if stage.distinct and (missing := len(pairs.sentences) - sum(map(len, order))) >= len(order[0]):
+            warnings.warn(
+                f"stage {stage.name!r}: {missing} of {len(pairs.sentences)} pairs are left out of this epoch, since "
+                "some ids have more pairs than there are batches without two of one id",
+                stacklevel=2,
+            )
+        return order
+
+    def _step(self, stage: StageConfig, loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> float:
+        """One step down; returns the loss, the mean over ranks."""
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        if not torch.isfinite(loss):
+        told = torch.stack([loss.detach().double(), loss.new_tensor(self.termination.asked, dtype=torch.float64)])
+        mean, asked = (parallel.total(told) / self.ranks).tolist()
+        self.ending = asked > 0
+        if not math.isfinite(mean):
             raise FloatingPointError(
-                f"stage {stage.name!r}, {self.position}: expected a finite loss, got {loss.item()}; "
+                f"stage {stage.name!r}, {self.position}: expected a finite loss, got {mean}; "
                 f"a lower learning_rate than {stage.optimizer.learning_rate} may help"
             )
         optimizer.zero_grad(set_to_none=True)
@@ -177,6 +239,7 @@ class _Run:
         nn.utils.clip_grad_norm_(self.model.parameters(), stage.optimizer.clip_norm)
         self.scaler.step(optimizer)
         self.scaler.update()
+        return mean
 
     def _validate(self, stage: StageConfig) -> dict[str, RetrievalMetrics] | None:
         """The metrics of the first validation videos, each with its first sentence."""
@@ -205,8 +268,6 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -217,9 +278,6 @@ class _Run:
         if state["optimizer"] is not None:
             self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"])
-        if torch.cuda.is_available() and state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -273,3 +331,8 @@ def device(name: str) -> torch.device:
 
 def _mix(seed: int, stage: int, epoch: int) -> int:
     return seed * 1_000_003 + stage * 10_007 + epoch
+
+
+def _mix_all(*numbers: int) -> int:
+    """A seed of its own for each sequence of numbers."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest())

@@ -2,57 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.batch import Batch
+from ..distributed import world
 from ..grains import VideoSentence
+from ..losses import RetrievalLoss
 from ..models import XCLIP
 from ..tokens import Features
+from . import parallel
 from .config import StageConfig
 from .data import Pairs
 
 
 class Objective(NamedTuple):
-    """How a batch is read, perhaps in another process, and its loss."""
+    """How this rank's share of a batch is read, perhaps in another process, and its loss (see RetrievalLoss)."""
 
-    load: Callable[[int, list[int]], Any]  # (seed of frames that are sampled at random, rows) -> item
+    load: Callable[[int, list[int]], Any]  # (seed of frames that are sampled at random, rows of all ranks) -> item
     loss: Callable[[Any], Tensor]
+
+
+class Item(NamedTuple):
+    """A rank's share of a batch. `counts` is False where none of it could be read: what is there stands in for it."""
+
+    batch: Batch
+    counts: bool
+    broken: Sequence[str]
 
 
 def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
     """What a stage minimises over `pairs`, for its task and treatment of the frame tower."""
+    part = world()
     if stage.task == "frames":
-        return Objective(partial(_read, pairs, 1), partial(_frame_loss, model))
+        return Objective(partial(_read, pairs, 1, part), partial(_frame_loss, model))
     if stage.freeze_vision:
         return _frozen_objective(model, stage, pairs)
-    return Objective(partial(_read, pairs, stage.max_frames), partial(_video_loss, model))
+    return Objective(partial(_read, pairs, stage.max_frames, part), partial(_video_loss, model))
 
 
-def _read(pairs: Pairs, max_frames: int, seed: int, rows: list[int]) -> Batch:
-    batch = pairs.batch(rows, max_frames, seed)
-    if not batch.sentences:
-        raise ValueError(f"no video of a batch could be read, the first for this reason: {batch.broken[0]}")
-    return batch
+def _read(pairs: Pairs, max_frames: int, part: tuple[int, int], seed: int, rows: list[int]) -> Item:
+    """This rank's share of some rows, or something to go through the motions with: all ranks take part in all steps.
+
+    Raises:
+        ValueError: nothing among the rows can be read.
+    """
+    rank, size = part
+    own = pairs.batch(rows[rank::size], max_frames, seed)
+    if own.sentences:
+        return Item(own, True, own.broken)
+    for row in rows if size > 1 else ():
+        if (other := pairs.batch([row], max_frames, seed)).sentences:
+            return Item(other, False, own.broken)
+    raise ValueError(f"no video of a batch could be read, the first for this reason: {own.broken[0]}")
 
 
-def _frame_loss(model: XCLIP, batch: Batch) -> Tensor:
+def _contrast(
+    model: XCLIP, scorer: nn.Module, text: Features, video: Features, ids: Tensor, counts: bool = True
+) -> Tensor:
+    """This rank's share of the loss over the batches of all ranks."""
+    if not counts:  # nothing enters the loss, but the graph is there, as on the other ranks
+        text, video, ids = text[:0], video[:0], ids[:0]
+    return RetrievalLoss(scorer, model.criterion)(text, video, ids.to(video.device))
+
+
+def _frame_loss(model: XCLIP, item: Item) -> Tensor:
     """A CLIP in miniature: one frame against the sentence, one vector each."""
-    device = model.logit_scale.device
-    text = model.encode_text(batch.sentences)
+    device, batch = model.logit_scale.device, item.batch
+    text = Features(sentence=model.encode_text(batch.sentences)["sentence"])
     frames = model.vision(batch.frames.to(device))[batch.index[:, 0].to(device)]
-    return model.criterion(VideoSentence()(text, Features(video=frames)), batch.ids.to(device))
+    return _contrast(model, VideoSentence(), text, Features(video=frames), batch.ids, item.counts)
 
 
-def _video_loss(model: XCLIP, batch: Batch) -> Tensor:
+def _video_loss(model: XCLIP, item: Item) -> Tensor:
     """The model's grains, the frame tower included."""
-    device = model.logit_scale.device
-    frames, index, mask, ids = (x.to(device) for x in (batch.frames, batch.index, batch.mask, batch.ids))
-    return model(batch.sentences, frames, mask, index, ids)
+    device, batch = model.logit_scale.device, item.batch
+    frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
+    text, video = model.encode_text(batch.sentences), model.encode_video(frames, mask, index)
+    return _contrast(model, model.scorer, text, video, batch.ids, item.counts)
 
 
 def _frozen_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
@@ -66,30 +97,32 @@ def _frozen_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objecti
         length = int(mask.sum(1).max()) if model.masked else stage.max_frames
         video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
         text = model.encode_text([pairs.sentences[row] for row in rows])
-        return model.criterion(model.scorer(text, video), pairs.ids[rows].to(device))
+        return _contrast(model, model.scorer, text, video, pairs.ids[rows])
 
-    return Objective(_rows, loss)
+    return Objective(partial(_rows, world()), loss)
 
 
-def _rows(_: int, rows: list[int]) -> list[int]:
-    return rows
+def _rows(part: tuple[int, int], _: int, rows: list[int]) -> list[int]:
+    rank, size = part
+    return rows[rank::size]
 
 
 @torch.no_grad()
 def frame_features(model: XCLIP, pairs: Pairs, max_frames: int, batch_size: int = 128) -> tuple[Tensor, Tensor]:
     """The frame tower's features [pairs, max_frames, D], zero where padded, and the mask; both on the CPU.
 
-    Leaves the model in eval mode.
+    Leaves the model in eval mode. Collective: each rank computes its share of them.
     """
     model.eval()
     device = model.logit_scale.device
-    total = len(pairs.sentences)
-    features = torch.zeros(total, max_frames, model.vision.dim)
-    masks = torch.zeros(total, max_frames, dtype=torch.bool)
-    for start in range(0, total, batch_size):
-        batch = pairs.batch(range(start, min(start + batch_size, total)), max_frames)
+    own = parallel.share(len(pairs.sentences))
+    features = torch.zeros(len(own), max_frames, model.vision.dim)
+    masks = torch.zeros(len(own), max_frames, dtype=torch.bool)
+    for start in range(0, len(own), batch_size):
+        batch = pairs.batch(own[start : start + batch_size], max_frames)
         found = model.vision(batch.frames.to(device)).cpu()
         rows, length = slice(start, start + len(batch.mask)), batch.mask.shape[1]
         features[rows, :length] = found[batch.index] * batch.mask[..., None]
         masks[rows, :length] = batch.mask
-    return features, masks
+    everything, everywhere = zip(*parallel.exchange((features, masks)), strict=True)
+    return torch.cat(everything), torch.cat(everywhere)

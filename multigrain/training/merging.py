@@ -1,0 +1,70 @@
+"""Retrieval metrics of texts that are spread over ranks: ranks are merged, never matrices.
+
+Each rank has the scores [own texts, videos] of its texts against all videos, and all texts of a video are on one rank.
+Of a text, everything is there. Of a video, the best own score is on one rank (a maximum over ranks finds it), and its
+rivals are counted where they are (a sum over ranks).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .. import checks
+from ..metrics import PROTOCOLS, TIES, RetrievalMetrics, ranks, summarize
+from . import parallel
+
+
+def merged_metrics(
+    scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], protocol: str = "diagonal", ties: str = "mean"
+) -> RetrievalMetrics:
+    """As multigrain.retrieval_metrics of the scores of all ranks, to the last bit. Collective.
+
+    Args:
+        scores, targets: of this rank's texts, none or more, and the video of each.
+
+    Raises:
+        ValueError: as multigrain.retrieval_metrics, on every rank.
+    """
+    checks.choice("protocol", protocol, PROTOCOLS)
+    _check_counts(targets, scores.shape[1], protocol)
+    problem, t2v = None, torch.empty(0, dtype=torch.float64)
+    try:
+        t2v = ranks(scores, targets, ties) if len(scores) else t2v
+    except ValueError as error:
+        problem = str(error)
+    found = parallel.exchange((t2v, problem))
+    if problems := [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(found) if problem]:
+        raise ValueError("; ".join(problems))
+    v2t = video_ranks(scores, targets, protocol, ties)
+    whole = torch.cat([part for part, _ in found])
+    return {"t2v": summarize(whole), "v2t": summarize(v2t), "protocol": protocol, "ties": ties}
+
+
+def video_ranks(
+    scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], protocol: str = "all_captions", ties: str = "mean"
+) -> Float[Tensor, "v"]:
+    """The rank of the best own text of each video among the texts of all ranks. Collective."""
+    rivals, owners = scores, targets
+    if protocol == "group_max":
+        owners, rows = targets.unique(return_inverse=True)
+        rivals = scores.new_full((len(owners), scores.shape[1]), -torch.inf)
+        rivals.scatter_reduce_(0, rows[:, None].expand_as(scores), scores, "amax")
+    best = scores.new_full((scores.shape[1],), -torch.inf)
+    best = parallel.largest(best.scatter_reduce(0, targets, scores.gather(1, targets[:, None])[:, 0], "amax"))
+    others = owners[:, None] != torch.arange(scores.shape[1])
+    counts = torch.stack([((rivals > best) & others).sum(0), ((rivals == best) & others).sum(0)])
+    better, equal = parallel.total(counts).double()
+    return 1 + better + TIES[ties] * equal
+
+
+def _check_counts(targets: Tensor, videos: int, protocol: str) -> None:
+    """Every video has a text, and under "diagonal" no more than one."""
+    counts = parallel.total(torch.bincount(targets, minlength=videos))
+    if protocol == "diagonal" and not (counts == 1).all():
+        raise ValueError(
+            f"protocol: expected one text a video under 'diagonal', got {int(counts.sum())} texts and {videos} videos"
+        )
+    if missing := (counts == 0).nonzero()[:, 0].tolist():
+        raise ValueError(f"targets: expected a text for every video, got none for video {missing[0]}")

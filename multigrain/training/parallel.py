@@ -1,0 +1,178 @@
+"""The ranks of a run: how they start, what they tell each other, and how they end together.
+
+    torchrun --nproc-per-node 4 -m multigrain.cli train --config demo
+
+The engine is torch.distributed; whatever initialised its process group, training and evaluation divide their work over
+it. Without one there is one rank, and everything here is free.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..distributed import world
+
+T = TypeVar("T")
+TERMINATED = 143  # the exit code of a process that SIGTERM ended, as shells give it
+_LOST = re.compile(r"\bgloo\b|could not exchange features|Connection (closed|reset) by peer", re.IGNORECASE)
+
+
+@contextmanager
+def launched(device: torch.device) -> Generator[None]:
+    """A process group where a launcher such as torchrun asks for one: NCCL for CUDA, with one device a rank, else gloo.
+
+    Rank 0 speaks; what the others print is dropped, except for the errors that end them.
+
+    Raises:
+        ValueError: more ranks than CUDA devices; an environment that is not complete.
+    """
+    if dist.is_initialized() or not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        yield
+        return
+    if device.type == "cuda":
+        local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= devices:
+            raise ValueError(f"ranks: expected at most one for each of {devices} CUDA devices, got local rank {local}")
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    with ExitStack() as stack:
+        if not first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that may have ended
+
+
+def first() -> bool:
+    """Whether this is rank 0, which writes the files."""
+    return world()[0] == 0
+
+
+def share(count: int) -> range:
+    """Which of `count` things are this rank's: consecutive, and as many as those of any other, or one more."""
+    rank, size = world()
+    return range(rank * count // size, (rank + 1) * count // size)
+
+
+def exchange(value: T) -> list[T]:
+    """What every rank gave, rank 0 first. Collective."""
+    size = world()[1]
+    if size == 1:
+        return [value]
+    values: list[Any] = [None] * size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(make: Callable[[], T]) -> T:
+    """What `make` returns or raises on rank 0, the only one to call it. Collective.
+
+    Raises:
+        OSError, ValueError: those of rank 0, on every rank.
+    """
+    if world()[1] == 1:
+        return make()
+    result: list[Any] = [None, None]
+    if first():
+        try:
+            result[0] = make()
+        except (OSError, ValueError) as error:
+            result[1] = error
+    dist.broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over ranks, a new tensor. Collective."""
+    return _reduce(x, dist.ReduceOp.SUM)
+
+
+def largest(x: Tensor) -> Tensor:
+    """The maximum over ranks, a new tensor. Collective."""
+    return _reduce(x, dist.ReduceOp.MAX)
+
+
+def _reduce(x: Tensor, operation: Any) -> Tensor:
+    if world()[1] == 1:
+        return x.clone()
+    # A group of NCCL alone takes nothing from the CPU.
+    sent = x.to("cuda" if dist.get_backend() == "nccl" else x.device, copy=True)
+    dist.all_reduce(sent, operation)
+    return sent.to(x.device)
+
+
+@contextmanager
+def first_rank_first() -> Generator[None]:
+    """Rank 0 goes through the block before the others do: what it leaves in a cache is there for them."""
+    if not first():
+        exchange(None)
+    yield
+    if first():
+        exchange(None)
+
+
+class _Loss(nn.Module):
+    """The loss as a module that holds what it trains, as DistributedDataParallel wants it."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, item: Any) -> Tensor:
+        return self.loss(item)
+
+
+def averaged(model: nn.Module, loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """The same loss, whose backward pass leaves in the parameters the mean of the ranks' gradients."""
+    if world()[1] == 1:
+        return loss
+    # A stage need not use all of the model. Nothing in it is a buffer that training changes.
+    return nn.parallel.DistributedDataParallel(_Loss(model, loss), find_unused_parameters=True, broadcast_buffers=False)
+
+
+class Termination:
+    """Whether this process was asked to end: by SIGTERM, or by the end of the torchrun that started it.
+
+    A context manager; inside it, SIGTERM only leaves a note (in the main thread, where Python lets it).
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._before: Any = None
+
+    def __enter__(self) -> Termination:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    @property
+    def asked(self) -> bool:
+        """On this rank; others may not know yet."""
+        return self._asked or self._launcher not in (None, os.getppid())
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether an error says that another rank ended, or did not answer in time."""
+    return isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
