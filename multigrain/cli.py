@@ -1,7 +1,8 @@
 """The command line: multigrain demo | train | evaluate.
 
 An error is one line on stderr and exit code 2 (MULTIGRAIN_TRACEBACK=1 shows where it comes from); Ctrl-C is one line
-that says how to go on, and exit code 130. Whatever is slow to import waits until a command needs it.
+that says how to go on, and exit code 130; so is SIGTERM in training, 143. `train` and `evaluate` also run under
+torchrun, where a line names its rank. Whatever is slow to import waits until a command needs it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NoReturn
 from . import __version__
 
 _EXPECTED = (ArithmeticError, ImportError, KeyError, OSError, TypeError, ValueError)
+_TERMINATED = 143  # what training ends with after SIGTERM and a last checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +37,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _Warnings().show
             getattr(commands, f"run_{options.command}")(options, overrides)
     except KeyboardInterrupt:
-        again = shlex.join(["multigrain", *(a for a in arguments if a != "--no-resume")])
-        return _say(f"interrupted; what is done is kept, and this goes on from there: {again}", 130)
-    except _EXPECTED as error:
-        if os.environ.get("MULTIGRAIN_TRACEBACK"):
+        return _say(f"interrupted; {_again(arguments)}", 130)
+    except SystemExit as leaving:
+        if leaving.code != _TERMINATED:
+            raise
+        return _say(f"terminated; {_again(arguments)}", _TERMINATED)
+    except (*_EXPECTED, RuntimeError) as error:
+        if os.environ.get("MULTIGRAIN_TRACEBACK") or not (isinstance(error, _EXPECTED) or _lost(error)):
             raise
         return _say(f"error: {_one_line(error)}", 2)
     return 0
+
+
+def _lost(error: Exception) -> bool:
+    """Whether it says that another rank ended."""
+    from .training.parallel import lost
+
+    return isinstance(error, RuntimeError) and lost(error)
+
+
+def _again(arguments: Sequence[str]) -> str:
+    program = ["torchrun", "...", "-m", "multigrain.cli"] if _rank() else ["multigrain"]
+    command = shlex.join([*program, *(a for a in arguments if a != "--no-resume")])
+    return f"what is done is kept, and this goes on from there: {command}"
+
+
+def _rank() -> str:
+    """Which rank this is, where a launcher started several."""
+    return f"rank {os.environ.get('RANK', '')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 class _Warnings:
@@ -167,7 +190,7 @@ def _one_line(error: BaseException | str) -> str:
 
 
 def _say(line: str, code: int) -> int:
-    print(f"multigrain: {line}", file=sys.stderr, flush=True)
+    print(f"multigrain: {_rank()}{line}", file=sys.stderr, flush=True)
     return code
 
 

@@ -16,6 +16,7 @@ from .models import ModelConfig
 from .report.console import Bars
 from .runs import Run
 from .tokens import Features
+from .training import parallel
 
 if TYPE_CHECKING:
     from .data.babyai import BabyAI
@@ -54,18 +55,25 @@ def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
 def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
     """Pairs and training."""
     run = _run(options, overrides)
-    runs.fit(run, runs.load(run))
-    print(f"Time: {run.clock}")
-    print(f"Trained {run.out / 'model'}; next: {shlex.join(['multigrain', 'evaluate', '--out', str(run.out)])}")
+    with parallel.launched(training.device(run.config.device)):
+        runs.fit(run, runs.load(run))
+        print(f"Time: {run.clock}")
+        print(f"Trained {run.out / 'model'}; next: {shlex.join(['multigrain', 'evaluate', '--out', str(run.out)])}")
 
 
 def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     """The test split of a run, or features that were saved."""
     if options.text is not None or options.video is not None:
-        _evaluate_features(options, overrides)
+        with parallel.launched(torch.device("cpu")):
+            _evaluate_features(options, overrides)
         return
     run = _run(options, overrides)
-    run, model = runs.restore(run) if options.model is None else (run, runs.load_model(options.model))
+    with parallel.launched(training.device(run.config.device)):
+        _evaluate_run(run, options.model)
+
+
+def _evaluate_run(run: Run, path: str | None) -> None:
+    run, model = runs.restore(run) if path is None else (run, runs.load_model(path))
     data = runs.load(run)
     evaluation = runs.evaluate(run, model, data.test)
     if isinstance(run.config.data, training.BabyAIConfig):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from . import runs, training
 from .models import XCLIP
 from .runs import Run
-from .training import BabyAIConfig, Evaluation, TrainConfig
+from .training import BabyAIConfig, Evaluation, TrainConfig, parallel
 
 if TYPE_CHECKING:
     from .data.babyai import BabyAI
@@ -68,11 +68,13 @@ def check(run: Run) -> None:
 
 
 def show(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation) -> Path:
-    """Report (see `runs.report`), draw the pictures and write the page; returns the page."""
+    """Report (see `runs.report`), draw the pictures and write the page; returns the page, which rank 0 writes."""
     from .report.run import write_pictures
 
     runs.report(run, evaluation, data.test, data=data.metadata)
-    with run.clock.phase("pictures"):
-        page = write_pictures(run, model, data, evaluation)
+    evaluation, page = evaluation.whole(), run.results / "index.html"
+    if parallel.first():
+        with run.clock.phase("pictures"):
+            page = write_pictures(run, model, data, evaluation)
     print(f"Time: {run.clock}")
     return page

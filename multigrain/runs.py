@@ -1,6 +1,7 @@
 """A run, phase by phase: pairs, training, evaluation. What `multigrain train`, `evaluate` and `demo` are made of.
 
-Every phase picks up what an earlier, interrupted run left in the cache and in the folder of the run.
+Every phase picks up what an earlier, interrupted run left in the cache and in the folder of the run. Where
+torch.distributed has several ranks, `load`, `fit`, `evaluate` and `report` are for all to call, and rank 0 writes.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import training
 from .data.manifest import missing_videos
@@ -24,8 +28,9 @@ from .models import XCLIP
 from .models.original import is_original
 from .report import tables
 from .report.console import Bars, Clock, print_table
-from .training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint
+from .training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint, parallel
 from .training.data import Data, Pairs
+from .training.merging import video_ranks
 
 _SCORING = ("grains", "aggregator", "weights")
 _PACKAGES = {"timm": "models", "safetensors": "models"}
@@ -125,7 +130,7 @@ def load(run: Run) -> Data:
     Raises:
         FileNotFoundError: with data.strict, a video of the manifest is not there.
     """
-    with run.clock.phase("pairs"):
+    with run.clock.phase("pairs"), parallel.first_rank_first():
         data = training.load_data(run.config.data, workers=run.workers)
     if isinstance(run.config.data, ClipsConfig):
         clips = [clip for split in vars(data).values() for clip in split.clips]
@@ -229,7 +234,11 @@ def write_report(
     out: Path, evaluation: Evaluation, protocol: str, texts: Sequence[str], videos: Sequence[str], **about: Any
 ) -> None:
     """As `report`, for texts and videos of these names."""
-    print_table(evaluation.metrics, len(videos), f"{len(texts):,} sentences against {len(videos):,} videos")
+    count = sum(parallel.exchange(len(texts)))
+    lines = list(rankings(evaluation, texts, videos))
+    if not parallel.first():
+        return
+    print_table(evaluation.metrics, len(videos), f"{count:,} sentences against {len(videos):,} videos")
     if protocol == "diagonal":
         print(tables.verdict(evaluation.metrics, len(videos)))
     else:
@@ -240,7 +249,7 @@ def write_report(
     values = {
         "metrics": evaluation.metrics,
         "chance": tables.chance(len(videos)),
-        "texts": len(texts),
+        "texts": count,
         "candidates": len(videos),
         "broken": evaluation.broken,
         "mean_recall_at_1": tables.recall_at_1(evaluation.metrics["all"]),
@@ -248,29 +257,49 @@ def write_report(
         "environment": checkpoint.environment(),
     }
     checkpoint.write_json(checkpoint.open_folder(out) / "metrics.json", values)
-    checkpoint.write_lines(out / "rankings.jsonl", map(json.dumps, rankings(evaluation, texts, videos)))
+    checkpoint.write_lines(out / "rankings.jsonl", map(json.dumps, lines))
 
 
 def rankings(
     evaluation: Evaluation, texts: Sequence[str], videos: Sequence[str], k: int = RANKED
 ) -> Iterator[dict[str, Any]]:
-    """For each text and then for each video: itself, the rank of its best own item and its k best, with scores."""
+    """For each text and then for each video: itself, the rank of its best own item and its k best, with scores.
+
+    Collective: each rank ranks its texts, and finds the k best of them for each video.
+
+    Args:
+        texts, videos: the names of those of the evaluation.
+    """
     scores, targets = evaluation.scores["all"], evaluation.targets
     own = targets[:, None] == torch.arange(len(videos))
-    for direction, matrix, positives, queries, candidates in (
-        ("t2v", scores, own, texts, videos),
-        ("v2t", scores.T, own.T, videos, texts),
-    ):
-        rank = ranks(matrix, positives)
-        best = matrix.topk(min(k, matrix.shape[1]))
-        for i, query in enumerate(queries):
-            found = zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
-            yield {
-                "direction": direction,
-                "query": query,
-                "rank": float(rank[i]),
-                "found": [
-                    {"item": candidates[j], "score": round(score, 6), "own": bool(positives[i, j])}
-                    for j, score in found
-                ],
-            }
+    by_text = list(zip(evaluation.texts, _best(scores, own, k), strict=True)) if texts else []
+    text_ranks = ranks(scores, targets).tolist() if texts else []
+    asked = [
+        (row, _line("t2v", text, rank, best, videos))
+        for (row, best), text, rank in zip(by_text, texts, text_ranks, strict=True)
+    ]
+    yield from (line for _, line in sorted(chain(*parallel.exchange(asked)), key=itemgetter(0)))
+    by_video = [[(score, texts[i], mine) for score, i, mine in best] for best in _best(scores.T, own.T, k)]
+    found = parallel.exchange(by_video)
+    for video, rank, *parts in zip(videos, video_ranks(scores, targets).tolist(), *found, strict=True):
+        best = sorted(chain(*parts), key=itemgetter(0), reverse=True)[:k]
+        yield _line(
+            "v2t", video, rank, [(score, i, mine) for i, (score, _, mine) in enumerate(best)], [b[1] for b in best]
+        )
+
+
+def _best(scores: Tensor, own: Tensor, k: int) -> list[list[tuple[float, int, bool]]]:
+    """Of each row, the k best columns as (score, column, whether it is its own), best first."""
+    best = scores.topk(min(k, scores.shape[1]))
+    mine = own.gather(1, best.indices)
+    return [
+        list(zip(*row, strict=True))
+        for row in zip(best.values.tolist(), best.indices.tolist(), mine.tolist(), strict=True)
+    ]
+
+
+def _line(
+    direction: str, query: str, rank: float, best: Sequence[tuple[float, int, bool]], candidates: Sequence[str]
+) -> dict[str, Any]:
+    found = [{"item": candidates[i], "score": round(score, 6), "own": own} for score, i, own in best]
+    return {"direction": direction, "query": query, "rank": rank, "found": found}

@@ -1,7 +1,7 @@
 """From a model and pairs to retrieval metrics, for each grain and for all together.
 
-Where torch.distributed has several ranks, `evaluate` and `evaluate_features` are collective: each rank encodes its share
-of the videos, which are then exchanged, and scores the texts of its share against all of them; ranks are merged, never
+Where torch.distributed has several ranks, `evaluate` and `evaluate_features` are collective: each rank encodes its
+share of the videos, whose features are exchanged, and scores their texts against all videos; ranks are merged, never
 matrices.
 """
 

@@ -185,9 +185,7 @@ class _Run:
                 self.broken |= dict.fromkeys(getattr(item, "broken", ()))
                 self.position = Position(number, epoch, i + 1)
                 scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
-                self.last = Progress(
-                    stage.name, epoch + 1, stage.epochs, step + 1, total, mean, scale, rate, seconds
-                )
+                self.last = Progress(stage.name, epoch + 1, stage.epochs, step + 1, total, mean, scale, rate, seconds)
                 yield replace(self.last, broken=tuple(self.broken)), False
             validation = self._validate(stage)
             for found in parallel.exchange(tuple(self.broken)):

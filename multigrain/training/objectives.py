@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,14 +28,6 @@ class Objective(NamedTuple):
     loss: Callable[[Any], Tensor]
 
 
-class Item(NamedTuple):
-    """A rank's share of a batch. `counts` is False where none of it could be read: what is there stands in for it."""
-
-    batch: Batch
-    counts: bool
-    broken: Sequence[str]
-
-
 def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
     """What a stage minimises over `pairs`, for its task and treatment of the frame tower."""
     part = world()
@@ -45,8 +38,9 @@ def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
     return Objective(partial(_read, pairs, stage.max_frames, part), partial(_video_loss, model))
 
 
-def _read(pairs: Pairs, max_frames: int, part: tuple[int, int], seed: int, rows: list[int]) -> Item:
-    """This rank's share of some rows, or something to go through the motions with: all ranks take part in all steps.
+def _read(pairs: Pairs, max_frames: int, part: tuple[int, int], seed: int, rows: list[int]) -> Batch:
+    """This rank's share of some rows; where none of it can be read, one of another rank's, which then counts twice:
+    every rank has a part in every step.
 
     Raises:
         ValueError: nothing among the rows can be read.
@@ -54,36 +48,31 @@ def _read(pairs: Pairs, max_frames: int, part: tuple[int, int], seed: int, rows:
     rank, size = part
     own = pairs.batch(rows[rank::size], max_frames, seed)
     if own.sentences:
-        return Item(own, True, own.broken)
+        return own
     for row in rows if size > 1 else ():
         if (other := pairs.batch([row], max_frames, seed)).sentences:
-            return Item(other, False, own.broken)
+            return replace(other, broken=own.broken)
     raise ValueError(f"no video of a batch could be read, the first for this reason: {own.broken[0]}")
 
 
-def _contrast(
-    model: XCLIP, scorer: nn.Module, text: Features, video: Features, ids: Tensor, counts: bool = True
-) -> Tensor:
+def _contrast(model: XCLIP, scorer: nn.Module, text: Features, video: Features, ids: Tensor) -> Tensor:
     """This rank's share of the loss over the batches of all ranks."""
-    if not counts:  # nothing enters the loss, but the graph is there, as on the other ranks
-        text, video, ids = text[:0], video[:0], ids[:0]
     return RetrievalLoss(scorer, model.criterion)(text, video, ids.to(video.device))
 
 
-def _frame_loss(model: XCLIP, item: Item) -> Tensor:
+def _frame_loss(model: XCLIP, batch: Batch) -> Tensor:
     """A CLIP in miniature: one frame against the sentence, one vector each."""
-    device, batch = model.logit_scale.device, item.batch
+    device = model.logit_scale.device
     text = Features(sentence=model.encode_text(batch.sentences)["sentence"])
     frames = model.vision(batch.frames.to(device))[batch.index[:, 0].to(device)]
-    return _contrast(model, VideoSentence(), text, Features(video=frames), batch.ids, item.counts)
+    return _contrast(model, VideoSentence(), text, Features(video=frames), batch.ids)
 
 
-def _video_loss(model: XCLIP, item: Item) -> Tensor:
+def _video_loss(model: XCLIP, batch: Batch) -> Tensor:
     """The model's grains, the frame tower included."""
-    device, batch = model.logit_scale.device, item.batch
-    frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
-    text, video = model.encode_text(batch.sentences), model.encode_video(frames, mask, index)
-    return _contrast(model, model.scorer, text, video, batch.ids, item.counts)
+    device = model.logit_scale.device
+    frames, index, mask, ids = (x.to(device) for x in (batch.frames, batch.index, batch.mask, batch.ids))
+    return model(batch.sentences, frames, mask, index, ids)
 
 
 def _frozen_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:

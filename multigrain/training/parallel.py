@@ -25,7 +25,7 @@ from ..distributed import world
 
 T = TypeVar("T")
 TERMINATED = 143  # the exit code of a process that SIGTERM ended, as shells give it
-_LOST = re.compile(r"\bgloo\b|could not exchange features|Connection (closed|reset) by peer", re.IGNORECASE)
+_LOST = re.compile(r"\bgloo\b|could not exchange features|Connection (closed|reset) by peer|timeout caused pair closure")
 
 
 @contextmanager
@@ -131,6 +131,8 @@ class _Loss(nn.Module):
     def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor]) -> None:
         super().__init__()
         self.model, self.loss = model, loss
+        # A stage need not use all of the model; where it does, DDP would warn at length that nothing is unused.
+        self.unused = nn.Parameter(next(model.parameters()).new_zeros(1))
 
     def forward(self, item: Any) -> Tensor:
         return self.loss(item)
@@ -140,8 +142,8 @@ def averaged(model: nn.Module, loss: Callable[[Any], Tensor]) -> Callable[[Any],
     """The same loss, whose backward pass leaves in the parameters the mean of the ranks' gradients."""
     if world()[1] == 1:
         return loss
-    # A stage need not use all of the model. Nothing in it is a buffer that training changes.
-    return nn.parallel.DistributedDataParallel(_Loss(model, loss), find_unused_parameters=True, broadcast_buffers=False)
+    # Looking for unused parameters, it also keeps its buckets as they are: sums do not change with a resumption.
+    return nn.parallel.DistributedDataParallel(_Loss(model, loss), find_unused_parameters=True)
 
 
 class Termination:

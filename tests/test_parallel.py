@@ -1,0 +1,421 @@
+"""Training and evaluation on two gloo processes: as on one, and whatever ends them, nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import multigrain as mg
+from multigrain import runs, training
+from multigrain.cli import main
+from multigrain.models import XCLIP
+from multigrain.training import Progress, checkpoint, parallel
+from multigrain.training.data import batches
+from multigrain.training.merging import merged_metrics
+from tests import test_training_clips as clips
+from tests.models.clips import saved, tiny_clip
+from tests.test_end_to_end import dataset, settings
+from tests.test_training import CONFIG, DATA, EVENTS, lines
+from tests.worlds import World, context
+
+context.set_forkserver_preload(["tests.test_training_clips", "tests.test_training", "torch._dynamo", "pytest"])
+SECONDS = 60  # within which all ranks have ended
+PROTOCOLS = ("diagonal", "all_captions", "group_max")
+# Without dropout, whose random numbers are those of a rank.
+PLAIN = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout=0.0))
+FROZEN = dataclasses.replace(
+    PLAIN,
+    stages=[PLAIN.stages[0], dataclasses.replace(PLAIN.stages[1], freeze_vision=True, distinct=True, batch_size=7)],
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(2, tmp_path_factory.mktemp("world")) as two:
+        yield two
+
+
+def trained(rank: int, size: int, config: training.TrainConfig, data: Any, out: Path) -> tuple[list[float], Any]:
+    """The loss of each step, and the state of the model."""
+    losses: list[float] = []
+    model = training.train(config, data, out, progress=lambda event: losses.append(event.loss))
+    return losses, model.state_dict()
+
+
+def assert_as_one(together: Sequence[Any], alone: Any) -> None:
+    """All ranks are the same to the last bit, and their losses close to those of one process.
+
+    Its weights are not looked at: where a gradient is zero but for rounding, as that of the biases of keys, AdamW
+    makes steps of it.
+    """
+    torch.testing.assert_close(torch.tensor(together[0][0]), torch.tensor(alone[0]), atol=1e-4, rtol=0)
+    for other in together[1:]:
+        assert other[0] == together[0][0]
+        assert all(torch.equal(other[1][name], value) for name, value in together[0][1].items())
+
+
+@pytest.mark.parametrize("config", [PLAIN, FROZEN], ids=["plain", "frozen tower, distinct, odd batches"])
+def test_two_ranks_train_what_one_does(world: World, tmp_path: Path, config: training.TrainConfig):
+    alone = trained(0, 1, config, DATA, tmp_path / "one")
+    together = world(trained, config, DATA, tmp_path / "two")
+    assert_as_one(together, alone)
+    one, two = (lines(tmp_path / name) for name in ("one", "two"))
+    assert [line["position"] for line in two] == [line["position"] for line in one]
+    assert two[-1]["validation"] == one[-1]["validation"]
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["ranks"] == 2
+
+
+def test_videos_that_one_rank_cannot_read(world: World, tmp_path: Path):
+    """Where a rank's whole share of a batch is broken, it takes one of the other's."""
+    stage = dataclasses.replace(clips.CONFIG.stages[0], batch_size=3, epochs=5)
+    config = dataclasses.replace(clips.CONFIG, stages=[stage])
+    shares = [rows[rank::2] for seed in range(5) for rows in batches([""] * 10, 3, 1, seed) for rank in (0, 1)]
+    assert any(set(share) <= {3, 4, 5} for share in shares)
+    (losses, model), other = world(trained, config, clips.data(broken=True), tmp_path)
+    assert len(losses) == 5 * (3 + 1)
+    assert losses == other[0]
+    assert all(torch.equal(other[1][name], value) for name, value in model.items())
+    assert (tmp_path / "broken.txt").read_text() == "video2.mp4: is broken\n"
+
+
+def evaluated(rank: int, size: int, state: Any, out: Path) -> list[Any]:
+    """Metrics of a model and of features, with ties and with several captions of a video; and what they look like."""
+    model = XCLIP.from_config(clips.MODEL).eval()
+    model.load_state_dict(state)
+    found = [
+        training.evaluate(model, clips.Noise(broken), rows, protocol=protocol, batch_size=2)
+        for broken, rows, protocol in (
+            (False, [0, 1, 3, 6], "diagonal"),
+            (False, None, "all_captions"),
+            (True, None, "group_max"),
+            (True, [0, 3, 4], "all_captions"),  # one video is left, and one rank has none
+        )
+    ]
+    runs.write_report(out, found[1], "all_captions", *(([f"item {i}" for i in x]) for x in (found[1].texts, range(4))))
+    generator = torch.Generator().manual_seed(3)
+    text = mg.Features(sentence=torch.randint(-1, 2, (60, 3), generator=generator).double())
+    video = mg.Features(video=torch.randint(-1, 2, (21, 3), generator=generator).double())
+    targets = torch.cat([torch.arange(21), torch.randint(0, 21, (39,), generator=generator)])
+    scorer = mg.MultiGrain(mg.VideoSentence())
+    for protocol in PROTOCOLS:
+        own = None if protocol == "diagonal" else targets
+        found.append(training.evaluate_features(text[: 60 if own is not None else 21], video, scorer, own, protocol))
+    return [(part.metrics, part.videos, part.broken, part.whole()) for part in found]
+
+
+def test_shares_of_an_evaluation_give_the_metrics_of_the_whole(world: World, tmp_path: Path):
+    torch.manual_seed(0)
+    state = XCLIP.from_config(clips.MODEL).state_dict()
+    alone = evaluated(0, 1, state, tmp_path / "one")
+    for together in world(evaluated, state, tmp_path / "two"):
+        for two, one in zip(together, alone, strict=True):
+            assert two[:3] == one[:3]
+            assert two[3].texts == one[3].texts
+            assert torch.equal(two[3].targets, one[3].targets)
+            torch.testing.assert_close(two[3].scores["all"], one[3].scores["all"])
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    assert {**two, "environment": None} == {**one, "environment": None}
+    names = [(tmp_path / name / "rankings.jsonl").read_text().splitlines() for name in ("one", "two")]
+    for two, one in zip(map(json.loads, names[1]), map(json.loads, names[0]), strict=True):
+        assert (two["direction"], two["query"], two["rank"]) == (one["direction"], one["query"], one["rank"])
+        assert [item["item"] for item in two["found"]] == [item["item"] for item in one["found"]]
+
+
+def errors(rank: int, size: int) -> list[str]:
+    """What is wrong is said on every rank."""
+    scores = torch.zeros(3, 6)
+    scores[1, 2] = torch.nan if rank else 0.0
+    targets = torch.arange(3) + 3 * rank
+    small = dataclasses.replace(PLAIN, stages=[dataclasses.replace(PLAIN.stages[0], batch_size=1)])
+    few = SimpleNamespace(**{**vars(DATA), "single": clips.Noise()})
+    nothing = clips.Noise(broken=True)
+    model = XCLIP.from_config(clips.MODEL)
+    text, video = mg.Features(sentence=torch.zeros(2, 3)), mg.Features(video=torch.zeros(3, 3))
+    found = []
+    for wrong in (
+        lambda: merged_metrics(scores, targets),
+        lambda: merged_metrics(torch.zeros(3, 6), targets * 0, "group_max"),
+        lambda: merged_metrics(torch.zeros(3, 6), targets * 0),
+        lambda: training.evaluate_features(text, video, model.scorer),
+        lambda: training.train(small, few, "/dev/null/run"),
+        lambda: training.train(small, few, os.environ["PARALLEL_OUT"]),
+        lambda: training.evaluate(model, nothing, [3, 4]),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, OSError)) as error:
+            wrong()
+        found.append(str(error.value))
+    return found
+
+
+def test_what_is_wrong_is_said_on_every_rank(world: World, tmp_path: Path):
+    world(_set, "PARALLEL_OUT", str(tmp_path))
+    one, two = world(errors)
+    assert one == two
+    for message, expected in zip(
+        one,
+        (
+            "rank 1: ",
+            "got none for video 1",
+            "expected one text a video under 'diagonal', got 6 texts and 6 videos",
+            "targets: expected the video of each of 2 texts, for 3 videos, got None",
+            "out_dir: expected a folder that can be written to",
+            "batch_size: expected at least one pair for each of 2 ranks, got batches of 1 in stage 'towers'",
+            "no video could be read; the first: video2.mp4: is broken",
+        ),
+        strict=True,
+    ):
+        assert expected in message
+
+
+def _set(rank: int, size: int, name: str, value: str) -> None:
+    os.environ[name] = value
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_merged_metrics_are_the_metrics(protocol: str):
+    generator = torch.Generator().manual_seed(0)
+    for texts, videos in ((5, 5), (9, 4), (30, 7)):
+        texts = videos if protocol == "diagonal" else texts
+        scores = torch.randint(0, 4, (texts, videos), generator=generator).double()
+        targets = torch.cat([torch.arange(videos), torch.randint(0, videos, (texts - videos,), generator=generator)])
+        expected = mg.retrieval_metrics(scores, None if protocol == "diagonal" else targets, protocol)
+        assert merged_metrics(scores, targets, protocol) == expected
+
+
+def test_distinct_batches_have_no_id_twice():
+    generator = torch.Generator().manual_seed(0)
+    ids: list[int] = torch.randint(0, 30, (200,), generator=generator).tolist()
+    sentences = ["a " * (i % 7) for i in range(200)]
+    for bucket in (1, 4):
+        cut = batches(sentences, 8, bucket, 3, ids)
+        assert cut == batches(sentences, 8, bucket, 3, ids) != batches(sentences, 8, bucket, 4, ids)
+        assert all(len(rows) == 8 == len({ids[row] for row in rows}) for rows in cut)
+        seen = Counter(row for rows in cut for row in rows)
+        assert max(seen.values()) == 1
+        assert len(seen) > 200 - 2 * 8  # of 30 videos with 2 to 13 captions
+    assert {len(rows) for rows in batches(sentences, 64, 1, 3, ids)} == {len(set(ids))}  # no more than there are ids
+    assert batches(sentences, 8, 1, 3) == batches(sentences, 8, 1, 3, None)
+
+
+def test_captions_that_no_batch_has_room_for_are_reported(tmp_path: Path):
+    stage = dataclasses.replace(clips.CONFIG.stages[0], batch_size=4, epochs=1, distinct=True)
+    config = dataclasses.replace(clips.CONFIG, stages=[stage])
+    with pytest.warns(UserWarning, match=r"stage 'only': 6 of 10 pairs are left out of this epoch"):
+        training.train(config, clips.data(), tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The end of a process
+
+
+def kill(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_until(rank: int, size: int, config: training.TrainConfig, out: Path, how: str, who: int, event: int) -> str:
+    """Train; rank `who` ends at an event. What this rank says in the end."""
+    seen = 0
+
+    def end(_: Progress) -> None:
+        nonlocal seen
+        seen += 1
+        if rank != who or seen != event:
+            return
+        if how == "kill":
+            kill()
+        elif how == "term":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif how == "save":
+            torch.save = _half_a_file
+        elif how == "replace":
+            Path.replace = kill
+
+    try:
+        training.train(config, DATA, out, progress=end)
+    except SystemExit as leaving:
+        return f"left with {leaving.code}"
+    except RuntimeError as error:
+        return f"lost: {parallel.lost(error)}"
+    return "done"
+
+
+def _half_a_file(state: Any, path: Path) -> None:
+    path.write_bytes(b"PK half a checkpoint")
+    kill()
+
+
+def ends(folder: Path, function: Any, *arguments: Any) -> list[Any]:
+    """What a function returns in each of two processes of their own; "killed" for one that does not return."""
+    folder.mkdir()
+    said: list[Any] = []
+    with World(2, folder, timedelta(seconds=SECONDS)) as two:
+        for end in two.ends:
+            end.send((function, arguments))
+        for end in two.ends:
+            assert end.poll(SECONDS), "a rank goes on without the other"
+            try:
+                said.append(end.recv()[1])
+            except EOFError:
+                said.append("killed")
+    return said
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, world(trained, CONFIG, DATA, folder)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("how", "who", "event", "says"),
+    [
+        pytest.param("kill", 0, 1, ["killed", "lost: True"], id="rank 0 in the first step"),
+        pytest.param("kill", 1, 10, ["lost: True", "killed"], id="rank 1 in the second stage"),
+        pytest.param("save", 0, 5, ["killed", "lost: True"], id="in the middle of writing a checkpoint"),
+        pytest.param("replace", 0, 13, ["killed", "lost: True"], id="before a checkpoint has its name"),
+        pytest.param("term", 1, 6, ["left with 143"] * 2, id="SIGTERM to one"),
+    ],
+)
+def test_a_run_that_was_ended_resumes_to_the_very_same_weights(
+    world: World, undisturbed: tuple[Path, Any], tmp_path: Path, how: str, who: int, event: int, says: list[str]
+):
+    config = dataclasses.replace(CONFIG, keep=2, checkpoint_seconds=600 if how == "term" else 0)
+    started = time.monotonic()
+    assert ends(tmp_path / "store", train_until, config, tmp_path / "run", how, who, event) == says
+    assert time.monotonic() - started < SECONDS
+    if event > 1:
+        checkpoint.load_checkpoint(tmp_path / "run" / "checkpoint.pt", _settings(undisturbed[0]))
+    losses, model = world(trained, config, DATA, tmp_path / "run")[0]
+    # Rank 1 may die when rank 0 has not yet written its last checkpoint; SIGTERM is agreed on in the next step.
+    assert EVENTS - len(losses) in {"term": (event, event + 1)}.get(how, (event - 2, event - 1, event))
+    assert all(torch.equal(model[name], value) for name, value in undisturbed[1].items())
+    assert lines(tmp_path / "run") == lines(undisturbed[0])
+    assert not list((tmp_path / "run").glob("checkpoint*.tmp"))
+    before = checkpoint.load_checkpoint(tmp_path / "run" / "checkpoint.1.pt", _settings(undisturbed[0]))
+    assert (
+        before["position"]
+        != checkpoint.load_checkpoint(tmp_path / "run" / "checkpoint.pt", _settings(undisturbed[0]))["position"]
+    )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return json.loads(torch.load(folder / "checkpoint.pt", weights_only=True)["settings"])
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(world: World, tmp_path: Path):
+    alone = trained(0, 1, PLAIN, DATA, tmp_path / "one")
+
+    def interrupt(event: Progress) -> None:
+        if event.stage == "grains" and event.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(PLAIN, DATA, tmp_path / "two", progress=interrupt)
+    rest = world(trained, PLAIN, DATA, tmp_path / "two")
+    assert_as_one(rest, (alone[0][-len(rest[0][0]) :], None))
+    assert [line["position"] for line in lines(tmp_path / "two")] == [
+        line["position"] for line in lines(tmp_path / "one")
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torchrun on the command line
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {name: value for name, value in os.environ.items() if name != "PARALLEL_OUT"}
+    return subprocess.Popen(
+        [*command, "-m", "multigrain.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def until(process: subprocess.Popen[str], text: str) -> str:
+    """What it says on stderr up to a line with this text."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if text in line:
+            return said
+    pytest.fail(f"{text!r} was never said:\n{said}")
+
+
+def command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
+    """A command line on this rank: its exit code and what it says."""
+    output, error = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(error):
+        code = main(arguments)
+    return code, output.getvalue(), error.getvalue()
+
+
+def killed_in_command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
+    """As `command`; rank 1 is killed in its tenth step."""
+    clip, steps = torch.nn.utils.clip_grad_norm_, itertools.count(1)
+    if rank == 1:
+        torch.nn.utils.clip_grad_norm_ = lambda *given: clip(*given) if next(steps) < 10 else kill()
+    return command(rank, size, *arguments)
+
+
+def test_torchrun_on_the_command_line(world: World, tmp_path: Path):
+    """SIGTERM to the launcher while a reader runs, SIGKILL to a rank; then the run goes on, and is evaluated."""
+    weights = saved(tiny_clip(text_cfg={"width": 64, "heads": 1}), tmp_path / "clip.pt")
+    annotations, videos, manifest = dataset(tmp_path, "msrvtt")
+    (videos / "video2.mp4").write_bytes(b"no video")
+    places = {"annotations": annotations, "videos": videos, "out": manifest}
+    prepare = [word for name, path in places.items() for word in (f"--{name}", str(path))]
+    assert main(["prepare", "msrvtt", *prepare, "--val", "1", "--seed", "4"]) == 0
+    values = settings(manifest, weights)
+    values["stages"][0] |= {"epochs": 60, "batch_size": 3}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    train = ["train", "--config", str(path), "--out", str(tmp_path / "run")]
+
+    process = torchrun(*train, "--workers", "1")
+    until(process, "epoch 3/60")
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode != 0
+    for rank in (0, 1):
+        line = f"multigrain: rank {rank}: terminated; what is done is kept, and this goes on from there: torchrun ... "
+        assert error.count(line) == 1, error
+
+    lost, killed = ends(tmp_path / "store", killed_in_command, *train)
+    assert killed == "killed"
+    assert lost[0] == 2
+    assert re.search(r"multigrain: rank 0: error: .*(gloo|closed).*\n$", lost[2]), lost[2]
+    assert "epoch 2/60" not in lost[2]
+    assert not (tmp_path / "run" / "model").exists()
+
+    (code, output, error), other = world(command, *train)
+    assert (code, other[0]) == (0, 0)
+    assert "epoch 60/60" in error
+    assert "epoch 3/60" not in error
+    assert "1 videos could not be read" in error
+    assert "Trained" in output
+    evaluate = ["evaluate", "--out", str(tmp_path / "run")]
+    assert [code for code, _, _ in world(command, *evaluate)] == [0, 0]
+    together = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert main(evaluate) == 0
+    alone = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (together["metrics"], together["texts"]) == (alone["metrics"], alone["texts"])
