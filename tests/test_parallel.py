@@ -370,10 +370,10 @@ def command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
 
 
 def killed_in_command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
-    """As `command`; rank 1 is killed in its tenth step."""
+    """As `command`; rank 1 is killed in its fourth step."""
     clip, steps = torch.nn.utils.clip_grad_norm_, itertools.count(1)
     if rank == 1:
-        torch.nn.utils.clip_grad_norm_ = lambda *given: clip(*given) if next(steps) < 10 else kill()
+        torch.nn.utils.clip_grad_norm_ = lambda *given: clip(*given) if next(steps) < 4 else kill()
     return command(rank, size, *arguments)
 
 
@@ -386,13 +386,13 @@ def test_torchrun_on_the_command_line(world: World, tmp_path: Path):
     prepare = [word for name, path in places.items() for word in (f"--{name}", str(path))]
     assert main(["prepare", "msrvtt", *prepare, "--val", "1", "--seed", "4"]) == 0
     values = settings(manifest, weights)
-    values["stages"][0] |= {"epochs": 60, "batch_size": 3}
+    values["stages"][0] |= {"epochs": 25, "batch_size": 3}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     train = ["train", "--config", str(path), "--out", str(tmp_path / "run")]
 
     process = torchrun(*train, "--workers", "1")
-    until(process, "epoch 3/60")
+    until(process, "epoch 3/25")
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=SECONDS)[1]
     assert process.returncode != 0
@@ -404,13 +404,13 @@ def test_torchrun_on_the_command_line(world: World, tmp_path: Path):
     assert killed == "killed"
     assert lost[0] == 2
     assert re.search(r"multigrain: rank 0: error: .*(gloo|closed).*\n$", lost[2]), lost[2]
-    assert "epoch 2/60" not in lost[2]
+    assert "epoch 2/25" not in lost[2]
     assert not (tmp_path / "run" / "model").exists()
 
     (code, output, error), other = world(command, *train)
     assert (code, other[0]) == (0, 0)
-    assert "epoch 60/60" in error
-    assert "epoch 3/60" not in error
+    assert "epoch 25/25" in error
+    assert "epoch 3/25" not in error
     assert "1 videos could not be read" in error
     assert "Trained" in output
     evaluate = ["evaluate", "--out", str(tmp_path / "run")]
