@@ -64,9 +64,11 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.text is not None or options.video is not None:
         _evaluate_features(options, overrides)
         return
+    if options.model is None:
+        _only_of_evaluation(overrides)
     run = _run(options, overrides)
     run, model = runs.restore(run) if options.model is None else (run, runs.load_model(options.model))
-    data = runs.load(run)
+    data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test)
     if isinstance(run.config.data, training.BabyAIConfig):
         print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation)}")
@@ -76,6 +78,18 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
         print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
 
 
+def _only_of_evaluation(overrides: list[str]) -> None:
+    """That no setting asks for what was decided by the training."""
+    for override in overrides:
+        if not override.startswith(
+            ("--data.", "--device=", "--workers=", *(f"--model.{name}" for name in runs.SCORING))
+        ):
+            raise ValueError(
+                f"{override}: evaluation takes settings of data, device, workers, model.grains, model.aggregator and "
+                f"model.weights; all others are those of the training"
+            )
+
+
 def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
     if overrides or options.text is None or options.video is None or options.config is not None:
         raise ValueError("features: expected --text FILE and --video FILE, no --config and no setting of one")
@@ -83,7 +97,7 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
     targets = None
     if options.targets is not None:
         targets = torch.tensor(json.loads(Path(options.targets).read_text(encoding="utf-8")))
-    scorer = ModelConfig().scorer() if options.model is None else runs.load_model(options.model).scorer
+    scorer = ModelConfig().scorer() if options.model is None else runs.load_model(options.model).scorer.cpu()
     with Bars() as bars:
         evaluation = training.evaluate_features(
             text, video, scorer, targets, options.protocol, bars.counter("scoring grains")

@@ -27,7 +27,7 @@ from .report.console import Bars, Clock, print_table
 from .training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint
 from .training.data import Data, Pairs
 
-_SCORING = ("grains", "aggregator", "weights")
+SCORING = ("grains", "aggregator", "weights")
 _PACKAGES = {"timm": "models", "safetensors": "models"}
 RANKED = 10  # results of each query in rankings.jsonl
 NAMED = 3  # missing videos in a message
@@ -74,8 +74,7 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl in the folder; none where it is not."""
-        path = self.out / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+        return checkpoint.MetricsLog(self.out / "metrics.jsonl").read()
 
     def count_training(self) -> None:
         """Add the stages of training to the clock, those of earlier processes included."""
@@ -117,19 +116,19 @@ def require(package: str, extra: str) -> None:
         raise ImportError(f'{package} is not installed: pip install "multigrain[{extra}]"')
 
 
-def load(run: Run) -> Data:
+def load(run: Run, splits: Sequence[str] = ("train", "val", "test")) -> Data:
     """The pairs; BabyAI's from the cache, or generated into it.
 
-    Videos of a manifest that are not there are counted on stderr.
+    Videos of these splits of a manifest that are not there are counted on stderr.
 
     Raises:
-        FileNotFoundError: with data.strict, a video of the manifest is not there.
+        FileNotFoundError: with data.strict, a video is not there.
     """
     with run.clock.phase("pairs"):
         data = training.load_data(run.config.data, workers=run.workers)
     if isinstance(run.config.data, ClipsConfig):
-        clips = [clip for split in vars(data).values() for clip in split.clips]
-        if missing := [str(clip.video) for clip in missing_videos(clips)]:
+        clips = {clip.video: clip for split in splits for clip in getattr(data, split).clips}
+        if missing := [str(clip.video) for clip in missing_videos(list(clips.values()))]:
             message = f"{run.config.data.manifest}: {len(missing)} of {len(clips)} videos are missing: "
             message += ", ".join(missing[:NAMED]) + ", ..." * (len(missing) > NAMED)
             if run.config.data.strict:
@@ -163,7 +162,7 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     if isinstance(asked.data, BabyAIConfig):
         _same_pairs(trained.data, asked.data, run.out)
     model = XCLIP.from_pretrained(run.out / "model")
-    settings = dataclasses.replace(trained.model, **{name: getattr(asked.model, name) for name in _SCORING})
+    settings = dataclasses.replace(trained.model, **{name: getattr(asked.model, name) for name in SCORING})
     scorer, results = settings.scorer(), run.out
     # Another default aggregator means something only where a grain names none.
     same = dataclasses.replace(settings, aggregator=trained.model.aggregator) == trained.model
@@ -172,7 +171,7 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
             raise ValueError("model: expected the grains of the training, since grains have parameters; got others")
         print("multigrain: scored by other grains or aggregators than it was trained with", file=sys.stderr)
         model.scorer, results = scorer, checkpoint.open_folder(run.out / "rescored")
-    config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers)
+    config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers, device=asked.device)
     restored = dataclasses.replace(run, config=config, results=results)
     restored.count_training()
     return restored, model
@@ -212,6 +211,7 @@ def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
             pairs,
             max_frames=run.max_frames,
             protocol=run.protocol,
+            batch_size=min(100, run.config.stages[-1].batch_size),
             workers=run.config.workers,
             progress=bars.counter("encoding and scoring the test"),
         )
@@ -239,7 +239,7 @@ def write_report(
         print(*evaluation.broken, sep="\n", file=sys.stderr)
     values = {
         "metrics": evaluation.metrics,
-        "chance": tables.chance(len(videos)),
+        "chance": tables.chance(len(videos), protocol),
         "texts": len(texts),
         "candidates": len(videos),
         "broken": evaluation.broken,
@@ -254,7 +254,8 @@ def write_report(
 def rankings(
     evaluation: Evaluation, texts: Sequence[str], videos: Sequence[str], k: int = RANKED
 ) -> Iterator[dict[str, Any]]:
-    """For each text and then for each video: itself, the rank of its best own item and its k best, with scores."""
+    """For each text and then for each video: itself, the rank of its best own item among all items of the other side
+    (for a video, as under "all_captions"), and its k best with their scores."""
     scores, targets = evaluation.scores["all"], evaluation.targets
     own = targets[:, None] == torch.arange(len(videos))
     for direction, matrix, positives, queries, candidates in (

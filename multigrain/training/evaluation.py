@@ -15,6 +15,7 @@ from ..data.batch import Batch
 from ..grains import Grain
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..models import XCLIP
+from ..models.evaluating import evaluating
 from ..scorer import MultiGrain
 from ..scoring import score_matrix
 from ..tokens import Features
@@ -66,13 +67,15 @@ def evaluate(
         progress: called with (videos and texts done, all of them).
 
     Raises:
-        ValueError: no video could be read, or pairs that the protocol is not for.
+        Unreadable: no video could be read.
+        ValueError: pairs that the protocol is not for.
     """
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     ids: list[int] = pairs.ids[rows].tolist()
     first = {i: row for row, i in zip(reversed(rows), reversed(ids), strict=True)}
     order = [row for row, i in zip(rows, ids, strict=True) if first[i] == row]
     total = len(order) + len(rows)
+    _check_counts(protocol, len(rows), len(order))
 
     def count(done: int, _: int) -> None:
         if progress is not None:
@@ -117,7 +120,6 @@ def evaluate_features(
 TEXTS = 1024  # whose features are held at a time
 
 
-@torch.no_grad()
 def encode(
     model: XCLIP,
     pairs: Pairs,
@@ -134,20 +136,19 @@ def encode(
     """
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     text = encode_texts(model, [pairs.sentences[row] for row in rows], batch_size)
-    return text, encode_videos(model, pairs, rows, max_frames, batch_size, progress=progress)[0]
+    video, _, broken = encode_videos(model, pairs, rows, max_frames, batch_size, progress=progress)
+    if broken:
+        raise Unreadable(f"expected videos that can be read; {broken[0]}", broken)
+    return text, video
 
 
-@torch.no_grad()
 def encode_texts(model: XCLIP, sentences: Sequence[str], batch_size: int = 100) -> Features:
     """Features of sentences, on the CPU, from the model in eval mode."""
-    training = model.training
-    model.eval()
-    parts = [model.encode_text(sentences[i : i + batch_size]).to("cpu") for i in range(0, len(sentences), batch_size)]
-    model.train(training)
-    return Features.cat(parts)
+    with evaluating(model):
+        starts = range(0, len(sentences), batch_size)
+        return Features.cat([model.encode_text(sentences[i : i + batch_size]).to("cpu") for i in starts])
 
 
-@torch.no_grad()
 def encode_videos(
     model: XCLIP,
     pairs: Pairs,
@@ -161,25 +162,33 @@ def encode_videos(
     read, and of each that could not, its name and why.
 
     Raises:
-        ValueError: no video could be read.
+        Unreadable: no video could be read.
     """
-    device, training = model.logit_scale.device, model.training
+    device = model.logit_scale.device
     groups = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-    parts, kept, broken = list[Features](), list[int](), dict[str, None]()
-    model.eval()
-    for group, batch in zip(groups, loading(partial(_read, pairs, max_frames), groups, workers), strict=True):
-        broken |= dict.fromkeys(batch.broken)
-        found: set[int] = set(batch.ids.tolist())
-        kept += [row for row in group if int(pairs.ids[row]) in found]
-        if batch.sentences:
-            frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
-            parts.append(model.encode_video(frames, mask, index).to("cpu"))
-        if progress is not None:
-            progress(len(kept), len(rows))
-    model.train(training)
+    parts, kept, broken, done = list[Features](), list[int](), dict[str, None](), 0
+    with evaluating(model):
+        for group, batch in zip(groups, loading(partial(_read, pairs, max_frames), groups, workers), strict=True):
+            broken |= dict.fromkeys(batch.broken)
+            found: set[int] = set(batch.ids.tolist())
+            kept += [row for row in group if int(pairs.ids[row]) in found]
+            if batch.sentences:
+                frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
+                parts.append(model.encode_video(frames, mask, index).to("cpu"))
+            done += len(group)
+            if progress is not None:
+                progress(done, len(rows))
     if not parts:
-        raise ValueError(f"no video could be read; the first: {next(iter(broken), 'there is none')}")
+        raise Unreadable(f"no video could be read; the first: {next(iter(broken), 'there is none')}", tuple(broken))
     return Features.cat(parts), kept, tuple(broken)
+
+
+class Unreadable(ValueError):
+    """No video that is needed could be read; `broken` says of each why."""
+
+    def __init__(self, message: str, broken: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 def _read(pairs: Pairs, max_frames: int, rows: list[int]) -> Batch:
@@ -215,21 +224,24 @@ def metrics_by_grain(
 ) -> dict[str, RetrievalMetrics]:
     """R@1/5/10, MdR and MnR both ways, of every matrix; `targets` has the video of each text, None: text i's is i."""
     texts, videos = next(iter(scores.values())).shape
+    _check_counts(protocol, texts, videos)
     if protocol == "diagonal":
-        if texts != videos:
-            raise ValueError(
-                f"protocol: expected one text a video under 'diagonal', got {texts} texts and {videos} videos; "
-                f"'all_captions' and 'group_max' are for more"
-            )
+        if targets is not None and not torch.equal(targets.cpu(), torch.arange(texts)):
+            raise ValueError("targets: expected none under 'diagonal', where text i belongs to video i, got others")
         targets = None
     return {name: retrieval_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
+
+
+def _check_counts(protocol: str, texts: int, videos: int) -> None:
+    if texts == 0:
+        raise ValueError("pairs: expected at least one to evaluate, got none")
+    if protocol == "diagonal" and texts != videos:
+        raise ValueError(
+            f"protocol: expected one text a video under 'diagonal', got {texts} texts and {videos} videos; "
+            f"'all_captions' and 'group_max' are for more"
+        )
 
 
 def protocol_of(config: TrainConfig) -> str:
     """That of a config's data; BabyAI's validation and test sentences are distinct."""
     return config.data.protocol if isinstance(config.data, ClipsConfig) else "diagonal"
-
-
-def recall_at_1(metrics: RetrievalMetrics) -> float:
-    """R@1 in per cent, the mean of both directions."""
-    return (metrics["t2v"]["R@1"] + metrics["v2t"]["R@1"]) / 2

@@ -11,22 +11,25 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data.batch import Batch
 from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
 from . import checkpoint
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, batches, loading
-from .evaluation import evaluate
+from .evaluation import Unreadable, evaluate
 from .objectives import make_objective
 
 LOG_EVERY = 10  # steps
@@ -80,16 +83,18 @@ def train(
     if resume and file.is_file():
         run.load_state(checkpoint.load_checkpoint(file, run.settings))
     else:
-        file.unlink(missing_ok=True)
+        _clear(out)
     log.keep_until(run.position if file.is_file() else Position(-1))
     checkpoint.write_json(out / "config.json", asdict(config))
     checkpoint.write_json(out / "environment.json", checkpoint.environment())
-    saved = time.monotonic()
+    saved, broken = time.monotonic(), 0
     for event, at_epoch_end in run.steps():
         if at_epoch_end or event.step % LOG_EVERY == 0:
             values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
             log.write(run.position, values)
-            checkpoint.add_lines(out / "broken.txt", event.broken)
+        if len(event.broken) > broken:
+            checkpoint.add_lines(out / "broken.txt", event.broken[broken:])
+            broken = len(event.broken)
         if at_epoch_end or time.monotonic() - saved > config.checkpoint_seconds:
             checkpoint.save_checkpoint(file, run.state())
             saved = time.monotonic()
@@ -101,6 +106,13 @@ def train(
     return model
 
 
+def _clear(out: Path) -> None:
+    """Remove what an earlier run left: its model must not pass for that of this one."""
+    for name in ("checkpoint.pt", "broken.txt"):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "model", ignore_errors=True)
+
+
 class _Run:
     """The model, the optimizer and how far they are."""
 
@@ -108,9 +120,10 @@ class _Run:
         torch.manual_seed(config.seed)
         self.config, self.data = config, data
         self.device = device(config.device)
+        _check_pairs(config, data)
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
-        _check_size(config, self.model)
+        _check_frames(config, self.model)
         self.optimizer: torch.optim.Optimizer | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken: dict[str, None] = {}  # in order, each once
@@ -139,11 +152,13 @@ class _Run:
             for i, item in enumerate(loading(load, order[done:], self.config.workers), done):
                 step = epoch * len(order) + i
                 rate = learning_rate(stage.optimizer, step, total)
+                self.broken |= dict.fromkeys(getattr(item, "broken", ()))
+                self.position = Position(number, epoch, i + 1)
+                if isinstance(item, Batch) and not item.sentences:
+                    continue  # none of its videos could be read
                 with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
                     loss = objective.loss(item)
                 self._step(stage, loss, optimizer, rate)
-                self.broken |= dict.fromkeys(getattr(item, "broken", ()))
-                self.position = Position(number, epoch, i + 1)
                 scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
                 self.last = Progress(
                     stage.name, epoch + 1, stage.epochs, step + 1, total, float(loss.detach()), scale, rate, seconds
@@ -154,7 +169,8 @@ class _Run:
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             if last:
                 self.optimizer = None
-            assert self.last is not None  # an epoch has at least one step
+            if self.last is None:
+                raise ValueError(f"no video of an epoch could be read; the first: {next(iter(self.broken))}")
             yield replace(self.last, validation=validation, broken=tuple(self.broken)), True
 
     @property
@@ -184,7 +200,14 @@ class _Run:
         rows = sorted(first.values())[: self.config.validation_pairs]
         if stage.task == "frames" or not rows:
             return None
-        found = evaluate(self.model, self.data.val, rows, stage.max_frames, workers=self.config.workers)
+        size = min(100, stage.batch_size)
+        try:
+            found = evaluate(
+                self.model, self.data.val, rows, stage.max_frames, batch_size=size, workers=self.config.workers
+            )
+        except Unreadable as error:
+            self.broken |= dict.fromkeys(error.broken)
+            return None
         self.broken |= dict.fromkeys(found.broken)
         return found.metrics
 
@@ -206,7 +229,7 @@ class _Run:
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -218,8 +241,8 @@ class _Run:
             self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
-        if torch.cuda.is_available() and state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        if self.device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -254,21 +277,47 @@ def make_optimizer(model: XCLIP, config: OptimizerConfig) -> torch.optim.Optimiz
         ],
         lr=config.learning_rate,
         betas=config.betas,
+        eps=config.eps,
         fused=True,
     )
 
 
-_UNDECAYED = ("position", "pos_embed", "class_embedding", "bilinear", "inner_", "outer_")
+_UNDECAYED = ("position", "pos_embed", "class_embedding", "cls_token", "reg_token", "bilinear", "inner_", "outer_")
 
 
-def _check_size(config: TrainConfig, model: XCLIP) -> None:
+def _check_pairs(config: TrainConfig, data: Data) -> None:
+    for stage in config.stages:
+        pairs = data.single if stage.task == "frames" else data.train
+        if not pairs.sentences:
+            raise ValueError(f"data: expected pairs to train on in stage {stage.name!r}, got none")
+
+
+def _check_frames(config: TrainConfig, model: XCLIP) -> None:
+    for stage in config.stages:
+        if stage.task == "videos" and model.temporal is not None and stage.max_frames > model.max_frames:
+            raise ValueError(
+                f"max_frames: expected at most {model.max_frames} (model.temporal.max_frames), "
+                f"got {stage.max_frames} in stage {stage.name!r}"
+            )
     if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
         raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
 
 
 def device(name: str) -> torch.device:
-    """That of a name; "auto": CUDA where there is one, else the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """That of a name; "auto": CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or there is none here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: expected auto, cpu or a CUDA device that is here, got {name!r}: {reason}") from error
+    return found
 
 
 def _mix(seed: int, stage: int, epoch: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data.batch import Batch
 from ..grains import VideoSentence
 from ..models import XCLIP
+from ..models.evaluating import evaluating
 from ..tokens import Features
 from .config import StageConfig
 from .data import Pairs
@@ -34,10 +35,7 @@ def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
 
 
 def _read(pairs: Pairs, max_frames: int, seed: int, rows: list[int]) -> Batch:
-    batch = pairs.batch(rows, max_frames, seed)
-    if not batch.sentences:
-        raise ValueError(f"no video of a batch could be read, the first for this reason: {batch.broken[0]}")
-    return batch
+    return pairs.batch(rows, max_frames, seed)
 
 
 def _frame_loss(model: XCLIP, batch: Batch) -> Tensor:
@@ -63,7 +61,7 @@ def _frozen_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objecti
     def loss(rows: list[int]) -> Tensor:
         mask = masks[rows]
         # Slots that are padding in the whole batch cost time and, under masks, change nothing.
-        length = int(mask.sum(1).max()) if model.masked else stage.max_frames
+        length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
         video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
         text = model.encode_text([pairs.sentences[row] for row in rows])
         return model.criterion(model.scorer(text, video), pairs.ids[rows].to(device))
@@ -75,21 +73,23 @@ def _rows(_: int, rows: list[int]) -> list[int]:
     return rows
 
 
-@torch.no_grad()
 def frame_features(model: XCLIP, pairs: Pairs, max_frames: int, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-    """The frame tower's features [pairs, max_frames, D], zero where padded, and the mask; both on the CPU.
+    """The frame tower's features [pairs, N, D] and the mask [pairs, N], both on the CPU.
 
-    Leaves the model in eval mode.
+    N is max_frames and padding is zero; without masks N is at least the model's max_frames and padding is the feature
+    of a blank frame, as encode_video has it.
     """
-    model.eval()
-    device = model.logit_scale.device
-    total = len(pairs.sentences)
-    features = torch.zeros(total, max_frames, model.vision.dim)
-    masks = torch.zeros(total, max_frames, dtype=torch.bool)
-    for start in range(0, total, batch_size):
-        batch = pairs.batch(range(start, min(start + batch_size, total)), max_frames)
-        found = model.vision(batch.frames.to(device)).cpu()
-        rows, length = slice(start, start + len(batch.mask)), batch.mask.shape[1]
-        features[rows, :length] = found[batch.index] * batch.mask[..., None]
-        masks[rows, :length] = batch.mask
+    device, total = model.logit_scale.device, len(pairs.sentences)
+    slots = max_frames if model.masked else max(max_frames, model.max_frames)
+    features = torch.zeros(total, slots, model.vision.dim)
+    masks = torch.zeros(total, slots, dtype=torch.bool)
+    with evaluating(model):
+        for start in range(0, total, batch_size):
+            batch = pairs.batch(range(start, min(start + batch_size, total)), max_frames)
+            found, mask = model.vision(batch.frames.to(device)).cpu(), batch.mask[..., None]
+            rows, length = slice(start, start + len(mask)), mask.shape[1]
+            if not model.masked:
+                features[rows] = model.vision(model.vision.blank(batch.frames.to(device))).cpu()
+            features[rows, :length] = torch.where(mask, found[batch.index], features[rows, :length])
+            masks[rows, :length] = batch.mask
     return features, masks
