@@ -1,4 +1,4 @@
-"""The command line: multigrain demo | train | evaluate.
+"""The command line: multigrain demo | prepare | train | evaluate | extract | search.
 
 An error is one line on stderr and exit code 2 (MULTIGRAIN_TRACEBACK=1 shows where it comes from); Ctrl-C is one line
 that says how to go on, and exit code 130; so is SIGTERM in training, 143. `train` and `evaluate` also run under
@@ -110,8 +110,9 @@ def _parser() -> _Parser:
     evaluate = command(
         "evaluate",
         "evaluate what `train` left, a checkpoint, or saved features",
-        f"Evaluate the model in OUT, or --model, on the test split of the config; or --text and --video features that "
-        f"Features.save wrote. {_OVERRIDES}",
+        "Evaluate the model in OUT, or --model, on the test split of the config; or --text and --video features that "
+        "Features.save wrote. Some settings of the config may follow: --data.manifest=test.jsonl --device=cpu "
+        "--model.aggregator=max_max",
     )
     names = "a YAML file, or the name of a config of the package"
     train.add_argument("--config", required=True, help=names)
@@ -121,7 +122,8 @@ def _parser() -> _Parser:
     for made in (demo, train, evaluate):
         made.add_argument("--out", type=Path, help="folder of the run (default runs/NAME)")
         made.add_argument("--cache", help="folder of the generated pairs (default: that of the config)")
-        made.add_argument("--workers", type=_positive, help="processes that generate or read pairs")
+        least = _positive if made is demo else _natural
+        made.add_argument("--workers", type=least, help="processes that generate or read pairs")
     evaluate.add_argument("--model", help=f"{_MODEL} (default: that of OUT)")
     evaluate.add_argument("--text", help="a file of text features")
     evaluate.add_argument("--video", help="a file of video features")

@@ -67,6 +67,8 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
         with parallel.launched(torch.device("cpu")):
             _evaluate_features(options, overrides)
         return
+    if options.model is None:
+        _only_of_evaluation(overrides)
     run = _run(options, overrides)
     with parallel.launched(training.device(run.config.device)):
         _evaluate_run(run, options.model)
@@ -74,7 +76,7 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate_run(run: Run, path: str | None) -> None:
     run, model = runs.restore(run) if path is None else (run, runs.load_model(path))
-    data = runs.load(run)
+    data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test)
     if isinstance(run.config.data, training.BabyAIConfig):
         print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation)}")
@@ -84,6 +86,18 @@ def _evaluate_run(run: Run, path: str | None) -> None:
         print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
 
 
+def _only_of_evaluation(overrides: list[str]) -> None:
+    """That no setting asks for what was decided by the training."""
+    for override in overrides:
+        if not override.startswith(
+            ("--data.", "--device=", "--workers=", *(f"--model.{name}" for name in runs.SCORING))
+        ):
+            raise ValueError(
+                f"{override}: evaluation takes settings of data, device, workers, model.grains, model.aggregator and "
+                f"model.weights; all others are those of the training"
+            )
+
+
 def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
     if overrides or options.text is None or options.video is None or options.config is not None:
         raise ValueError("features: expected --text FILE and --video FILE, no --config and no setting of one")
@@ -91,7 +105,7 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
     targets = None
     if options.targets is not None:
         targets = torch.tensor(json.loads(Path(options.targets).read_text(encoding="utf-8")))
-    scorer = ModelConfig().scorer() if options.model is None else runs.load_model(options.model).scorer
+    scorer = ModelConfig().scorer() if options.model is None else runs.load_model(options.model).scorer.cpu()
     with Bars() as bars:
         evaluation = training.evaluate_features(
             text, video, scorer, targets, options.protocol, bars.counter("scoring grains")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from . import checks
 from .collection import Collection
 from .data.video import VIDEO_SUFFIXES, Sampling, VideoError, batch, read_video
+from .models.evaluating import evaluating
 from .scoring import Progress
 from .tokens import Features
 
@@ -270,18 +271,6 @@ def _decoding(
         yield ahead()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def evaluating(model: XCLIP) -> Generator[None]:
-    """The model in eval mode, without gradients."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def _checked(model: XCLIP, sampling: Sampling | None, batch_size: int, workers: int) -> Sampling:

@@ -32,7 +32,7 @@ from .training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkp
 from .training.data import Data, Pairs
 from .training.merging import video_ranks
 
-_SCORING = ("grains", "aggregator", "weights")
+SCORING = ("grains", "aggregator", "weights")
 _PACKAGES = {"timm": "models", "safetensors": "models"}
 RANKED = 10  # results of each query in rankings.jsonl
 NAMED = 3  # missing videos in a message
@@ -79,8 +79,7 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl in the folder; none where it is not."""
-        path = self.out / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+        return checkpoint.MetricsLog(self.out / "metrics.jsonl").read()
 
     def count_training(self) -> None:
         """Add the stages of training to the clock, those of earlier processes included."""
@@ -122,19 +121,19 @@ def require(package: str, extra: str) -> None:
         raise ImportError(f'{package} is not installed: pip install "multigrain[{extra}]"')
 
 
-def load(run: Run) -> Data:
+def load(run: Run, splits: Sequence[str] = ("train", "val", "test")) -> Data:
     """The pairs; BabyAI's from the cache, or generated into it.
 
-    Videos of a manifest that are not there are counted on stderr.
+    Videos of these splits of a manifest that are not there are counted on stderr.
 
     Raises:
-        FileNotFoundError: with data.strict, a video of the manifest is not there.
+        FileNotFoundError: with data.strict, a video is not there.
     """
     with run.clock.phase("pairs"), parallel.first_rank_first():
         data = training.load_data(run.config.data, workers=run.workers)
     if isinstance(run.config.data, ClipsConfig):
-        clips = [clip for split in vars(data).values() for clip in split.clips]
-        if missing := [str(clip.video) for clip in missing_videos(clips)]:
+        clips = {clip.video: clip for split in splits for clip in getattr(data, split).clips}
+        if missing := [str(clip.video) for clip in missing_videos(list(clips.values()))]:
             message = f"{run.config.data.manifest}: {len(missing)} of {len(clips)} videos are missing: "
             message += ", ".join(missing[:NAMED]) + ", ..." * (len(missing) > NAMED)
             if run.config.data.strict:
@@ -168,7 +167,7 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     if isinstance(asked.data, BabyAIConfig):
         _same_pairs(trained.data, asked.data, run.out)
     model = XCLIP.from_pretrained(run.out / "model")
-    settings = dataclasses.replace(trained.model, **{name: getattr(asked.model, name) for name in _SCORING})
+    settings = dataclasses.replace(trained.model, **{name: getattr(asked.model, name) for name in SCORING})
     scorer, results = settings.scorer(), run.out
     # Another default aggregator means something only where a grain names none.
     same = dataclasses.replace(settings, aggregator=trained.model.aggregator) == trained.model
@@ -177,7 +176,7 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
             raise ValueError("model: expected the grains of the training, since grains have parameters; got others")
         print("multigrain: scored by other grains or aggregators than it was trained with", file=sys.stderr)
         model.scorer, results = scorer, checkpoint.open_folder(run.out / "rescored")
-    config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers)
+    config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers, device=asked.device)
     restored = dataclasses.replace(run, config=config, results=results)
     restored.count_training()
     return restored, model
@@ -217,6 +216,7 @@ def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
             pairs,
             max_frames=run.max_frames,
             protocol=run.protocol,
+            batch_size=min(100, run.config.stages[-1].batch_size),
             workers=run.config.workers,
             progress=bars.counter("encoding and scoring the test"),
         )
@@ -248,7 +248,7 @@ def write_report(
         print(*evaluation.broken, sep="\n", file=sys.stderr)
     values = {
         "metrics": evaluation.metrics,
-        "chance": tables.chance(len(videos)),
+        "chance": tables.chance(len(videos), protocol),
         "texts": count,
         "candidates": len(videos),
         "broken": evaluation.broken,
@@ -263,7 +263,8 @@ def write_report(
 def rankings(
     evaluation: Evaluation, texts: Sequence[str], videos: Sequence[str], k: int = RANKED
 ) -> Iterator[dict[str, Any]]:
-    """For each text and then for each video: itself, the rank of its best own item and its k best, with scores.
+    """For each text and then for each video: itself, the rank of its best own item among all items of the other side
+    (for a video, as under "all_captions"), and its k best with their scores.
 
     Collective: each rank ranks its texts, and finds the k best of them for each video.
 

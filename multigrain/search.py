@@ -17,7 +17,8 @@ from torch import Tensor
 
 from . import checks
 from .collection import Collection, Shard
-from .extract import describe, evaluating
+from .extract import describe
+from .models.evaluating import evaluating
 from .scoring import top_k
 from .tokens import Features
 

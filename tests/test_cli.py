@@ -178,6 +178,9 @@ def test_train_and_evaluate_from_yaml(
     assert Path("runs/three/metrics.json").read_bytes() == before
     assert list(json.loads(Path("runs/three/rescored/metrics.json").read_text())["metrics"]) == ["word-frame", "all"]
 
+    assert main(["evaluate", "--out", "runs/three", "--model.masked=false"]) == 2
+    assert "--model.masked=false: evaluation takes settings of data, device" in capsys.readouterr().err
+
     assert main(["evaluate", "--out", "runs/three", "--data.seed=1"]) == 2
     assert "data.seed: expected 0, with which runs/three was trained, got 1" in capsys.readouterr().err
 

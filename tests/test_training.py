@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +58,7 @@ CONFIG = TrainConfig(
     ),
     stages=[
         StageConfig("towers", "frames", epochs=2, batch_size=8),
-        StageConfig("grains", "videos", epochs=2, batch_size=8, bucket=2),
+        StageConfig("grains", "videos", epochs=2, batch_size=8, max_frames=4, bucket=2),
     ],
     validation_pairs=4,
     checkpoint_seconds=0.0,
@@ -157,6 +158,37 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(whole: tuple[XCLIP, P
         training.train(CONFIG, data, whole[1])
 
 
+def test_a_new_start_leaves_nothing_of_the_run_before(whole: tuple[XCLIP, Path], tmp_path: Path):
+    shutil.copytree(whole[1], tmp_path / "run")
+    (tmp_path / "run" / "broken.txt").write_text("old.mp4\n")
+    with pytest.raises(KeyboardInterrupt):
+        training.train(CONFIG, DATA, tmp_path / "run", resume=False, progress=_interrupt)
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "broken.txt").exists()
+
+
+def test_a_line_that_was_cut_off_stops_no_resumption(whole: tuple[XCLIP, Path], tmp_path: Path):
+    shutil.copytree(whole[1], tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "st')
+    training.train(CONFIG, DATA, tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(whole[1])
+
+
+def _interrupt(_: training.Progress) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_cannot_be_trained_on_is_said_first(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"max_frames: expected at most 4 .* got 12 in stage 'long'"):
+        training.train(dataclasses.replace(CONFIG, stages=[StageConfig("long")]), DATA, tmp_path)
+    nothing = SimpleNamespace(**{**vars(DATA), "train": Paint(0, 0)})
+    with pytest.raises(ValueError, match="expected pairs to train on in stage 'grains', got none"):
+        training.train(CONFIG, nothing, tmp_path)
+    with pytest.raises(ValueError, match="device: expected auto, cpu or a CUDA device that is here, got 'cud'"):
+        training.train(dataclasses.replace(CONFIG, device="cud"), DATA, tmp_path)
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
     (tmp_path / "checkpoint.pt").write_bytes(b"PK nonsense")
     with pytest.raises(ValueError, match=r"checkpoint\.pt: not a checkpoint.*resume=False"):
@@ -191,9 +223,11 @@ def test_evaluation_scores_each_grain_and_all_together(whole: tuple[XCLIP, Path]
     assert metrics["all"]["protocol"] == "diagonal"
 
 
-def test_a_frozen_tower_stays_as_it_is_and_its_kept_features_give_the_same_loss():
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_frozen_tower_stays_as_it_is_and_its_kept_features_give_the_same_loss(masked: bool):
     torch.manual_seed(0)
-    model = XCLIP.from_config(dataclasses.replace(CONFIG.model, dropout=0.0), ["red", "green", "blue", "white", "then"])
+    config = dataclasses.replace(CONFIG.model, dropout=0.0, masked=masked)
+    model = XCLIP.from_config(config, ["red", "green", "blue", "white", "then"])
     stage = dataclasses.replace(CONFIG.stages[1], freeze_vision=True)
     model.freeze_vision(True)
     objectives = [make_objective(model, s, DATA.train) for s in (stage, CONFIG.stages[1])]
@@ -205,7 +239,7 @@ def test_a_frozen_tower_stays_as_it_is_and_its_kept_features_give_the_same_loss(
     assert model.temporal.position.grad is not None
     features, mask = frame_features(model, DATA.train, max_frames=4, batch_size=7)
     assert features.shape == (40, 4, 8)
-    assert not features[~mask].any()
+    assert features[~mask].any() != masked
 
 
 def test_batches_are_whole_shuffled_and_of_similar_length_in_buckets():

@@ -15,6 +15,7 @@ from multigrain import runs, training
 from multigrain.data.batch import Batch
 from multigrain.metrics import retrieval_metrics
 from multigrain.models import XCLIP, ClipConfig, ModelConfig, TemporalConfig
+from multigrain.report import tables
 from multigrain.training import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from multigrain.training.data import loading
 from multigrain.training.loop import make_optimizer
@@ -114,6 +115,10 @@ def test_captions_of_one_video_are_scored_against_each_video_once(model: XCLIP):
     assert found.broken == ()
     with pytest.raises(ValueError, match="expected one text a video under 'diagonal', got 10 texts and 4 videos"):
         training.evaluate(model, Noise())
+    with pytest.raises(ValueError, match="targets: expected none under 'diagonal'"):
+        training.metrics_by_grain({"a": torch.eye(3)}, "diagonal", torch.tensor([2, 0, 1]))
+    with pytest.raises(ValueError, match="expected at least one to evaluate"):
+        training.evaluate(model, Noise(), [])
 
 
 def test_a_video_that_cannot_be_read_is_left_out_with_its_captions(model: XCLIP, tmp_path: Path):
@@ -123,9 +128,56 @@ def test_a_video_that_cannot_be_read_is_left_out_with_its_captions(model: XCLIP,
     assert found.targets.tolist() == [0, 1, 1, 2, 2, 2, 2]
     assert found.broken == ("video2.mp4: is broken",)
     with pytest.raises(ValueError, match=r"no video could be read; the first: video2\.mp4: is broken"):
-        training.evaluate(model, Noise(broken=True), [3, 4])
-    training.train(CONFIG, data(broken=True), tmp_path)
+        training.evaluate(model, Noise(broken=True), [3])
+    with pytest.raises(ValueError, match=r"video2\.mp4: is broken"):
+        training.encode(model, Noise(broken=True))
+    single = dataclasses.replace(CONFIG, stages=[StageConfig("only", epochs=2, batch_size=1, max_frames=3)])
+    events: list[training.Progress] = []
+    training.train(single, data(broken=True), tmp_path, progress=events.append)  # three batches of nothing an epoch
     assert (tmp_path / "broken.txt").read_text() == "video2.mp4: is broken\n"
+    assert len([event for event in events if event.validation is None]) == 2 * 7
+
+
+def test_nothing_that_can_be_read_is_an_error_at_the_end_of_the_epoch(tmp_path: Path):
+    pairs = Noise(broken=True)
+    pairs.names = ["video2"] * len(pairs.names)
+    nothing = SimpleNamespace(train=pairs, single=pairs, val=pairs, test=pairs)
+    with pytest.raises(ValueError, match=r"no video of an epoch could be read; the first: video2\.mp4"):
+        training.train(CONFIG, nothing, tmp_path)
+
+
+def test_the_lstm_trains_in_half_precision(tmp_path: Path):
+    lstm = dataclasses.replace(MODEL, temporal=TemporalConfig(kind="lstm", max_frames=3))
+    features = XCLIP.from_config(lstm)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = features.video_features(torch.randn(2, 3, 16), torch.tensor([[True] * 3, [True] * 2 + [False]]))
+    assert found["video"].features.isfinite().all()
+
+
+def test_frozen_towers_stay_in_eval_mode():
+    frozen = XCLIP.from_config(dataclasses.replace(MODEL, clip=dataclasses.replace(MODEL.clip, frozen=True)))
+    frozen.train()
+    assert frozen.training
+    assert not frozen.vision.training  # type: ignore[union-attr]
+    assert not frozen.text.training  # type: ignore[union-attr]
+
+
+def test_an_error_of_a_worker_is_the_error_itself():
+    with pytest.raises(ValueError, match=r"^row 3 is bad$"):
+        list(loading(_fails, [[1], [3]], 1))
+
+
+def _fails(rows: list[int]) -> list[int]:
+    if 3 in rows:
+        raise ValueError("row 3 is bad")
+    return rows
+
+
+def test_chance_is_only_said_where_it_is_one_figure():
+    metrics = retrieval_metrics(torch.rand(6, 3), torch.tensor([0, 0, 1, 1, 2, 2]), "all_captions")
+    assert [row.name for row in tables.rows({"a": metrics}, 3)] == ["a"]
+    grouped = retrieval_metrics(torch.rand(6, 3), torch.tensor([0, 0, 1, 1, 2, 2]), "group_max")
+    assert [row.name for row in tables.rows({"a": grouped}, 3)] == ["a", "chance"]
 
 
 def test_rankings_name_what_was_found(model: XCLIP):

@@ -107,5 +107,6 @@ class TemporalLSTM(nn.Module):
         # With the real frames in front nothing that is padding comes before one, which is what packing is for.
         order = (~mask).long().argsort(dim=1, stable=True)[..., None].expand_as(frames)
         real = frames.masked_fill(~mask[..., None], 0.0).gather(1, order)
-        hidden = torch.zeros_like(frames).scatter(1, order, self.lstm(real)[0])
+        hidden = self.lstm(real)[0]
+        hidden = torch.zeros_like(hidden).scatter(1, order, hidden)
         return frames + hidden.masked_fill(~mask[..., None], 0.0)

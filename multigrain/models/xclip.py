@@ -211,15 +211,27 @@ class XCLIP(nn.Module):
     def tower_parameters(self, logit_scale: bool = True) -> set[str]:
         """Names of the parameters that come from CLIP, to be trained at a lower rate than the rest.
 
-        As in X-CLIP's code, all of CLIP: both towers and, with `logit_scale`, the logit scale. What a tower got anew
-        (the projection of a timm tower that is not CLIP's) counts as the rest, as do towers trained from scratch.
+        As in X-CLIP's code, all of CLIP: both towers and, with `logit_scale`, the logit scale. What starts from random
+        numbers counts as the rest: a timm tower that is not CLIP's without weights of its own, its projection
+        whatever its weights, and towers trained from scratch.
         """
         if self.config is None or self.config.clip is None:
             return set()
-        new = self.config.clip.vision is not None and not is_timm_clip(self.config.clip.vision.name)
         names = {name for name, _ in self.named_parameters() if name.startswith(("vision.", "text."))}
-        names -= {"vision.projection.weight"} if new else set()
+        vision = self.config.clip.vision
+        if vision is not None and not is_timm_clip(vision.name):
+            new = "vision.projection" if vision.kwargs.get("pretrained") else "vision."
+            names = {name for name in names if not name.startswith(new)}
         return names | ({"criterion.logit_scale"} if logit_scale else set())
+
+    def train(self, mode: bool = True) -> XCLIP:
+        """As of any module, but towers that are frozen stay in eval mode, with the statistics that they have."""
+        super().train(mode)
+        if self.config is not None and self.config.clip is not None and self.config.clip.frozen:
+            for tower in (self.vision, self.text):
+                if isinstance(tower, nn.Module):
+                    tower.eval()
+        return self
 
     def freeze_vision(self, frozen: bool) -> None:
         """Keep the frame tower as it is, or let it train (again) as far as its settings do."""

@@ -21,19 +21,23 @@ class Row(NamedTuple):
     """"grain", "all" or "chance"""
 
 
-def chance(candidates: int) -> RetrievalMetrics:
-    """What a random order gives, in expectation, among so many candidates with one positive."""
+def chance(candidates: int, protocol: str = "diagonal") -> RetrievalMetrics | None:
+    """What a random order gives, in expectation, among so many videos; None where that depends on their captions."""
+    if protocol == "all_captions":
+        return None
     middle = (candidates + 1) / 2
     one = {f"R@{k}": 100 * min(k, candidates) / candidates for k in (1, 5, 10)} | {"MdR": middle, "MnR": middle}
-    return {"t2v": dict(one), "v2t": dict(one), "protocol": "diagonal", "ties": "mean"}
+    return {"t2v": dict(one), "v2t": dict(one), "protocol": protocol, "ties": "mean"}
 
 
 def rows(metrics: Mapping[str, RetrievalMetrics], candidates: int) -> list[Row]:
-    """Every entry of `metrics` (grains, and "all"), then chance."""
+    """Every entry of `metrics` (grains, and "all"), then chance where there is one figure for it."""
     grains = len(metrics.keys() - {"all"})
     shown = {name: values for name, values in metrics.items() if name != "all" or grains > 1}
     named = [(name, values, "all" if name == "all" else "grain") for name, values in shown.items()]
-    lines = [*named, ("chance", chance(candidates), "chance")]
+    protocol = next((values["protocol"] for values in metrics.values()), "diagonal")
+    random = chance(candidates, protocol)
+    lines = named if random is None else [*named, ("chance", random, "chance")]
     words = {2: "both", 3: "all three", 4: "all four"}
     together = words.get(grains, "together")
     return [Row(together if kind == "all" else name, _cells(values), kind) for name, values, kind in lines]

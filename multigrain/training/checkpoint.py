@@ -159,9 +159,17 @@ class MetricsLog:
 
     def keep_until(self, position: Position) -> None:
         """Drop the lines that a resumed run will write again."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if tuple(json.loads(line)["position"]) <= position]
-        write_lines(self.path, kept)
+        write_lines(self.path, (json.dumps(line) for line in self.read() if tuple(line["position"]) <= position))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines; one that was not written to its end is left out."""
+        lines: list[dict[str, Any]] = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return lines
 
     def write(self, position: Position, values: dict[str, Any]) -> None:
         """Append one line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..data.video import STRATEGIES
 from ..metrics import PROTOCOLS
 from ..models import ModelConfig
 
 TASKS = ("frames", "videos")
-STRATEGIES = ("uniform", "head", "random", "segment")
 PRECISIONS = ("fp32", "bf16", "fp16")
 SCALE_GROUPS = ("rest", "towers")
 
@@ -71,7 +72,7 @@ class OptimizerConfig:
         logit_scale_group: "rest" trains the logit scale at learning_rate, "towers" at that of the towers (as
             X-CLIP's code).
         weight_decay: of matrices; vectors, positions, mixing and bilinear matrices have none.
-        betas: of AdamW.
+        betas, eps: of AdamW.
         warmup: the share of the steps, in [0, 1), in which the rate rises.
         clip_norm: upper limit of the gradient's norm.
 
@@ -84,11 +85,12 @@ class OptimizerConfig:
     logit_scale_group: str = "rest"
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
     warmup: float = 0.1
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "eps"):
             _require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
         tower = self.tower_learning_rate
         _require(tower is None or tower > 0, "tower_learning_rate", "a number above 0", tower)
@@ -150,7 +152,7 @@ class TrainConfig:
         keep: how many checkpoints stay, the last ones.
         device: "cpu", "cuda", ..., or "auto": CUDA where there is one.
         precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
-            loss are always computed in fp32.
+            loss are always computed in fp32, and so is an evaluation.
         workers: processes that read batches ahead, at most one a core; 0: none.
 
     Raises:
@@ -229,7 +231,9 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 def _read(path: Path, parse: Callable[[str], Any], above: tuple[Path, ...] = ()) -> Any:
     """The values of a file over those of its base."""
-    values = parse(path.read_text(encoding="utf-8")) or {}
+    # JSON as such: YAML reads its 1e-05 as a word.
+    text = path.read_text(encoding="utf-8")
+    values = (json.loads(text) if path.suffix == ".json" else parse(text)) or {}
     _require(isinstance(values, dict), "config", "settings by name", values)
     base: object = values.pop("base", None)
     if base is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -93,23 +93,26 @@ def load_data(config: BabyAIConfig | ClipsConfig, progress: bool = True, workers
     )
 
 
-class _Fetch(Dataset[Item], Generic[Item]):
+class _Fetch(Dataset["Item | Exception"], Generic[Item]):
     """What a worker of a DataLoader calls."""
 
     def __init__(self, fetch: Callable[[list[int]], Item]) -> None:
         self.fetch = fetch
 
-    def __getitem__(self, rows: list[int]) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.fetch(rows)
+    def __getitem__(self, rows: list[int]) -> Item | Exception:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return self.fetch(rows)
+        except Exception as error:  # raised again in the process that asked, without the trace of the worker
+            return error
 
 
-def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], workers: int) -> Iterable[Item]:
+def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], workers: int) -> Iterator[Item]:
     """fetch(rows) of each batch, in order; with workers, in so many processes (at most one a core) that run ahead.
 
     The global random numbers are not touched.
     """
     # A generator of its own: a DataLoader without one draws from the global random numbers.
-    return DataLoader(
+    items: Iterable[Item | Exception] = DataLoader(
         _Fetch(fetch),
         sampler=batches,
         batch_size=None,
@@ -118,6 +121,10 @@ def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], wo
         worker_init_fn=_outlive_the_group,
         generator=torch.Generator(),
     )
+    for item in items:
+        if isinstance(item, Exception):
+            raise item
+        yield item
 
 
 def _outlive_the_group(_: int) -> None:

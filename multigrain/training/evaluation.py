@@ -22,6 +22,7 @@ from ..distributed import world
 from ..grains import Grain
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..models import XCLIP
+from ..models.evaluating import evaluating
 from ..scorer import MultiGrain
 from ..scoring import score_matrix
 from ..tokens import Features
@@ -88,13 +89,15 @@ def evaluate(
         progress: called with (videos and texts done, all of them).
 
     Raises:
-        ValueError: no video could be read, or pairs that the protocol is not for.
+        Unreadable: no video could be read.
+        ValueError: pairs that the protocol is not for.
     """
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     ids: list[int] = pairs.ids[rows].tolist()
     first = {i: row for row, i in zip(reversed(rows), reversed(ids), strict=True)}
     order = [row for row, i in zip(rows, ids, strict=True) if first[i] == row]
     total = len(order) + len(rows)
+    _check_counts(protocol, len(rows), len(order))
 
     def count(done: int, _: int) -> None:
         if progress is not None:
@@ -148,7 +151,6 @@ def evaluate_features(
 TEXTS = 1024  # whose features are held at a time
 
 
-@torch.no_grad()
 def encode(
     model: XCLIP,
     pairs: Pairs,
@@ -165,23 +167,22 @@ def encode(
     """
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     text = encode_texts(model, [pairs.sentences[row] for row in rows], batch_size)
-    return text, _joined([_encode_videos(model, pairs, rows, max_frames, batch_size, progress=progress)])[0]
+    video, _, broken = _joined([_encode_videos(model, pairs, rows, max_frames, batch_size, progress=progress)])
+    if broken:
+        raise Unreadable(f"expected videos that can be read; {broken[0]}", broken)
+    return text, video
 
 
-@torch.no_grad()
 def encode_texts(model: XCLIP, sentences: Sequence[str], batch_size: int = 100) -> Features:
     """Features of sentences, on the CPU, from the model in eval mode."""
-    training = model.training
-    model.eval()
-    parts = [model.encode_text(sentences[i : i + batch_size]).to("cpu") for i in range(0, len(sentences), batch_size)]
-    model.train(training)
-    return Features.cat(parts)
+    with evaluating(model):
+        starts = range(0, len(sentences), batch_size)
+        return Features.cat([model.encode_text(sentences[i : i + batch_size]).to("cpu") for i in starts])
 
 
 Encoded = tuple[Features | None, list[int], tuple[str, ...]]
 
 
-@torch.no_grad()
 def _encode_videos(
     model: XCLIP,
     pairs: Pairs,
@@ -194,20 +195,20 @@ def _encode_videos(
     """Features of the videos of pairs, on the CPU, from the model in eval mode, None where there is none; the pairs
     whose videos could be read, and of each that could not, its name and why.
     """
-    device, training = model.logit_scale.device, model.training
+    device = model.logit_scale.device
     groups = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-    parts, kept, broken = list[Features](), list[int](), dict[str, None]()
-    model.eval()
-    for group, batch in zip(groups, loading(partial(_read, pairs, max_frames), groups, workers), strict=True):
-        broken |= dict.fromkeys(batch.broken)
-        found: set[int] = set(batch.ids.tolist())
-        kept += [row for row in group if int(pairs.ids[row]) in found]
-        if batch.sentences:
-            frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
-            parts.append(model.encode_video(frames, mask, index).to("cpu"))
-        if progress is not None:
-            progress(len(kept), len(rows))
-    model.train(training)
+    parts, kept, broken, done = list[Features](), list[int](), dict[str, None](), 0
+    with evaluating(model):
+        for group, batch in zip(groups, loading(partial(_read, pairs, max_frames), groups, workers), strict=True):
+            broken |= dict.fromkeys(batch.broken)
+            found: set[int] = set(batch.ids.tolist())
+            kept += [row for row in group if int(pairs.ids[row]) in found]
+            if batch.sentences:
+                frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
+                parts.append(model.encode_video(frames, mask, index).to("cpu"))
+            done += len(group)
+            if progress is not None:
+                progress(done, len(rows))
     return Features.cat(parts) if parts else None, kept, tuple(broken)
 
 
@@ -215,13 +216,21 @@ def _joined(parts: Sequence[Encoded]) -> tuple[Features, list[int], tuple[str, .
     """What `_encode_videos` found, one after the other.
 
     Raises:
-        ValueError: no video could be read.
+        Unreadable: no video could be read.
     """
     features = [found for found, _, _ in parts if found is not None]
     broken = tuple(line for _, _, lines in parts for line in lines)
     if not features:
-        raise ValueError(f"no video could be read; the first: {next(iter(broken), 'there is none')}")
+        raise Unreadable(f"no video could be read; the first: {next(iter(broken), 'there is none')}", broken)
     return Features.cat(features), [row for _, kept, _ in parts for row in kept], broken
+
+
+class Unreadable(ValueError):
+    """No video that is needed could be read; `broken` says of each why."""
+
+    def __init__(self, message: str, broken: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 def _read(pairs: Pairs, max_frames: int, rows: list[int]) -> Batch:
@@ -261,12 +270,10 @@ def metrics_by_grain(
 ) -> dict[str, RetrievalMetrics]:
     """R@1/5/10, MdR and MnR both ways, of every matrix; `targets` has the video of each text, None: text i's is i."""
     texts, videos = next(iter(scores.values())).shape
+    _check_counts(protocol, texts, videos)
     if protocol == "diagonal":
-        if texts != videos:
-            raise ValueError(
-                f"protocol: expected one text a video under 'diagonal', got {texts} texts and {videos} videos; "
-                f"'all_captions' and 'group_max' are for more"
-            )
+        if targets is not None and not torch.equal(targets.cpu(), torch.arange(texts)):
+            raise ValueError("targets: expected none under 'diagonal', where text i belongs to video i, got others")
         targets = None
     return {name: retrieval_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
 
@@ -280,18 +287,24 @@ def _metrics(scores: dict[str, Tensor], protocol: str, targets: Tensor) -> dict[
 
 def _check_targets(targets: Tensor | None, texts: int, videos: int, protocol: str) -> None:
     """What the ranks have to agree in before they take their shares: the same error on each."""
+    _check_counts(protocol, texts, videos)
     if targets is not None:
         checks.labels("targets", targets, texts)
         checks.indices("targets", targets, videos)
-    elif protocol != "diagonal" or texts != videos:
-        raise ValueError(f"targets: expected the video of each of {texts} texts, for {videos} videos, got None")
+    elif protocol != "diagonal":
+        raise ValueError(f"targets: expected the video of each text under the protocol {protocol!r}, got None")
+
+
+def _check_counts(protocol: str, texts: int, videos: int) -> None:
+    if texts == 0:
+        raise ValueError("pairs: expected at least one to evaluate, got none")
+    if protocol == "diagonal" and texts != videos:
+        raise ValueError(
+            f"protocol: expected one text a video under 'diagonal', got {texts} texts and {videos} videos; "
+            f"'all_captions' and 'group_max' are for more"
+        )
 
 
 def protocol_of(config: TrainConfig) -> str:
     """That of a config's data; BabyAI's validation and test sentences are distinct."""
     return config.data.protocol if isinstance(config.data, ClipsConfig) else "diagonal"
-
-
-def recall_at_1(metrics: RetrievalMetrics) -> float:
-    """R@1 in per cent, the mean of both directions."""
-    return (metrics["t2v"]["R@1"] + metrics["v2t"]["R@1"]) / 2

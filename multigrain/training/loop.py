@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.batch import Batch
 from ..distributed import world
 from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
@@ -33,7 +35,7 @@ from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
-from .evaluation import evaluate
+from .evaluation import Unreadable, evaluate
 from .objectives import make_objective
 
 LOG_EVERY = 10  # steps
@@ -111,7 +113,7 @@ class _Files:
     def __init__(self, out: Path, config: TrainConfig) -> None:
         self.out, self.config = out, config
         self.checkpoint, self.log = out / "checkpoint.pt", MetricsLog(out / "metrics.jsonl")
-        self.saved = time.monotonic()
+        self.saved, self.broken = time.monotonic(), 0
 
     def start(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
         """The state to go on from, or None and nothing of an earlier run."""
@@ -120,18 +122,26 @@ class _Files:
         if resume and self.checkpoint.is_file():
             state = checkpoint.load_checkpoint(self.checkpoint, settings)
         else:
-            checkpoint.remove_checkpoints(self.checkpoint)
+            self._clear()
         self.log.keep_until(Position(-1) if state is None else Position(*state["position"]))
         checkpoint.write_json(self.out / "config.json", asdict(self.config))
         checkpoint.write_json(self.out / "environment.json", checkpoint.environment())
         return state
+
+    def _clear(self) -> None:
+        """Remove what an earlier run left: its model must not pass for that of this one."""
+        checkpoint.remove_checkpoints(self.checkpoint)
+        (self.out / "broken.txt").unlink(missing_ok=True)
+        shutil.rmtree(self.out / "model", ignore_errors=True)
 
     def write(self, run: _Run, event: Progress, at_epoch_end: bool) -> None:
         """A line now and then, and a checkpoint when it is time."""
         if at_epoch_end or event.step % LOG_EVERY == 0:
             values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
             self.log.write(run.position, values)
-            checkpoint.add_lines(self.out / "broken.txt", event.broken)
+        if len(event.broken) > self.broken:
+            checkpoint.add_lines(self.out / "broken.txt", event.broken[self.broken :])
+            self.broken = len(event.broken)
         if at_epoch_end or run.ending or time.monotonic() - self.saved > self.config.checkpoint_seconds:
             checkpoint.save_checkpoint(self.checkpoint, run.state(), self.config.keep)
             self.saved = time.monotonic()
@@ -146,9 +156,10 @@ class _Run:
         self.rank, self.ranks = world()
         self.ending = False  # as all ranks agree in every step
         self.device = device(config.device)
+        _check_pairs(config, data)
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
-        _check_size(config, self.model)
+        _check_frames(config, self.model)
         self.optimizer: torch.optim.Optimizer | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken: dict[str, None] = {}  # in order, each once
@@ -178,12 +189,14 @@ class _Run:
             for i, item in enumerate(loading(load, order[done:], self.config.workers), done):
                 step = epoch * len(order) + i
                 rate = learning_rate(stage.optimizer, step, total)
+                self.broken |= dict.fromkeys(getattr(item, "broken", ()))
+                self.position = Position(number, epoch, i + 1)
+                if isinstance(item, Batch) and not item.sentences:
+                    continue  # none of its videos could be read, by any rank
                 torch.manual_seed(_mix_all(seed, i, self.rank))
                 with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
                     loss = compute_loss(item)
                 mean = self._step(stage, loss, optimizer, rate)
-                self.broken |= dict.fromkeys(getattr(item, "broken", ()))
-                self.position = Position(number, epoch, i + 1)
                 scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
                 self.last = Progress(stage.name, epoch + 1, stage.epochs, step + 1, total, mean, scale, rate, seconds)
                 yield replace(self.last, broken=tuple(self.broken)), False
@@ -194,7 +207,8 @@ class _Run:
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             if last:
                 self.optimizer = None
-            assert self.last is not None  # an epoch has at least one step
+            if self.last is None:
+                raise ValueError(f"no video of an epoch could be read; the first: {next(iter(self.broken))}")
             yield replace(self.last, validation=validation, broken=tuple(self.broken)), True
 
     @property
@@ -245,7 +259,14 @@ class _Run:
         rows = sorted(first.values())[: self.config.validation_pairs]
         if stage.task == "frames" or not rows:
             return None
-        found = evaluate(self.model, self.data.val, rows, stage.max_frames, workers=self.config.workers)
+        size = min(100, stage.batch_size)
+        try:
+            found = evaluate(
+                self.model, self.data.val, rows, stage.max_frames, batch_size=size, workers=self.config.workers
+            )
+        except Unreadable as error:
+            self.broken |= dict.fromkeys(error.broken)
+            return None
         self.broken |= dict.fromkeys(found.broken)
         return found.metrics
 
@@ -310,21 +331,47 @@ def make_optimizer(model: XCLIP, config: OptimizerConfig) -> torch.optim.Optimiz
         ],
         lr=config.learning_rate,
         betas=config.betas,
+        eps=config.eps,
         fused=True,
     )
 
 
-_UNDECAYED = ("position", "pos_embed", "class_embedding", "bilinear", "inner_", "outer_")
+_UNDECAYED = ("position", "pos_embed", "class_embedding", "cls_token", "reg_token", "bilinear", "inner_", "outer_")
 
 
-def _check_size(config: TrainConfig, model: XCLIP) -> None:
+def _check_pairs(config: TrainConfig, data: Data) -> None:
+    for stage in config.stages:
+        pairs = data.single if stage.task == "frames" else data.train
+        if not pairs.sentences:
+            raise ValueError(f"data: expected pairs to train on in stage {stage.name!r}, got none")
+
+
+def _check_frames(config: TrainConfig, model: XCLIP) -> None:
+    for stage in config.stages:
+        if stage.task == "videos" and model.temporal is not None and stage.max_frames > model.max_frames:
+            raise ValueError(
+                f"max_frames: expected at most {model.max_frames} (model.temporal.max_frames), "
+                f"got {stage.max_frames} in stage {stage.name!r}"
+            )
     if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
         raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
 
 
 def device(name: str) -> torch.device:
-    """That of a name; "auto": CUDA where there is one, else the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """That of a name; "auto": CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or there is none here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: expected auto, cpu or a CUDA device that is here, got {name!r}: {reason}") from error
+    return found
 
 
 def _mix(seed: int, stage: int, epoch: int) -> int:

@@ -15,6 +15,7 @@ from ..distributed import world
 from ..grains import VideoSentence
 from ..losses import RetrievalLoss
 from ..models import XCLIP
+from ..models.evaluating import evaluating
 from ..tokens import Features
 from . import parallel
 from .config import StageConfig
@@ -40,19 +41,14 @@ def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
 
 def _read(pairs: Pairs, max_frames: int, part: tuple[int, int], seed: int, rows: list[int]) -> Batch:
     """This rank's share of some rows; where none of it can be read, one of another rank's, which then counts twice:
-    every rank has a part in every step.
-
-    Raises:
-        ValueError: nothing among the rows can be read.
+    every rank has a part in every step. Empty where nothing among the rows can be read.
     """
     rank, size = part
     own = pairs.batch(rows[rank::size], max_frames, seed)
-    if own.sentences:
+    if own.sentences or size == 1:
         return own
-    for row in rows if size > 1 else ():
-        if (other := pairs.batch([row], max_frames, seed)).sentences:
-            return replace(other, broken=own.broken)
-    raise ValueError(f"no video of a batch could be read, the first for this reason: {own.broken[0]}")
+    others = (pairs.batch([row], max_frames, seed) for row in rows)
+    return replace(next((other for other in others if other.sentences), own), broken=own.broken)
 
 
 def _contrast(model: XCLIP, scorer: nn.Module, text: Features, video: Features, ids: Tensor) -> Tensor:
@@ -83,7 +79,7 @@ def _frozen_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objecti
     def loss(rows: list[int]) -> Tensor:
         mask = masks[rows]
         # Slots that are padding in the whole batch cost time and, under masks, change nothing.
-        length = int(mask.sum(1).max()) if model.masked else stage.max_frames
+        length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
         video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
         text = model.encode_text([pairs.sentences[row] for row in rows])
         return _contrast(model, model.scorer, text, video, pairs.ids[rows])
@@ -96,22 +92,24 @@ def _rows(part: tuple[int, int], _: int, rows: list[int]) -> list[int]:
     return rows[rank::size]
 
 
-@torch.no_grad()
 def frame_features(model: XCLIP, pairs: Pairs, max_frames: int, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-    """The frame tower's features [pairs, max_frames, D], zero where padded, and the mask; both on the CPU.
+    """The frame tower's features [pairs, N, D] and the mask [pairs, N], both on the CPU.
 
-    Leaves the model in eval mode. Collective: each rank computes its share of them.
+    N is max_frames and padding is zero; without masks N is at least the model's max_frames and padding is the feature
+    of a blank frame, as encode_video has it. Collective: each rank computes its share of them.
     """
-    model.eval()
-    device = model.logit_scale.device
-    own = parallel.share(len(pairs.sentences))
-    features = torch.zeros(len(own), max_frames, model.vision.dim)
-    masks = torch.zeros(len(own), max_frames, dtype=torch.bool)
-    for start in range(0, len(own), batch_size):
-        batch = pairs.batch(own[start : start + batch_size], max_frames)
-        found = model.vision(batch.frames.to(device)).cpu()
-        rows, length = slice(start, start + len(batch.mask)), batch.mask.shape[1]
-        features[rows, :length] = found[batch.index] * batch.mask[..., None]
-        masks[rows, :length] = batch.mask
+    device, own = model.logit_scale.device, parallel.share(len(pairs.sentences))
+    slots = max_frames if model.masked else max(max_frames, model.max_frames)
+    features = torch.zeros(len(own), slots, model.vision.dim)
+    masks = torch.zeros(len(own), slots, dtype=torch.bool)
+    with evaluating(model):
+        for start in range(0, len(own), batch_size):
+            batch = pairs.batch(own[start : start + batch_size], max_frames)
+            found, mask = model.vision(batch.frames.to(device)).cpu(), batch.mask[..., None]
+            rows, length = slice(start, start + len(mask)), mask.shape[1]
+            if not model.masked:
+                features[rows] = model.vision(model.vision.blank(batch.frames.to(device))).cpu()
+            features[rows, :length] = torch.where(mask, found[batch.index], features[rows, :length])
+            masks[rows, :length] = batch.mask
     everything, everywhere = zip(*parallel.exchange((features, masks)), strict=True)
     return torch.cat(everything), torch.cat(everywhere)

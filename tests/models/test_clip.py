@@ -253,7 +253,7 @@ def test_another_tower_of_timm_gets_a_projection_of_its_own(weights: Path, frame
     assert model.encode_video(frames)["video"].features.shape == (2, 16)
     assert model.vision.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])  # type: ignore[union-attr]
     assert "vision.projection.weight" not in model.tower_parameters()
-    assert "vision.backbone.conv1.0.weight" in model.tower_parameters()
+    assert not [name for name in model.tower_parameters() if name.startswith("vision.")]  # random numbers at first
     model.save_pretrained(tmp_path)
     assert torch.equal(XCLIP.from_pretrained(tmp_path).vision(frames[0]), model.vision(frames[0]))
 
