@@ -103,10 +103,10 @@ class Model(nn.Module):
         self.towers, self.loss = Towers(dropout), case.loss(gather)
         randomise(self.double(), spread=0.5)
 
-    def forward(self, parts: Sequence[Part], ids: Any) -> Tensor:
+    def forward(self, parts: Sequence[Part], ids: Any, **settings: Any) -> Tensor:
         sides = zip(*(self.towers(part) for part in parts), strict=True)
         text, video = (mg.Features.cat(side) for side in sides)
-        return self.loss(text, video, ids)
+        return self.loss(text, video, ids, **settings)
 
 
 def shard(towers: Towers, size: int) -> nn.Module:
