@@ -172,14 +172,14 @@ def test_no_gradient_reaches_keys_or_queue() -> None:
 def test_what_a_loss_cannot_use_is_named() -> None:
     text, video, queue = mg.Features(sentence=unit(2, 3)), mg.Features(video=unit(2, 3)), mg.FeatureQueue(3)
     queue.push(mg.Features(video=unit(2, 3)), torch.arange(2))
-    with pytest.raises(ValueError, match="ids: expected them for both .* for neither, got them for the queue alone"):
+    with pytest.raises(ValueError, match=r"ids: expected them for both .* for neither, got them for the queue alone"):
         loss_of()(text, video, video_queue=queue)
     with pytest.raises(ValueError, match="keys: expected 2 texts and 2 videos, got 2 and 1"):
         loss_of()(text, video, keys=(text, video[:1]))
     lonely = torch.arange(2), torch.arange(1, 3)
     with pytest.raises(ValueError, match="ids: expected a positive for every candidate, got none for candidate 1"):
         loss_of()(text, video, lonely, video_queue=queue)
-    with pytest.raises(TypeError, match="criterion: keys and queues needs? .* one_way"):
+    with pytest.raises(TypeError, match=r"criterion: for keys and queues, expected .*, got Identity"):
         mg.RetrievalLoss(mg.MultiGrain(mg.VideoSentence()), nn.Identity())(text, video, video_queue=queue)
 
 
@@ -196,7 +196,7 @@ def test_momentum_by_hand() -> None:
     assert torch.equal(target.weight, online.weight)
     with pytest.raises(ValueError, match="target: expected a copy of online, got other names: bias, "):
         mg.momentum_update(nn.Linear(1, 1), nn.BatchNorm1d(1, affine=False))
-    with pytest.raises(ValueError, match="decay: expected a number from 0 to 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"decay: expected a number from 0 to 1, got 1\.5"):
         mg.momentum_update(online, target, 1.5)
 
 

@@ -81,7 +81,7 @@ def poisoned(x: Tensor, mask: Tensor | None) -> mg.Tokens:
 
 
 class Towers(nn.Module):
-    """Words and frames through a layer each, with dropout; the first word makes the sentence, the last frame the video."""
+    """Words and frames through a layer each, with dropout; the first word is the sentence, the last frame the video."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
