@@ -182,8 +182,9 @@ BENCHMARKS = (
         "score everything. Gradients are checked against those of one process with the whole batch. Times are of the "
         "slower process; bytes are what a process sends.",
         op=op,
-        sweep=(Shape(512, 512),),
+        sweep=(Shape(256, 256),),
         quick=(Shape(8, 8, words=6, frames=4, dim=16),),
         targets={SCORER: at_most(0.6), COUNTED: at_most(1)},
+        rounds=7,
     ),
 )
