@@ -31,22 +31,12 @@ Group: TypeAlias = "dist.ProcessGroup | None"
 class Gathered(NamedTuple):
     """The items of all ranks, rank 0 first.
 
-    `features` by side, `ids` as they were given, `sizes` the items of each rank by side, `rank` this process.
+    `features` by side, `ids` as they were given, `own` where this rank's items are, by side.
     """
 
     features: dict[str, Features]
     ids: tuple[Tensor, ...]
-    sizes: dict[str, list[int]]
-    rank: int
-
-    def own(self, side: str) -> slice:
-        """Where this rank's items are."""
-        start = sum(self.sizes[side][: self.rank])
-        return slice(start, start + self.sizes[side][self.rank])
-
-    def total(self, side: str) -> int:
-        """How many items all ranks have together."""
-        return sum(self.sizes[side])
+    own: dict[str, slice]
 
 
 def world(group: Group = None) -> tuple[int, int]:
@@ -60,7 +50,7 @@ def alone(sides: Mapping[str, Features], ids: Sequence[Tensor] = (), problem: st
     """What `gather` returns, or raises, where there is one rank."""
     if problem:
         raise ValueError(problem)
-    return Gathered(dict(sides), _on_device(sides, ids), {side: [len(sides[side])] for side in sides}, 0)
+    return Gathered(dict(sides), _on_device(sides, ids), {side: slice(0, len(sides[side])) for side in sides})
 
 
 def gather(
@@ -69,16 +59,18 @@ def gather(
     group: Group = None,
     dtype: torch.dtype | None = None,
     problem: str | None = None,
+    kept: Mapping[str, Features] | None = None,
 ) -> Gathered:
     """The features of all ranks on each of them, with the whole gradient for this rank's. Collective: all ranks call.
 
     Args:
         sides: Features by a name that errors use, such as "text" and "video".
-        ids: integers, the first one for each item of the first side, and so on; as many on each rank.
+        ids: sets of integers that travel along; as many sets on each rank, of any length.
         group: the process group; None: the default one. Without one, or in one of one rank, nothing is exchanged.
         dtype: of the features while they travel, such as torch.bfloat16; None: their own. What arrives is of their own
             dtype again, rounded, this rank's included. Gradients are summed in fp32 or wider whatever it is.
         problem: why this rank cannot take part; every rank then raises it.
+        kept: more sides, which have to agree between ranks but stay where they are.
 
     Raises:
         ValueError: on every rank, where one has a problem or ranks differ in grains, widths, dtypes, devices, in being
@@ -88,23 +80,34 @@ def gather(
     rank, size = world(group)
     if size == 1:
         return alone(sides, ids, problem)
-    headers = _exchange(_header(sides, ids, dtype, problem), size, group)
+    headers = _exchange(_header(dict(kept or {}) | dict(sides), ids, dtype, problem), size, group)
     _agree(headers)
     slots = [_Slot(side, name, sides[side][name], headers) for side in sides for name in sorted(sides[side].names)]
-    plan = _Plan(slots, rank, group, dtype)
+    plan = _Plan([slot.shape for slot in slots], rank, group, dtype)
     gathered = cast("tuple[Tensor, ...]", _Gather.apply(plan, *(slot.tokens.tokenwise().features for slot in slots)))
     grains: dict[str, dict[str, Tokens]] = {side: {} for side in sides}
     for slot, x in zip(slots, gathered, strict=True):
-        mask = _all_gather(slot.mask, slot.sizes, group).bool() if slot.masked else None
+        mask = _all_gather(slot.mask, slot.shape.sizes, group).bool() if slot.masked else None
         grains[slot.side][slot.name] = Tokens(x.squeeze(1) if slot.coarse else x, mask, unit=slot.tokens.unit)
-    sizes = {side: [header.sizes[side] for header in headers] for side in sides}
-    counts = zip(_on_device(sides, ids), sizes.values(), strict=False)
-    everyone = tuple(_all_gather(x, count, group) for x, count in counts)
-    return Gathered({side: Features(**grains[side]) for side in sides}, everyone, sizes, rank)
+    numbers = zip(*(header.ids for header in headers), strict=True)
+    everyone = tuple(_all_gather(x, n, group) for x, n in zip(_on_device(sides, ids), numbers, strict=True))
+    starts = {side: sum(header.sizes[side] for header in headers[:rank]) for side in sides}
+    own = {side: slice(start, start + len(sides[side])) for side, start in starts.items()}
+    return Gathered({side: Features(**grains[side]) for side in sides}, everyone, own)
+
+
+def gather_parts(x: Tensor, group: Group = None) -> Tensor:
+    """x [n, k], of one shape on all ranks -> [ranks, n, k]; differentiable as `gather`. Collective: all ranks call."""
+    rank, size = world(group)
+    if size == 1:
+        return x[None]
+    plan = _Plan([_Shape([1] * size, len(x))], rank, group, None)
+    return cast("tuple[Tensor]", _Gather.apply(plan, x[None]))[0]
 
 
 def _on_device(sides: Mapping[str, Features], ids: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(x.to(features.device, torch.int64) for x, features in zip(ids, sides.values(), strict=False))
+    device = next(iter(sides.values())).device
+    return tuple(x.to(device, torch.int64) for x in ids)
 
 
 def wire_bytes(
@@ -137,6 +140,7 @@ class _Header:
 
     problem: str | None
     facts: dict[str, str]
+    ids: tuple[int, ...]
     sizes: dict[str, int]
     tokens: dict[tuple[str, str], tuple[int, int, bool]]  # (side, grain) -> dimensions, length, masked
 
@@ -155,7 +159,8 @@ def _header(
                 f"width {grain.dim}, {grain.dtype}{unit} on {grain.device.type} with {needs} gradient"
             )
             tokens[side, name] = (grain.features.ndim, grain.length, grain.mask is not None)
-    return _Header(problem, facts, {side: len(features) for side, features in sides.items()}, tokens)
+    sizes = {side: len(features) for side, features in sides.items()}
+    return _Header(problem, facts, tuple(map(len, ids)), sizes, tokens)
 
 
 def _exchange(header: _Header, size: int, group: Group) -> list[_Header]:
@@ -180,15 +185,22 @@ def _agree(headers: Sequence[_Header]) -> None:
         raise ValueError("; ".join(problems))
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """The items of each rank, and the length that all are padded to."""
+
+    sizes: Sequence[int]
+    length: int
+
+
 class _Slot:
     """One grain of one side, and what all ranks have of it."""
 
     def __init__(self, side: str, name: str, tokens: Tokens, headers: Sequence[_Header]) -> None:
         self.side, self.name, self.tokens = side, name, tokens
-        self.sizes = [header.sizes[side] for header in headers]
         dimensions, lengths, masks = zip(*(header.tokens[side, name] for header in headers), strict=True)
         self.coarse = max(dimensions) == 2
-        self.length: int = max(lengths)
+        self.shape = _Shape([header.sizes[side] for header in headers], max(lengths))
         self.masked = any(masks) or len(set(lengths)) > 1
 
     @property
@@ -197,12 +209,12 @@ class _Slot:
         mask = self.tokens.mask
         if mask is None:
             mask = torch.ones(len(self.tokens), self.tokens.length, dtype=torch.bool, device=self.tokens.device)
-        return F.pad(mask.byte(), (0, self.length - self.tokens.length))
+        return F.pad(mask.byte(), (0, self.shape.length - self.tokens.length))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    slots: Sequence[_Slot]
+    shapes: Sequence[_Shape]
     rank: int
     group: Group = field(repr=False)
     dtype: torch.dtype | None
@@ -217,11 +229,11 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *features: Tensor) -> tuple[Tensor, ...]:
         """All-gather each grain, padded, in the dtype of the exchange."""
-        ctx.plan = plan
+        ctx.plan, ctx.lengths = plan, [x.shape[1] for x in features]
         everything: list[Tensor] = []
-        for slot, x in zip(plan.slots, features, strict=True):
-            padded = F.pad(x.to(plan.dtype or x.dtype), (0, 0, 0, slot.length - x.shape[1]))
-            everything.append(_all_gather(padded, slot.sizes, plan.group).to(x.dtype))
+        for shape, x in zip(plan.shapes, features, strict=True):
+            padded = F.pad(x.to(plan.dtype or x.dtype), (0, 0, 0, shape.length - x.shape[1]))
+            everything.append(_all_gather(padded, shape.sizes, plan.group).to(x.dtype))
         return tuple(everything)
 
     @staticmethod
@@ -230,9 +242,9 @@ class _Gather(torch.autograd.Function):
         """Sum the gradients of this rank's items over the ranks."""
         plan: _Plan = ctx.plan
         own: list[Tensor | None] = []
-        for slot, grad, needed in zip(plan.slots, grads, ctx.needs_input_grad[1:], strict=True):
-            total = _reduce_scatter(grad, slot.sizes, plan.rank, plan.group) if needed else None
-            own.append(None if total is None else total[:, : slot.tokens.length].to(grad.dtype))
+        for shape, grad, length, needed in zip(plan.shapes, grads, ctx.lengths, ctx.needs_input_grad[1:], strict=True):
+            total = _reduce_scatter(grad, shape.sizes, plan.rank, plan.group) if needed else None
+            own.append(None if total is None else total[:, :length].to(grad.dtype))
         return None, *own
 
 

@@ -54,7 +54,10 @@ def test_dropout_differs_from_chunk_to_chunk() -> None:
 
 
 def test_autocast_of_the_first_pass_holds_in_the_second() -> None:
-    found, chunks = [], [part._replace(words=part.words.float(), frames=part.frames.float()) for part in parts(3, "equal")]
+    found, chunks = (
+        [],
+        [part._replace(words=part.words.float(), frames=part.frames.float()) for part in parts(3, "equal")],
+    )
     for cached in (False, True):
         model = Model(Case(), "none", 0.3).float()
         torch.manual_seed(3)

@@ -81,7 +81,7 @@ def poisoned(x: Tensor, mask: Tensor | None) -> mg.Tokens:
 
 
 class Towers(nn.Module):
-    """Words and frames through a layer each, with dropout; the first word makes the sentence, the last frame the video."""
+    """Words and frames through a layer each, with dropout; the first word is the sentence, the last frame the video."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -103,10 +103,10 @@ class Model(nn.Module):
         self.towers, self.loss = Towers(dropout), case.loss(gather)
         randomise(self.double(), spread=0.5)
 
-    def forward(self, parts: Sequence[Part], ids: Any) -> Tensor:
+    def forward(self, parts: Sequence[Part], ids: Any, **settings: Any) -> Tensor:
         sides = zip(*(self.towers(part) for part in parts), strict=True)
         text, video = (mg.Features.cat(side) for side in sides)
-        return self.loss(text, video, ids)
+        return self.loss(text, video, ids, **settings)
 
 
 def shard(towers: Towers, size: int) -> nn.Module:

@@ -6,8 +6,7 @@ import math
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import checks
@@ -72,17 +71,15 @@ class InfoNCE(nn.Module):
             ValueError: scores or ids of the wrong shape; a row or column without a positive.
         """
         checks.scores(scores)
-        rows, columns = self._targets(scores, ids)
-        return self.one_way(scores, rows).mean() + self.one_way(scores.T, columns).mean()
+        positives = self._positives(scores, ids)
+        rows, columns = self.partial(scores, positives), self.partial(scores.T, positives.T)
+        return self.join(rows[None]).mean() + self.join(columns[None]).mean()
 
-    def one_way(self, scores: Float[Tensor, "q c"], positives: Tensor) -> Float[Tensor, "q"]:
-        """The share of each row in one direction: the loss is the mean over rows, plus the mean over columns.
+    def partial(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q 6"]:
+        """What `join` needs of some columns of each row: who holds no whole row exchanges this in place of scores.
 
-        What a process needs that holds some of the rows, or more columns than rows.
-
-        Args:
-            scores: [queries, candidates].
-            positives: the column of each row's only positive, integers [queries], or bool [queries, candidates].
+        With z = s x - m: m = max_j s x_j (a constant to autograd), log sum_j exp z_j, the sum of z over positives and
+        their number, the sum of z over all columns and their number.
         """
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
@@ -90,21 +87,33 @@ class InfoNCE(nn.Module):
         with without_autocast(scores):
             scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
             logits = self.logit_scale.exp().to(scores.dtype) * scores
-            if positives.ndim == 2:
-                positives = positives / positives.sum(1, keepdim=True).to(scores.dtype)
-            losses = F.cross_entropy(logits, positives, label_smoothing=self.label_smoothing, reduction="none")
-            return losses / 2 if self.reduction == "mean" else losses
+            highest = logits.detach().amax(1)
+            z = logits - highest[:, None]
+            of_positives, positives_number = torch.where(positives, z, 0.0).sum(1), positives.sum(1).to(z.dtype)
+            number = torch.full_like(highest, z.shape[1])
+            return torch.stack([highest, z.logsumexp(1), of_positives, positives_number, z.sum(1), number], 1)
 
-    def _targets(self, scores: Tensor, ids: Ids | None) -> tuple[Tensor, Tensor]:
-        """For rows and for columns: the diagonal as indices, or the positives as a bool matrix."""
+    def join(self, parts: Float[Tensor, "parts q 6"]) -> Float[Tensor, "q"]:
+        """Each row's share of the loss in one direction, from all its columns, part by part.
+
+        The loss is the mean over rows, plus the mean over columns in the rows' place.
+        """
+        highest, log_sum, of_positives, positives_number, of_all, number = parts.unbind(2)
+        shift = highest - highest.amax(0)
+        positive = (of_positives + positives_number * shift).sum(0) / positives_number.sum(0)
+        mean = (of_all + number * shift).sum(0) / number.sum(0)
+        loss = (log_sum + shift).logsumexp(0) - torch.lerp(positive, mean, self.label_smoothing)
+        return loss / 2 if self.reduction == "mean" else loss
+
+    def _positives(self, scores: Tensor, ids: Ids | None) -> Tensor:
+        """bool [queries, candidates]: the diagonal, or equal ids."""
         if ids is None:
             checks.square(scores, "pass ids otherwise")
-            diagonal = torch.arange(len(scores), device=scores.device)
-            return diagonal, diagonal
+            return torch.eye(len(scores), dtype=torch.bool, device=scores.device)
         queries, candidates = ids if isinstance(ids, tuple) else (ids, ids)
         checks.labels("ids of the queries", queries, scores.shape[0])
         checks.labels("ids of the candidates", candidates, scores.shape[1])
-        positives = queries[:, None] == candidates[None]
+        positives = queries[:, None] == candidates
         if isinstance(ids, tuple):
             checks.positives(positives)
-        return positives, positives.T
+        return positives

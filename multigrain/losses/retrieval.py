@@ -1,8 +1,11 @@
 """RetrievalLoss: features in, loss out, over one process or many.
 
     none     criterion(scorer(text, video))
-    local    (texts of this rank x videos of all) one way, (texts of all x videos of this rank) the other way
-    global   the whole matrix, on every rank
+    local    scorer(texts of this rank, videos of all): every pair is scored on one rank alone
+    global   scorer(texts of all, videos of all), on every rank
+
+Local needs the videos of all ranks, and no texts: a row of scores is whole on its rank, and what a column needs of the
+rows elsewhere are six numbers of each rank (`InfoNCE.partial`).
 
 On R ranks the loss of rank r is R times its share of the loss L of the whole batch (`global`: L itself), so that the
 mean over ranks is L. With the gather's summed gradient, what DDP, FSDP2, Fabric and accelerate leave after they average
@@ -11,15 +14,14 @@ gradients over ranks is the gradient of L: as if one process had the whole batch
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..distributed import Gathered, Group, alone, gather, world
+from ..distributed import Gathered, Group, alone, gather, gather_parts, world
 from ..grains import Grain
 from ..scorer import MultiGrain
 from ..tokens import Features
@@ -29,17 +31,24 @@ from .queue import FeatureQueue
 GATHERS = ("auto", "local", "global", "none")
 
 
+class _InParts(Protocol):
+    """A criterion that can be computed from parts of its rows: see `InfoNCE`."""
+
+    def partial(self, scores: Tensor, positives: Tensor) -> Tensor: ...
+    def join(self, parts: Tensor) -> Tensor: ...
+
+
 class RetrievalLoss(nn.Module):
     """criterion(scorer(text, video), ids), over the batches of all ranks.
 
     Args:
         scorer: Features x Features -> scores [texts, videos], such as MultiGrain.
-        criterion: scores [texts, videos], ids -> scalar, such as InfoNCE. `local`, queues and keys need its form by
-            direction, a method `one_way` like that of InfoNCE.
-        gather: "none"; "local": each rank scores its rows and its columns; "global": all of the matrix; "auto": local
-            (global for a criterion without `one_way`) where torch.distributed has more than one rank, else none.
-            In a group of one rank all are the same. All ranks have to call, with the same grains, widths and dtypes,
-            but batches and lengths may differ.
+        criterion: scores [texts, videos], ids -> scalar, such as InfoNCE. `local`, queues and keys need it in parts:
+            methods `partial` and `join` as those of InfoNCE.
+        gather: "none"; "local": each rank scores its texts with all videos; "global": all texts with all videos;
+            "auto": local (global for a criterion without parts) where torch.distributed has more than one rank, else
+            none. In a group of one rank all are the same. All ranks have to call, with the same grains, widths and
+            dtypes, but batches and lengths may differ.
         group: the process group; None: the default one.
         exchange_dtype: of the features while they travel, such as torch.bfloat16; None: their own.
 
@@ -48,7 +57,7 @@ class RetrievalLoss(nn.Module):
 
     Raises:
         ValueError: an unknown gather.
-        TypeError: local, queues or keys with a criterion that has no `one_way`.
+        TypeError: local, queues or keys with a criterion that has no parts.
 
     Example:
         >>> scorer = mg.MultiGrain(mg.Grain("sentence", "video"))
@@ -70,7 +79,7 @@ class RetrievalLoss(nn.Module):
         self.gather = checks.choice("gather", gather, GATHERS)
         self.group, self.exchange_dtype = group, exchange_dtype
         if gather == "local":
-            self._need_one_way('gather="local"')
+            self._need_parts('gather="local"')
 
     def forward(
         self,
@@ -95,53 +104,128 @@ class RetrievalLoss(nn.Module):
             ValueError: features or ids that do not fit together; over several ranks, the same error on each.
         """
         text, video = _scored(self.scorer, text, video)
-        candidates = (text, video) if keys is None else _scored(self.scorer, keys[0].detach(), keys[1].detach())
-        queues = (text_queue, video_queue)
         ranks = 1 if self.gather == "none" else world(self.group)[1]
-        extras = keys is not None or any(queue is not None for queue in queues)
+        extras = keys is not None or text_queue is not None or video_queue is not None
         if extras:
-            self._need_one_way("keys and queues")
+            self._need_parts("keys and queues")
         elif ranks == 1:
             return self.criterion(self.scorer(text, video), ids)
-        sides = {"text": candidates[0], "video": candidates[1]}
-        given = () if ids is None else ids if isinstance(ids, tuple) else (ids,)
-        problem = _problem(text, video, candidates, ids)
-        if ranks == 1:
-            batch = alone(sides, given, problem)
-        else:
-            batch = gather(sides, given, self.group, self.exchange_dtype, problem)
-        if not extras and (self.gather == "global" or not self._has_one_way):
-            everyone = None if ids is None else batch.ids if isinstance(ids, tuple) else batch.ids[0]
+        elif self.gather == "global" or not self._has_parts:
+            batch = self._gather({"text": text, "video": video}, ids, _problem(text, video, keys, ids))
+            everyone = (batch.ids if isinstance(ids, tuple) else batch.ids[0]) if batch.ids else None
             return self.criterion(self.scorer(batch.features["text"], batch.features["video"]), everyone)
-        if keys is None:
-            text, video = (batch.features[side][batch.own(side)] for side in sides)
-        return ranks * self._share(text, video, batch, queues)
+        return ranks * self._share(text, video, ids, keys, (text_queue, video_queue))
+
+    def _gather(
+        self, sides: dict[str, Features], ids: Ids | None, problem: str | None, kept: dict[str, Features] | None = None
+    ) -> Gathered:
+        given = () if ids is None else ids if isinstance(ids, tuple) else (ids,)
+        if self.gather == "none":
+            return alone(sides, given, problem)
+        return gather(sides, given, self.group, self.exchange_dtype, problem, kept)
 
     def _share(
-        self, text: Features, video: Features, batch: Gathered, queues: tuple[FeatureQueue | None, FeatureQueue | None]
+        self,
+        text: Features,
+        video: Features,
+        ids: Ids | None,
+        keys: tuple[Features, Features] | None,
+        queues: tuple[FeatureQueue | None, FeatureQueue | None],
     ) -> Tensor:
         """What this rank's texts and videos add to the loss of the whole batch."""
-        text_ids, video_ids = (batch.ids[0], batch.ids[-1]) if batch.ids else (None, None)
-        texts, text_column_ids = _with_queue(batch.features["text"], text_ids, queues[0])
-        videos, video_column_ids = _with_queue(batch.features["video"], video_ids, queues[1])
+        kept, sides = {"text": text}, {"video": video}
+        if keys is not None:
+            kept = {"online text": text, "online video": video}
+            text_keys, video_keys = _scored(self.scorer, keys[0].detach(), keys[1].detach())
+            sides = {"text": text_keys, "video": video_keys}
+        batch = self._gather(sides, ids, _problem(text, video, keys, ids), kept)
+        own, text_ids, video_ids = _labels(batch, ids)
+        text_queue, video_queue = (_queued(queue, ids is not None, text.device) for queue in queues)
         if len(batch.ids) == 2:  # a single set of ids matches itself
-            _check_positives("query", text_ids, video_column_ids)
-            _check_positives("candidate", video_ids, text_column_ids)
-        by_text = self.scorer(text, videos), _positives(batch.own("text"), text_ids, video_column_ids, text.device)
-        by_video = self.scorer(texts, video).T, _positives(batch.own("video"), video_ids, text_column_ids, text.device)
-        one_way = cast("Callable[[Tensor, Tensor], Tensor]", self.criterion.one_way)
-        return one_way(*by_text).sum() / batch.total("text") + one_way(*by_video).sum() / batch.total("video")
+            _check_positives("query", text_ids, torch.cat([video_ids, video_queue.ids]))
+            _check_positives("candidate", video_ids, torch.cat([text_ids, text_queue.ids]))
+
+        criterion = cast("_InParts", self.criterion)
+        scores = self.scorer(text, video_queue.after(batch.features["video"]))
+        rows = criterion.partial(scores, own[0][:, None] == torch.cat([video_ids, video_queue.ids]))[None]
+        if keys is None:
+            columns = criterion.partial(scores[:, : len(video_ids)].T, video_ids[:, None] == own[0])
+            columns = columns[None] if self.gather == "none" else gather_parts(columns, self.group)
+            columns = columns[:, batch.own["video"]]
+            if text_queue.features is not None:
+                scores = self.scorer(text_queue.features, batch.features["video"][batch.own["video"]])
+                queued = criterion.partial(scores.T, own[1][:, None] == text_queue.ids)
+                columns = torch.cat([columns, queued[None]])
+        else:
+            scores = self.scorer(text_queue.after(batch.features["text"]), video)
+            columns = criterion.partial(scores.T, own[1][:, None] == torch.cat([text_ids, text_queue.ids]))[None]
+        return criterion.join(rows).sum() / len(text_ids) + criterion.join(columns).sum() / len(video_ids)
 
     @property
-    def _has_one_way(self) -> bool:
-        return callable(getattr(self.criterion, "one_way", None))
+    def _has_parts(self) -> bool:
+        return all(callable(getattr(self.criterion, name, None)) for name in ("partial", "join"))
 
-    def _need_one_way(self, what: str) -> None:
-        if not self._has_one_way:
+    def _need_parts(self, what: str) -> None:
+        if not self._has_parts:
             raise TypeError(
-                f"criterion: {what} needs its loss by direction, a method one_way(scores, positives) as that of "
-                f"InfoNCE, which {type(self.criterion).__name__} lacks"
+                f"criterion: for {what}, expected one that can be computed in parts (methods partial and join, as "
+                f"those of InfoNCE), got {type(self.criterion).__name__}"
             )
+
+
+class _Queued(NamedTuple):
+    """What a queue holds: features, None where it is empty, and their ids."""
+
+    features: Features | None
+    ids: Tensor
+
+    def after(self, features: Features) -> Features:
+        return features if self.features is None else Features.cat([features, self.features])
+
+
+def _queued(queue: FeatureQueue | None, labelled: bool, device: torch.device) -> _Queued:
+    """A queue's items and ids; without ids, one that no item of the batch has."""
+    if queue is None or queue.features is None:
+        return _Queued(None, torch.empty(0, dtype=torch.int64, device=device))
+    if (queue.ids is not None) != labelled:
+        raise ValueError(
+            f"ids: expected them for both the batch and what was pushed to its queue, or for neither, "
+            f"got them for {'the batch' if labelled else 'the queue'} alone"
+        )
+    ids = torch.full((len(queue),), -1) if queue.ids is None else queue.ids
+    return _Queued(queue.features.to(device), ids.to(device))
+
+
+def _labels(batch: Gathered, ids: Ids | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Ids of this rank's texts and videos, and of those of all ranks; without ids, their place in the whole batch."""
+    videos = batch.features["video"]
+    if ids is None:
+        order = torch.arange(len(videos), device=videos.device)
+        own = order[batch.own["video"]]
+        return (own, own), order, order
+    text_ids, video_ids = (x.to(videos.device, torch.int64) for x in _pair(ids))
+    return (text_ids, video_ids), batch.ids[0], batch.ids[-1]
+
+
+def _pair(ids: Ids) -> tuple[Tensor, Tensor]:
+    return ids if isinstance(ids, tuple) else (ids, ids)
+
+
+def _problem(text: Features, video: Features, keys: tuple[Features, Features] | None, ids: Ids | None) -> str | None:
+    """What is wrong with this rank's sizes and ids, to be raised on every rank."""
+    texts, videos = len(text), len(video)
+    if keys is not None and (len(keys[0]), len(keys[1])) != (texts, videos):
+        return f"keys: expected {texts} texts and {videos} videos, got {len(keys[0])} and {len(keys[1])}"
+    if not isinstance(ids, tuple) and texts != videos:
+        return f"expected as many videos as texts ({texts}; a pair of ids says otherwise which match), got {videos}"
+    try:
+        for name, side, length in zip(
+            ("texts", "videos"), _pair(ids) if ids is not None else (), (texts, videos), strict=False
+        ):
+            checks.labels(f"ids of the {name}", side, length)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _scored(scorer: nn.Module, text: Features, video: Features) -> tuple[Features, Features]:
@@ -158,51 +242,8 @@ def _only(features: Features, names: set[str]) -> Features:
     return Features(**kept) if kept else features
 
 
-def _problem(text: Features, video: Features, candidates: tuple[Features, Features], ids: Ids | None) -> str | None:
-    """What is wrong with this rank's sizes and ids, to be raised on every rank."""
-    texts, videos = len(text), len(video)
-    if (len(candidates[0]), len(candidates[1])) != (texts, videos):
-        return f"keys: expected {texts} texts and {videos} videos, got {len(candidates[0])} and {len(candidates[1])}"
-    if not isinstance(ids, tuple) and texts != videos:
-        return f"expected as many videos as texts ({texts}; a pair of ids says otherwise which match), got {videos}"
-    try:
-        for name, side, length in zip(("texts", "videos"), _pair(ids), (texts, videos), strict=True):
-            if side is not None:
-                checks.labels(f"ids of the {name}", side, length)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return None
-
-
-def _pair(ids: Ids | None) -> tuple[Tensor | None, Tensor | None]:
-    return ids if isinstance(ids, tuple) else (ids, ids)
-
-
-def _with_queue(features: Features, ids: Tensor | None, queue: FeatureQueue | None) -> tuple[Features, Tensor | None]:
-    """Candidates and their ids, those of the batch before those of the queue."""
-    if queue is None or queue.features is None:
-        return features, ids
-    if ids is None or queue.ids is None:
-        if ids is not queue.ids:
-            raise ValueError(
-                f"ids: expected them for both the batch and what was pushed to its queue, or for neither, "
-                f"got them for {'the queue' if ids is None else 'the batch'} alone"
-            )
-        return Features.cat([features, queue.features.to(features.device)]), None
-    return Features.cat([features, queue.features.to(features.device)]), torch.cat([ids, queue.ids.to(ids.device)])
-
-
-def _positives(own: slice, row_ids: Tensor | None, column_ids: Tensor | None, device: torch.device) -> Tensor:
-    """For this rank's rows: the column of each, or with ids a bool matrix [rows, columns]."""
-    if row_ids is None or column_ids is None:
-        return torch.arange(own.start, own.stop, device=device)
-    return row_ids[own, None] == column_ids
-
-
-def _check_positives(name: str, rows: Tensor | None, columns: Tensor | None) -> None:
+def _check_positives(name: str, rows: Tensor, columns: Tensor) -> None:
     """Every row of the whole batch has a positive: the same answer on all ranks."""
-    if rows is None or columns is None:
-        return
     lonely = ~torch.isin(rows, columns)
     if lonely.any():
         raise ValueError(f"ids: expected a positive for every {name}, got none for {name} {int(lonely.nonzero()[0])}")
