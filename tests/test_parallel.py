@@ -158,7 +158,7 @@ def errors(rank: int, size: int) -> list[str]:
         lambda: training.evaluate_features(text, video, model.scorer),
         lambda: training.train(small, few, "/dev/null/run"),
         lambda: training.train(small, few, os.environ["PARALLEL_OUT"]),
-        lambda: training.evaluate(model, nothing, [3, 4]),
+        lambda: training.evaluate(model, nothing, [3, 4], protocol="all_captions"),
     ):  # fmt: skip
         with pytest.raises((ValueError, OSError)) as error:
             wrong()
@@ -176,7 +176,7 @@ def test_what_is_wrong_is_said_on_every_rank(world: World, tmp_path: Path):
             "rank 1: ",
             "got none for video 1",
             "expected one text a video under 'diagonal', got 6 texts and 6 videos",
-            "targets: expected the video of each of 2 texts, for 3 videos, got None",
+            "protocol: expected one text a video under 'diagonal', got 2 texts and 3 videos",
             "out_dir: expected a folder that can be written to",
             "batch_size: expected at least one pair for each of 2 ranks, got batches of 1 in stage 'towers'",
             "no video could be read; the first: video2.mp4: is broken",

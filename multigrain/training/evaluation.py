@@ -272,8 +272,7 @@ def metrics_by_grain(
     texts, videos = next(iter(scores.values())).shape
     _check_counts(protocol, texts, videos)
     if protocol == "diagonal":
-        if targets is not None and not torch.equal(targets.cpu(), torch.arange(texts)):
-            raise ValueError("targets: expected none under 'diagonal', where text i belongs to video i, got others")
+        _check_diagonal(targets)
         targets = None
     return {name: retrieval_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
 
@@ -291,8 +290,15 @@ def _check_targets(targets: Tensor | None, texts: int, videos: int, protocol: st
     if targets is not None:
         checks.labels("targets", targets, texts)
         checks.indices("targets", targets, videos)
+        if protocol == "diagonal":
+            _check_diagonal(targets)
     elif protocol != "diagonal":
         raise ValueError(f"targets: expected the video of each text under the protocol {protocol!r}, got None")
+
+
+def _check_diagonal(targets: Tensor | None) -> None:
+    if targets is not None and not torch.equal(targets.cpu(), torch.arange(len(targets))):
+        raise ValueError("targets: expected none under 'diagonal', where text i belongs to video i, got others")
 
 
 def _check_counts(protocol: str, texts: int, videos: int) -> None:

@@ -25,9 +25,7 @@ from ..distributed import world
 
 T = TypeVar("T")
 TERMINATED = 143  # the exit code of a process that SIGTERM ended, as shells give it
-_LOST = re.compile(
-    r"\bgloo\b|could not exchange features|Connection (closed|reset) by peer|timeout caused pair closure"
-)
+_LOST = re.compile(r"/gloo/|could not exchange features|(closed|reset) by peer|timeout caused pair closure")
 
 
 @contextmanager
