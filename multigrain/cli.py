@@ -1,8 +1,8 @@
 """The command line: multigrain demo | prepare | train | evaluate | extract | search.
 
 An error is one line on stderr and exit code 2 (MULTIGRAIN_TRACEBACK=1 shows where it comes from); Ctrl-C is one line
-that says how to go on, and exit code 130; so is SIGTERM in training, 143. `train` and `evaluate` also run under
-torchrun, where a line names its rank. Whatever is slow to import waits until a command needs it.
+that says how to go on, and exit code 130; so is SIGTERM in training, 143. `demo`, `train` and `evaluate` also
+run under torchrun, where a line names its rank. Whatever is slow to import waits until a command needs it.
 """
 
 from __future__ import annotations

@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 
 def run_demo(options: argparse.Namespace, _: list[str]) -> None:
     """All of `multigrain demo`."""
-    page = demo.demo(
-        options.out or Path("runs", "demo-quick" if options.quick else "demo"),
-        quick=options.quick,
-        seed=options.seed,
-        workers=options.workers,
-        cache=options.cache,
-        resume=not options.no_resume,
-    )
-    print(f"Open {page}")
+    with parallel.launched(training.device("auto")):
+        page = demo.demo(
+            options.out or Path("runs", "demo-quick" if options.quick else "demo"),
+            quick=options.quick,
+            seed=options.seed,
+            workers=options.workers,
+            cache=options.cache,
+            resume=not options.no_resume,
+        )
+        print(f"Open {page}")
 
 
 def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
