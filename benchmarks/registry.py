@@ -11,7 +11,7 @@ import torch
 
 from .records import Section, Target
 
-FAMILIES = ("aosm", "four_grains", "memory", "scaling", "maxsim", "top_k", "gather", "cached", "cuda")
+FAMILIES = ("aosm", "four_grains", "memory", "scaling", "maxsim", "top_k", "evaluate", "gather", "cached", "cuda")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _Warnings().show
             getattr(commands, f"run_{options.command}")(options, overrides)
     except KeyboardInterrupt:
+        if options.command in ("evaluate", "search"):
+            return _say("interrupted", 130)
         return _say(f"interrupted; {_again(arguments)}", 130)
     except SystemExit as leaving:
         if leaving.code != _TERMINATED:
@@ -128,14 +130,15 @@ def _parser() -> _Parser:
     evaluate.add_argument("--text", help="a file of text features")
     evaluate.add_argument("--video", help="a file of video features")
     evaluate.add_argument("--targets", help="with --text: a JSON list, the video of each text, counted from 0")
-    evaluate.add_argument("--protocol", default="diagonal", help="with --text: diagonal, all_captions or group_max")
-    _extract_options(
-        command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
-    )
+    evaluate.add_argument("--protocol", help="with --text: diagonal (the default), all_captions or group_max")
+    extract = command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
+    _extract_options(extract)
     search = command("search", "find videos by a sentence", "Print the best videos of a folder of features.")
     search.add_argument("sentence")
     search.add_argument("--in", dest="features", type=Path, required=True, help="folder that `extract` wrote")
     search.add_argument("--model", help=f"{_MODEL} (default: that of the features)")
+    for made in (evaluate, extract, search):
+        made.add_argument("--architecture", help="of a file of CLIP: openai, or an open_clip name such as ViT-B-32")
     search.add_argument("-k", type=_positive, default=10, help="how many (default 10)")
     return parser
 

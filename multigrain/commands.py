@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -68,15 +69,19 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
         with parallel.launched(torch.device("cpu")):
             _evaluate_features(options, overrides)
         return
+    if options.targets is not None or options.protocol is not None:
+        raise ValueError("targets, protocol: expected with --text and --video; a run has --data.protocol=")
     if options.model is None:
         _only_of_evaluation(overrides)
     run = _run(options, overrides)
     with parallel.launched(training.device(run.config.device)):
-        _evaluate_run(run, options.model)
+        _evaluate_run(run, options)
 
 
-def _evaluate_run(run: Run, path: str | None) -> None:
-    run, model = runs.restore(run) if path is None else (run, runs.load_model(path))
+def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
+    run, model = (
+        runs.restore(run) if options.model is None else (run, runs.load_model(options.model, options.architecture))
+    )
     data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test)
     if isinstance(run.config.data, training.BabyAIConfig):
@@ -85,6 +90,17 @@ def _evaluate_run(run: Run, path: str | None) -> None:
         runs.report(run, evaluation, data.test)
         print(f"Time: {run.clock}")
         print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
+
+
+def _targets(path: str, texts: int) -> torch.Tensor:
+    """The video of each text, from a JSON list."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"targets: expected a JSON list in {path}: {error}") from error
+    if not isinstance(values, list) or not all(type(value) is int for value in values) or len(values) != texts:
+        raise ValueError(f"targets: expected a JSON list of {texts} integers, one for each text, in {path}")
+    return torch.tensor(values)
 
 
 def _only_of_evaluation(overrides: list[str]) -> None:
@@ -103,17 +119,18 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
     if overrides or options.text is None or options.video is None or options.config is not None:
         raise ValueError("features: expected --text FILE and --video FILE, no --config and no setting of one")
     text, video = (Features.load(path) for path in (options.text, options.video))
-    targets = None
-    if options.targets is not None:
-        targets = torch.tensor(json.loads(Path(options.targets).read_text(encoding="utf-8")))
-    scorer = ModelConfig().scorer() if options.model is None else runs.load_model(options.model).scorer.cpu()
+    targets = None if options.targets is None else _targets(options.targets, len(text))
+    protocol = options.protocol or "diagonal"
+    scorer = (
+        ModelConfig().scorer()
+        if options.model is None
+        else runs.load_model(options.model, options.architecture).scorer.cpu()
+    )
     with Bars() as bars:
-        evaluation = training.evaluate_features(
-            text, video, scorer, targets, options.protocol, bars.counter("scoring grains")
-        )
+        evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
     out = options.out or Path("runs", "features")
     names = [[str(i) for i in range(len(side))] for side in (text, video)]
-    runs.write_report(out, evaluation, options.protocol, *names)
+    runs.write_report(out, evaluation, protocol, *names)
     print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
 
 
@@ -122,7 +139,7 @@ def run_extract(options: argparse.Namespace, _: list[str]) -> None:
     from .data.video import Sampling
     from .extract import extract
 
-    model = runs.load_model(options.model)
+    model = runs.load_model(options.model, options.architecture)
     sampling = Sampling(options.fps, options.max_frames or model.max_frames)
     with Bars() as bars:
         report = extract(
@@ -148,7 +165,7 @@ def run_search(options: argparse.Namespace, _: list[str]) -> None:
     model = options.model or Collection.open(options.features).model_path
     if model is None:
         raise ValueError("model: expected --model, since the features do not say what they were made with")
-    found = search(runs.load_model(model), options.sentence, options.features, k=options.k)
+    found = search(runs.load_model(model, options.architecture), options.sentence, options.features, k=options.k)
     for place, result in enumerate(found, 1):
         grains = "  ".join(f"{name} {score:.3f}" for name, score in result.by_grain.items())
         print(f"{place:3}  {result.score:.4f}  {result.path}  {grains}")
@@ -160,11 +177,16 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
         if options.out is None:
             raise ValueError("expected --config, --out or both")
         options.config = str(options.out / "config.json")
+        if not Path(options.config).is_file():
+            raise FileNotFoundError(f"out: expected the folder of a finished training, got {options.out}; train first")
     if options.cache is not None:
         overrides = [*overrides, f"--data.cache={options.cache}"]
     config = training.load_config(options.config, overrides)
-    if options.workers is not None and isinstance(config.data, training.ClipsConfig):
-        config = dataclasses.replace(config, workers=options.workers)
+    if isinstance(config.data, training.ClipsConfig):
+        # Absolute, so that the run can be evaluated from anywhere.
+        data = dataclasses.replace(config.data, manifest=os.path.abspath(config.data.manifest))
+        workers = config.workers if options.workers is None else options.workers
+        config = dataclasses.replace(config, data=data, workers=workers)
     name = Path(options.config).stem if options.out is None else options.out.name
     resume = not getattr(options, "no_resume", False)
     source = runs.config_text(options.config) + "".join(f"# {override}\n" for override in overrides)

@@ -59,7 +59,7 @@ class Report:
         if self.repeated:
             lines.append(f"{self.repeated:,} were named more than once")
         if self.broken:
-            lines.append(f"{len(self.broken):,} could not be read:")
+            lines.append(f"{len(self.broken):,} could not be read (nor will be tried again, unless all is done anew):")
             lines += [f"  {video}: {reason}" for video, reason in self.broken.items()]
         return "\n".join(lines)
 

@@ -189,10 +189,13 @@ def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
             raise ValueError(f"data.{name}: expected {value!r}, with which {out} was trained, got {got!r}")
 
 
-def load_model(path: str | os.PathLike[str]) -> XCLIP:
+def load_model(path: str | os.PathLike[str], architecture: str | None = None) -> XCLIP:
     """The model of a folder, of the folder of a run, or of a checkpoint file of X-CLIP's code or of CLIP.
 
     It is on CUDA where there is one.
+
+    Args:
+        architecture: of a file of CLIP, see XCLIP.from_clip.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -200,9 +203,9 @@ def load_model(path: str | os.PathLike[str]) -> XCLIP:
     """
     path = Path(path)
     if path.is_dir():
-        model = XCLIP.from_pretrained(path / "model" if (path / "model").is_dir() else path)
+        model = XCLIP.from_pretrained(path)
     elif path.is_file():
-        model = (XCLIP.from_original if is_original(path) else XCLIP.from_clip)(path)
+        model = XCLIP.from_original(path) if is_original(path) else XCLIP.from_clip(path, architecture)
     else:
         raise FileNotFoundError(f"model: expected a folder or a checkpoint file, got {path}")
     return model.eval().to(training.device("auto"))

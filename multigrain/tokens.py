@@ -233,8 +233,10 @@ class Features:
             grains = torch.load(path, map_location=device, weights_only=True)
             return Features(**{name: Tokens(x, mask, name, unit) for name, (x, mask, unit) in grains.items()})
         except (RuntimeError, EOFError, TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+            # Without torch's words where it advises to unpickle anything.
+            reason = "" if isinstance(error, pickle.UnpicklingError) else f": {error}"
             raise ValueError(
-                f"path: expected a file written by Features.save, got {os.fspath(path)}: {error}"
+                f"path: expected a file written by Features.save, got {os.fspath(path)}{reason}"
             ) from error
 
 

@@ -219,6 +219,11 @@ def test_evaluate_takes_saved_features(tmp_path: Path, capsys: Any):
     files = ["--text", str(tmp_path / "text.pt"), "--video", str(tmp_path / "video.pt"), "--out", str(tmp_path / "out")]
     assert main(["evaluate", *files]) == 2
     assert "6 texts and 3 videos" in capsys.readouterr().err
+    (tmp_path / "few.json").write_text("[0, 1]")
+    assert main(["evaluate", *files, "--targets", str(tmp_path / "few.json")]) == 2
+    assert "targets: expected a JSON list of 6 integers" in capsys.readouterr().err
+    assert main(["evaluate", "--config", "demo", "--protocol", "group_max"]) == 2
+    assert "a run has --data.protocol=" in capsys.readouterr().err
     assert main(["evaluate", *files, "--targets", str(tmp_path / "targets.json"), "--protocol", "group_max"]) == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["all"]
     scores = ModelConfig().scorer()(text, video)

@@ -295,6 +295,7 @@ def _mixing() -> dict[str, Any]:
     [
         (lambda: StageConfig("s", task="sleep"), "task: expected one of frames, videos, got 'sleep'"),
         (lambda: StageConfig("s", epochs=0), "epochs: expected a positive integer, got 0"),
+        (lambda: StageConfig("s", batch_size=1), "batch_size: expected at least 2 pairs, to contrast, got 1"),
         (lambda: OptimizerConfig(learning_rate=-1.0), "learning_rate: expected a number above 0, got -1.0"),
         (lambda: OptimizerConfig(warmup=1.0), "warmup: expected a share in"),
         (lambda: TrainConfig(), "stages: expected at least one stage"),

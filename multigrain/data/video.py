@@ -144,7 +144,9 @@ def read_video(
             rate = checks.positive("frame_rate", frame_rate)
             return [min(int((time + TOLERANCE) * rate), frames - 1) for time in times(frames / rate)]
         if start is not None or end is not None:
-            raise ValueError("frame_rate: expected frames per second, to find start and end in seconds; got None")
+            raise VideoError(
+                f"{name}: frame_rate: expected frames per second, to find start and end in seconds; got None"
+            )
         return sample(frames, sampling, generator)
 
     if not is_path:

@@ -156,7 +156,7 @@ def openai_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "context_length": state["positional_embedding"].shape[0],
         "vocab_size": state["token_embedding.weight"].shape[0],
         "width": width,
-        "heads": width // 64,
+        "heads": max(width // 64, 1),
         "layers": _count(state, "transformer.resblocks."),
     }
     embed_dim = state["text_projection"].shape[1]

@@ -51,6 +51,8 @@ def find_folder(place: str | os.PathLike[str]) -> Path:
     folder = Path(place)
     if not folder.exists() and _REPOSITORY.fullmatch(str(place)):
         folder = _download(str(place))
+    if (folder / "model" / "model.safetensors").is_file():
+        folder /= "model"  # the folder of a run
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(

@@ -7,6 +7,7 @@ torch.jit.load, as open_clip does.
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -59,6 +60,8 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
         raise
     except Exception as error:  # torch.load, torch.jit and safetensors each have their own
         reason = str(error).strip().split("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to unpickle anything
+            reason = "it is none of these, or holds more than tensors"
         raise ValueError(
             f"{path}: expected weights (TorchScript, a torch.save'd state dict, safetensors): {reason}"
         ) from error

@@ -99,7 +99,14 @@ class TimmTower(nn.Module):
 
 
 def normalized_pixels(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """(pixels - mean) / std of frames [U, 3, H, W], uint8 or floating in [0, 1]; mean and std are [3, 1, 1]."""
+    """(pixels - mean) / std of frames [U, 3, H, W], uint8 or floating in [0, 1]; mean and std are [3, 1, 1].
+
+    Raises:
+        ValueError: floating frames that hold 0 to 255.
+    """
+    # Not 1: interpolation may overshoot, and frames of noise are fair; 255 is the mistake that is made.
+    if frames.is_floating_point() and frames.numel() and (most := float(frames.amax())) > 16:
+        raise ValueError(f"frames: expected floating pixels in [0, 1] (or uint8 from 0 to 255), got up to {most:g}")
     pixels = frames.to(dtype)
     return ((pixels if frames.is_floating_point() else pixels / 255) - mean) / std
 

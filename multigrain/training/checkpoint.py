@@ -184,6 +184,9 @@ def _difference(old: object, new: object, name: str = "settings") -> str:
         return next((text for text in differences if text), "")
     if isinstance(old, dict) and isinstance(new, dict):
         return f"{name} has other settings: {', '.join(sorted(map(str, old.keys() ^ new.keys())))}"
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        differences = (_difference(a, b, f"{name}.{i}") for i, (a, b) in enumerate(zip(old, new, strict=True)))
+        return next((text for text in differences if text), "")
     return "" if old == new else f"{name} was {old!r}, is {new!r}"
 
 

@@ -137,8 +137,9 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         _require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
-        for name in ("epochs", "batch_size", "max_frames", "bucket"):
+        for name in ("epochs", "max_frames", "bucket"):
             _require(getattr(self, name) >= 1, name, "a positive integer", getattr(self, name))
+        _require(self.batch_size >= 2, "batch_size", "at least 2 pairs, to contrast", self.batch_size)
 
 
 @dataclass(frozen=True)
