@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class Traffic(TorchDispatchMode):
     """Counts what the default group is asked to exchange while this is entered.
 
-    Of S bytes handed in, each of R ranks sends (R - 1) S in an all-gather, (R - 1) / R S in a reduce-scatter and twice
-    that in an all-reduce, in one round or around a ring. `tensors` are those of tensors, `objects` those of pickled
-    objects.
+    Of S bytes handed in, each of R ranks sends (R - 1) S in an all-gather, (R - 1) / R S in a reduce-scatter or in an
+    all-to-all of equal shares, and twice that in an all-reduce, in one round or around a ring. `tensors` are those of
+    tensors, `objects` those of pickled objects.
     """
 
     def __init__(self) -> None:
@@ -46,8 +46,9 @@ class Traffic(TorchDispatchMode):
 
     def _sent(self, kind: str, args: Any) -> int:
         ranks = dist.get_world_size()
-        share = {"allgather": ranks - 1, "reduce_scatter": (ranks - 1) / ranks, "allreduce": 2 * (ranks - 1) / ranks}
-        # allreduce_(tensors, ...), allgather_(outputs, inputs, ...), reduce_scatter_(outputs, inputs, ...)
+        others = (ranks - 1) / ranks
+        share = {"allgather": ranks - 1, "reduce_scatter": others, "allreduce": 2 * others, "alltoall_base": others}
+        # allreduce_(tensors, ...), and allgather_, reduce_scatter_ and alltoall_base_(outputs, inputs, ...)
         handed = args[0] if kind == "allreduce" else args[1]
         return round(share[kind] * sum(x.nbytes for x in _flat(handed)))
 

@@ -31,12 +31,18 @@ Group: TypeAlias = "dist.ProcessGroup | None"
 class Gathered(NamedTuple):
     """The items of all ranks, rank 0 first.
 
-    `features` by side, `ids` as they were given, `own` where this rank's items are, by side.
+    `features` by side, `ids` as they were given, `sizes` the items of each rank by side, `rank` this process.
     """
 
     features: dict[str, Features]
     ids: tuple[Tensor, ...]
-    own: dict[str, slice]
+    sizes: dict[str, list[int]]
+    rank: int
+
+    def own(self, side: str) -> slice:
+        """Where this rank's items are."""
+        start = sum(self.sizes[side][: self.rank])
+        return slice(start, start + self.sizes[side][self.rank])
 
 
 def world(group: Group = None) -> tuple[int, int]:
@@ -50,7 +56,7 @@ def alone(sides: Mapping[str, Features], ids: Sequence[Tensor] = (), problem: st
     """What `gather` returns, or raises, where there is one rank."""
     if problem:
         raise ValueError(problem)
-    return Gathered(dict(sides), _on_device(sides, ids), {side: slice(0, len(sides[side])) for side in sides})
+    return Gathered(dict(sides), _on_device(sides, ids), {side: [len(sides[side])] for side in sides}, 0)
 
 
 def gather(
@@ -91,18 +97,22 @@ def gather(
         grains[slot.side][slot.name] = Tokens(x.squeeze(1) if slot.coarse else x, mask, unit=slot.tokens.unit)
     numbers = zip(*(header.ids for header in headers), strict=True)
     everyone = tuple(_all_gather(x, n, group) for x, n in zip(_on_device(sides, ids), numbers, strict=True))
-    starts = {side: sum(header.sizes[side] for header in headers[:rank]) for side in sides}
-    own = {side: slice(start, start + len(sides[side])) for side, start in starts.items()}
-    return Gathered({side: Features(**grains[side]) for side in sides}, everyone, own)
+    sizes = {side: [header.sizes[side] for header in headers] for side in sides}
+    return Gathered({side: Features(**grains[side]) for side in sides}, everyone, sizes, rank)
 
 
-def gather_parts(x: Tensor, group: Group = None) -> Tensor:
-    """x [n, k], of one shape on all ranks -> [ranks, n, k]; differentiable as `gather`. Collective: all ranks call."""
-    rank, size = world(group)
-    if size == 1:
-        return x[None]
-    plan = _Plan([_Shape([1] * size, len(x))], rank, group, None)
-    return cast("tuple[Tensor]", _Gather.apply(plan, x[None]))[0]
+def deal(x: Tensor, sizes: Sequence[int], group: Group = None) -> Tensor:
+    """From x [all items, k] of each rank, the rows of this rank's items: [ranks, own items, k]; differentiable.
+
+    One all-to-all each way: a rank sends (all items - own items) k numbers. Collective: all ranks call.
+
+    Args:
+        sizes: the items of each rank, rank 0 first.
+
+    Raises:
+        RuntimeError: as in `gather`.
+    """
+    return x[None] if len(sizes) == 1 else cast("Tensor", _Deal.apply(x, list(sizes), group))
 
 
 def _on_device(sides: Mapping[str, Features], ids: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -246,6 +256,30 @@ class _Gather(torch.autograd.Function):
             total = _reduce_scatter(grad, shape.sizes, plan.rank, plan.group) if needed else None
             own.append(None if total is None else total[:, :length].to(grad.dtype))
         return None, *own
+
+
+class _Deal(torch.autograd.Function):
+    """[all items, k] -> [ranks, own items, k]. What a rank sends and gets back is nobody else's: no sum is needed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int], group: Group) -> Tensor:
+        """Send each rank the rows of its items."""
+        ctx.sizes, ctx.group = sizes, group
+        received = [sizes[world(group)[0]]] * len(sizes)
+        return _all_to_all(x, sizes, received, group).unflatten(0, (len(sizes), -1))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Send the gradients back."""
+        return _all_to_all(grad.flatten(0, 1), [grad.shape[1]] * len(grad), ctx.sizes, ctx.group), None, None
+
+
+def _all_to_all(x: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:
+    out = x.new_empty(sum(received), *x.shape[1:])
+    with _explained(group):
+        dist.all_to_all_single(out, x.contiguous(), received, sent, group=group)
+    return out
 
 
 def _all_gather(x: Tensor, sizes: Sequence[int], group: Group) -> Tensor:

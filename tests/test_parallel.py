@@ -34,7 +34,7 @@ from multigrain.training.merging import merged_metrics
 from tests import test_training_clips as clips
 from tests.models.clips import saved, tiny_clip
 from tests.test_end_to_end import dataset, settings
-from tests.test_training import CONFIG, DATA, EVENTS, lines
+from tests.test_training import CONFIG, DATA, EVENTS, Paint, lines
 from tests.worlds import World, context
 
 context.set_forkserver_preload(["tests.test_training_clips", "tests.test_training", "torch._dynamo", "pytest"])
@@ -145,8 +145,7 @@ def errors(rank: int, size: int) -> list[str]:
     scores = torch.zeros(3, 6)
     scores[1, 2] = torch.nan if rank else 0.0
     targets = torch.arange(3) + 3 * rank
-    small = dataclasses.replace(PLAIN, stages=[dataclasses.replace(PLAIN.stages[0], batch_size=1)])
-    few = SimpleNamespace(**{**vars(DATA), "single": clips.Noise()})
+    one = SimpleNamespace(**{**vars(DATA), "single": Paint(1, 0)})
     nothing = clips.Noise(broken=True)
     model = XCLIP.from_config(clips.MODEL)
     text, video = mg.Features(sentence=torch.zeros(2, 3)), mg.Features(video=torch.zeros(3, 3))
@@ -156,8 +155,8 @@ def errors(rank: int, size: int) -> list[str]:
         lambda: merged_metrics(torch.zeros(3, 6), targets * 0, "group_max"),
         lambda: merged_metrics(torch.zeros(3, 6), targets * 0),
         lambda: training.evaluate_features(text, video, model.scorer),
-        lambda: training.train(small, few, "/dev/null/run"),
-        lambda: training.train(small, few, os.environ["PARALLEL_OUT"]),
+        lambda: training.train(PLAIN, one, "/dev/null/run"),
+        lambda: training.train(PLAIN, one, os.environ["PARALLEL_OUT"]),
         lambda: training.evaluate(model, nothing, [3, 4], protocol="all_captions"),
     ):  # fmt: skip
         with pytest.raises((ValueError, OSError)) as error:

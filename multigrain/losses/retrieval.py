@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..distributed import Gathered, Group, alone, gather, gather_parts, world
+from ..distributed import Gathered, Group, alone, deal, gather, world
 from ..grains import Grain
 from ..scorer import MultiGrain
 from ..tokens import Features
@@ -150,10 +150,9 @@ class RetrievalLoss(nn.Module):
         rows = criterion.partial(scores, own[0][:, None] == torch.cat([video_ids, video_queue.ids]))[None]
         if keys is None:
             columns = criterion.partial(scores[:, : len(video_ids)].T, video_ids[:, None] == own[0])
-            columns = columns[None] if self.gather == "none" else gather_parts(columns, self.group)
-            columns = columns[:, batch.own["video"]]
+            columns = deal(columns, batch.sizes["video"], self.group)
             if text_queue.features is not None:
-                scores = self.scorer(text_queue.features, batch.features["video"][batch.own["video"]])
+                scores = self.scorer(text_queue.features, batch.features["video"][batch.own("video")])
                 queued = criterion.partial(scores.T, own[1][:, None] == text_queue.ids)
                 columns = torch.cat([columns, queued[None]])
         else:
@@ -201,7 +200,7 @@ def _labels(batch: Gathered, ids: Ids | None) -> tuple[tuple[Tensor, Tensor], Te
     videos = batch.features["video"]
     if ids is None:
         order = torch.arange(len(videos), device=videos.device)
-        own = order[batch.own["video"]]
+        own = order[batch.own("video")]
         return (own, own), order, order
     text_ids, video_ids = (x.to(videos.device, torch.int64) for x in _pair(ids))
     return (text_ids, video_ids), batch.ids[0], batch.ids[-1]
