@@ -140,6 +140,18 @@ def test_loss_is_cross_entropy_over_batch_and_queue() -> None:
     close(got, by_text + by_video, 1e-6)  # the logit scale begins as fp32
 
 
+def test_a_memory_of_past_batches_adds_to_rows_and_columns() -> None:
+    s, v, s_old, v_old = unit(3, 4), unit(3, 4), unit(2, 4), 5 * unit(4, 4)
+    texts, videos = mg.FeatureQueue(2), mg.FeatureQueue(4)
+    texts.push(mg.Features(sentence=s_old))
+    videos.push(mg.Features(video=mg.Tokens(v_old, unit=True)))  # scores far above those of the batch
+    sides = mg.Features(sentence=s), mg.Features(video=mg.Tokens(v, unit=True))
+    got = loss_of(reduction="sum")(*sides, text_queue=texts, video_queue=videos)
+    by_text = F.cross_entropy(s @ torch.cat([v, v_old]).T / 0.07, torch.arange(3))
+    by_video = F.cross_entropy(v @ torch.cat([s, s_old]).T / 0.07, torch.arange(3))
+    close(got, by_text + by_video, 1e-6)
+
+
 def test_ids_make_positives_of_queued_items_and_share_their_mass() -> None:
     s, v, v_old = unit(3, 4), unit(3, 4), unit(2, 4)
     ids, old = torch.tensor([4, 5, 4]), torch.tensor([5, 9])
