@@ -106,6 +106,12 @@ def finite(name: str, tokens: Tokens) -> None:
         raise ValueError(f"{name}: expected finite features, got NaN or infinity in row {row}, token {token}")
 
 
+def require(holds: bool, name: str, expected: str, got: object) -> None:
+    """That something holds of a setting or a field."""
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+
+
 def positive(name: str, value: float) -> float:
     """A finite number above zero, or an error."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -228,7 +228,8 @@ def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
 def report(run: Run, evaluation: Evaluation, pairs: Pairs, **about: Any) -> None:
     """Print the table, write metrics.json (with `about`) and rankings.jsonl to the results of a run."""
     texts = [pairs.sentences[row] for row in evaluation.texts]
-    videos = [pairs.names[row] for row in evaluation.videos]
+    names = pairs.names
+    videos = [names[row] for row in evaluation.videos]
     about = {"seconds": run.clock.seconds, **about, "settings": dataclasses.asdict(run.config)}
     write_report(run.results, evaluation, run.protocol, texts, videos, **about)
 

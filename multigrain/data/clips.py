@@ -12,10 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .batch import Batch
-from .manifest import Clip, load_manifest
+from .manifest import SPLITS, Clip, load_manifest, texts_and_targets
 from .video import Sampling, VideoError, read_video
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,10 @@ class Clips:
     """[N] the place of each caption's clip: captions of one video are positives of each other"""
 
     def __post_init__(self) -> None:
-        captions = [(caption, i) for i, clip in enumerate(self.clips) for caption in clip.captions]
-        object.__setattr__(self, "sentences", [caption for caption, _ in captions])
-        object.__setattr__(self, "names", [self.clips[i].id for _, i in captions])
-        object.__setattr__(self, "ids", torch.tensor([i for _, i in captions], dtype=torch.long))
+        sentences, ids = texts_and_targets(self.clips)
+        object.__setattr__(self, "sentences", sentences)
+        object.__setattr__(self, "names", [self.clips[i].id for i in ids.tolist()])
+        object.__setattr__(self, "ids", ids)
 
     def __len__(self) -> int:
         return len(self.sentences)

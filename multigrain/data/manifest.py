@@ -25,6 +25,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..checks import require
+
 SPLITS = ("train", "val", "test")
 _FIELDS = ("video", "captions", "split", "start", "end", "id")
 
@@ -52,19 +54,19 @@ class Clip:
     end: float | None = None
 
     def __post_init__(self) -> None:
-        _require(_is_text(self.id), "id", "a string that is not blank", self.id)
-        _require(isinstance(self.video, Path) or _is_text(self.video), "video", "a path", self.video)
+        require(_is_text(self.id), "id", "a string that is not blank", self.id)
+        require(isinstance(self.video, Path) or _is_text(self.video), "video", "a path", self.video)
         is_list = isinstance(self.captions, list | tuple) and len(self.captions) > 0
-        _require(is_list, "captions", "a list of at least one string", self.captions)
+        require(is_list, "captions", "a list of at least one string", self.captions)
         for i, caption in enumerate(self.captions):
-            _require(_is_text(caption), f"captions[{i}]", "a string that is not blank", caption)
-        _require(self.split in SPLITS, "split", f"one of {', '.join(SPLITS)}", self.split)
+            require(_is_text(caption), f"captions[{i}]", "a string that is not blank", caption)
+        require(self.split in SPLITS, "split", f"one of {', '.join(SPLITS)}", self.split)
         for name in ("start", "end"):
             value = getattr(self, name)
-            _require(value is None or _is_seconds(value), name, "seconds, a finite number of at least 0", value)
+            require(value is None or _is_seconds(value), name, "seconds, a finite number of at least 0", value)
         if self.end is not None:
             start = self.start or 0.0
-            _require(start < self.end, "end", f"seconds above the start ({start})", self.end)
+            require(start < self.end, "end", f"seconds above the start ({start})", self.end)
         object.__setattr__(self, "video", Path(self.video))
         object.__setattr__(self, "captions", tuple(self.captions))
 
@@ -80,7 +82,7 @@ def load_manifest(path: str | os.PathLike[str], split: str | None = None) -> lis
         ValueError: a line is not as the head of this module says; file, line and field are named.
     """
     manifest = Path(path)
-    _require(split is None or split in SPLITS, "split", f"one of {', '.join(SPLITS)} or None", split)
+    require(split is None or split in SPLITS, "split", f"one of {', '.join(SPLITS)} or None", split)
     if not manifest.is_file():
         raise FileNotFoundError(f"manifest: expected a file, got {manifest}")
     clips: list[Clip] = []
@@ -96,7 +98,7 @@ def load_manifest(path: str | os.PathLike[str], split: str | None = None) -> lis
             except ValueError as error:
                 raise ValueError(f"{manifest}:{number}: {error}") from error
             clips.append(clip)
-    _require(len(clips) > 0, f"manifest {manifest}", "at least one clip", len(clips))
+    require(len(clips) > 0, f"manifest {manifest}", "at least one clip", len(clips))
     return [clip for clip in clips if split in (None, clip.split)]
 
 
@@ -111,10 +113,10 @@ def write_manifest(path: str | os.PathLike[str], clips: Sequence[Clip]) -> None:
         OSError: the file cannot be written.
     """
     manifest = Path(path)
-    _require(len(clips) > 0, "clips", "at least one", len(clips))
+    require(len(clips) > 0, "clips", "at least one", len(clips))
     ids: set[str] = set()
     for clip in clips:
-        _require(clip.id not in ids, "clips", "distinct ids", clip.id)
+        require(clip.id not in ids, "clips", "distinct ids", clip.id)
         ids.add(clip.id)
     lines = [_line(clip, manifest.absolute().parent) for clip in clips]
     temporary = manifest.with_name(f"{manifest.name}.{os.getpid()}.tmp")
@@ -143,9 +145,9 @@ def _parse(line: bytes, folder: Path) -> Clip:
         record: Any = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"expected a JSON object in UTF-8, got {line[:60]!r} ({error})") from error
-    _require(isinstance(record, dict), "line", "a JSON object", record)
+    require(isinstance(record, dict), "line", "a JSON object", record)
     unknown = ", ".join(name for name in record if name not in _FIELDS)
-    _require(not unknown, "fields", f"none but {', '.join(_FIELDS)}", unknown)
+    require(not unknown, "fields", f"none but {', '.join(_FIELDS)}", unknown)
     video, start, end = (record.get(name) for name in ("video", "start", "end"))
     default = video if start is end is None else f"{video}:{_seconds(start)}-{_seconds(end)}"
     return Clip(
@@ -186,8 +188,3 @@ def _is_seconds(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return 0 <= value <= sys.float_info.max  # neither NaN nor infinite
-
-
-def _require(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import viz
 from ..grains import Grain
 from ..training import Evaluation, checkpoint, encode
+from ..training.evaluation import encode_texts
 from . import examples, tables
 from .explain import explain
 from .page import Report, figure_png, render
@@ -67,10 +68,8 @@ def write_pictures(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation)
 
 def pair(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation, text: int, video: int) -> Figure:
     """The picture of one test sentence against one test video."""
-    query, candidate = (
-        encode(model, data.test, [text], run.max_frames)[0],
-        encode(model, data.test, [video], run.max_frames)[1],
-    )
+    query = encode_texts(model, [data.test.sentences[text]])
+    _, candidate = encode(model, data.test, [video], run.max_frames)
     parts = explain(model.scorer, query, candidate)
     frames, words = data.test.frames(video, run.max_frames), model.text.words(data.test.sentences[text])
     by_sides = {(part.query, part.candidate): part for part in parts.values()}

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..checks import require
 from ..data.video import STRATEGIES
 from ..metrics import PROTOCOLS
 from ..models import ModelConfig
@@ -56,10 +57,10 @@ class ClipsConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.protocol in PROTOCOLS, "protocol", f"one of {', '.join(PROTOCOLS)}", self.protocol)
-        _require(self.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}", self.strategy)
-        _require(self.fps > 0, "fps", "a number above 0", self.fps)
-        _require(self.size >= 1, "size", "a positive integer", self.size)
+        require(self.protocol in PROTOCOLS, "protocol", f"one of {', '.join(PROTOCOLS)}", self.protocol)
+        require(self.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}", self.strategy)
+        require(self.fps > 0, "fps", "a number above 0", self.fps)
+        require(self.size >= 1, "size", "a positive integer", self.size)
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,18 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip_norm", "eps"):
-            _require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
         tower = self.tower_learning_rate
-        _require(tower is None or tower > 0, "tower_learning_rate", "a number above 0", tower)
-        _require(
+        require(tower is None or tower > 0, "tower_learning_rate", "a number above 0", tower)
+        require(
             self.logit_scale_group in SCALE_GROUPS,
             "logit_scale_group",
             " or ".join(SCALE_GROUPS),
             self.logit_scale_group,
         )
-        _require(self.weight_decay >= 0, "weight_decay", "a number of at least 0", self.weight_decay)
-        _require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
-        _require(0 <= self.warmup < 1, "warmup", "a share in [0, 1)", self.warmup)
+        require(self.weight_decay >= 0, "weight_decay", "a number of at least 0", self.weight_decay)
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
+        require(0 <= self.warmup < 1, "warmup", "a share in [0, 1)", self.warmup)
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,10 @@ class StageConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        _require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
+        require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
         for name in ("epochs", "max_frames", "bucket"):
-            _require(getattr(self, name) >= 1, name, "a positive integer", getattr(self, name))
-        _require(self.batch_size >= 2, "batch_size", "at least 2 pairs, to contrast", self.batch_size)
+            require(getattr(self, name) >= 1, name, "a positive integer", getattr(self, name))
+        require(self.batch_size >= 2, "batch_size", "at least 2 pairs, to contrast", self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -173,14 +174,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
-        _require(len(names) > 0, "stages", "at least one stage", names)
-        _require(len(set(names)) == len(names), "stages", "distinct names", names)
-        _require(self.validation_pairs >= 0, "validation_pairs", "at least 0", self.validation_pairs)
-        _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
-        _require(self.keep >= 1, "keep", "at least 1", self.keep)
-        _require(self.workers >= 0, "workers", "at least 0", self.workers)
+        require(len(names) > 0, "stages", "at least one stage", names)
+        require(len(set(names)) == len(names), "stages", "distinct names", names)
+        require(self.validation_pairs >= 0, "validation_pairs", "at least 0", self.validation_pairs)
+        require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        require(self.keep >= 1, "keep", "at least 1", self.keep)
+        require(self.workers >= 0, "workers", "at least 0", self.workers)
         frozen = [stage.name for stage in self.stages if stage.freeze_vision]
-        _require(
+        require(
             isinstance(self.data, BabyAIConfig) or not frozen,
             "freeze_vision",
             "false with a manifest, whose frames do not fit into memory (the model's own settings freeze towers)",
@@ -221,7 +222,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         values: Any = _read(path, yaml.safe_load)
         for override in overrides:
             place, separator, value = override.removeprefix("--").partition("=")
-            _require(override.startswith("--") and bool(separator), "override", "--name=value", override)
+            require(override.startswith("--") and bool(separator), "override", "--name=value", override)
             _set(values, place, yaml.safe_load(value))
         data = dict(values.pop("data", None) or {})
         data_class = ClipsConfig if "manifest" in data else BabyAIConfig  # a union would hide which setting is wrong
@@ -235,12 +236,12 @@ def _read(path: Path, parse: Callable[[str], Any], above: tuple[Path, ...] = ())
     # JSON as such: YAML reads its 1e-05 as a word.
     text = path.read_text(encoding="utf-8")
     values = (json.loads(text) if path.suffix == ".json" else parse(text)) or {}
-    _require(isinstance(values, dict), "config", "settings by name", values)
+    require(isinstance(values, dict), "config", "settings by name", values)
     base: object = values.pop("base", None)
     if base is None:
         return values
     found, above = _find(str(base)), (*above, path)
-    _require(found not in above, "base", "the name or path of another config", base)
+    require(found not in above, "base", "the name or path of another config", base)
     return _over(_read(found, parse, above), values)
 
 
@@ -268,9 +269,9 @@ def _set(values: Any, place: str, value: object) -> None:
 def _key(values: Any, name: str, place: str) -> Any:
     """The key of a name in a mapping, or its index in a list."""
     if isinstance(values, list):
-        _require(name.isdigit() and int(name) < len(values), place, f"a number below {len(values)}", name)
+        require(name.isdigit() and int(name) < len(values), place, f"a number below {len(values)}", name)
         return int(name)
-    _require(isinstance(values, dict), place, "settings to choose from", values)
+    require(isinstance(values, dict), place, "settings to choose from", values)
     return name
 
 
@@ -283,8 +284,3 @@ def _find(name: str | os.PathLike[str]) -> Path:
         return shipped
     names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
     raise FileNotFoundError(f"config: expected a YAML file or one of {names}; got {os.fspath(name)}")
-
-
-def _require(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")

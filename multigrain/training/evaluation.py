@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import checks
-from ..data.batch import Batch
 from ..distributed import world
 from ..grains import Grain
 from ..metrics import RetrievalMetrics, retrieval_metrics
@@ -94,8 +93,7 @@ def evaluate(
     """
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     ids: list[int] = pairs.ids[rows].tolist()
-    first = {i: row for row, i in zip(reversed(rows), reversed(ids), strict=True)}
-    order = [row for row, i in zip(rows, ids, strict=True) if first[i] == row]
+    order = first_rows(pairs, rows)
     total = len(order) + len(rows)
     _check_counts(protocol, len(rows), len(order))
 
@@ -146,6 +144,14 @@ def evaluate_features(
     rows = ((targets >= own.start) & (targets < own.stop)).nonzero()[:, 0]
     scores = _by_grain(scorer, text[rows], video, progress)
     return Evaluation(scores, targets[rows], rows.tolist(), videos, _metrics(scores, protocol, targets[rows]))
+
+
+def first_rows(pairs: Pairs, rows: Sequence[int]) -> list[int]:
+    """Of these pairs, the first one of each id."""
+    first: dict[int, int] = {}
+    for row, i in zip(rows, pairs.ids[list(rows)].tolist(), strict=True):
+        first.setdefault(i, row)
+    return list(first.values())
 
 
 TEXTS = 1024  # whose features are held at a time
@@ -199,7 +205,9 @@ def _encode_videos(
     groups = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
     parts, kept, broken, done = list[Features](), list[int](), dict[str, None](), 0
     with evaluating(model):
-        for group, batch in zip(groups, loading(partial(_read, pairs, max_frames), groups, workers), strict=True):
+        for group, batch in zip(
+            groups, loading(partial(pairs.batch, max_frames=max_frames), groups, workers), strict=True
+        ):
             broken |= dict.fromkeys(batch.broken)
             found: set[int] = set(batch.ids.tolist())
             kept += [row for row in group if int(pairs.ids[row]) in found]
@@ -231,10 +239,6 @@ class Unreadable(ValueError):
     def __init__(self, message: str, broken: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.broken = broken
-
-
-def _read(pairs: Pairs, max_frames: int, rows: list[int]) -> Batch:
-    return pairs.batch(rows, max_frames)
 
 
 def scores_by_grain(

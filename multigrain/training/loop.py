@@ -35,7 +35,7 @@ from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
-from .evaluation import Unreadable, evaluate
+from .evaluation import Unreadable, evaluate, first_rows
 from .objectives import make_objective
 
 LOG_EVERY = 10  # steps
@@ -255,15 +255,13 @@ class _Run:
 
     def _validate(self, stage: StageConfig) -> dict[str, RetrievalMetrics] | None:
         """The metrics of the first validation videos, each with its first sentence."""
-        first = {i: row for row, i in reversed(list(enumerate(self.data.val.ids.tolist())))}
-        rows = sorted(first.values())[: self.config.validation_pairs]
+        val = self.data.val
+        rows = first_rows(val, range(len(val.sentences)))[: self.config.validation_pairs]
         if stage.task == "frames" or not rows:
             return None
         size = min(100, stage.batch_size)
         try:
-            found = evaluate(
-                self.model, self.data.val, rows, stage.max_frames, batch_size=size, workers=self.config.workers
-            )
+            found = evaluate(self.model, val, rows, stage.max_frames, batch_size=size, workers=self.config.workers)
         except Unreadable as error:
             self.broken |= dict.fromkeys(error.broken)
             return None
