@@ -13,8 +13,20 @@ from .aggregators import (
     register_aggregator,
 )
 from .grains import FrameWord, Grain, SentenceFrame, VideoSentence, VideoWord
-from .losses import CachedLoss, FeatureQueue, InfoNCE, RetrievalLoss, momentum_update
+from .hubness import dual_softmax, dynamic_inverted_softmax, inverted_softmax, sinkhorn
+from .losses import (
+    CachedLoss,
+    FeatureQueue,
+    InfoNCE,
+    Matching,
+    RetrievalLoss,
+    cascade_negatives,
+    hard_negatives,
+    momentum_update,
+    random_negatives,
+)
 from .metrics import ranks, retrieval_metrics
+from .pairs import CrossEncoder, SegmentScorer, rerank
 from .scorer import MultiGrain
 from .scoring import score_matrix, top_k
 from .tokens import Features, Tokens
@@ -25,12 +37,14 @@ __all__ = [
     "AOSM",
     "Aggregator",
     "CachedLoss",
+    "CrossEncoder",
     "FeatureQueue",
     "Features",
     "FrameWord",
     "Grain",
     "InfoNCE",
     "LogSumExp",
+    "Matching",
     "MaxMax",
     "MaxMean",
     "MaxSim",
@@ -38,15 +52,24 @@ __all__ = [
     "MeanMean",
     "MultiGrain",
     "RetrievalLoss",
+    "SegmentScorer",
     "SentenceFrame",
     "Tokens",
     "VideoSentence",
     "VideoWord",
     "build_aggregator",
+    "cascade_negatives",
+    "dual_softmax",
+    "dynamic_inverted_softmax",
+    "hard_negatives",
+    "inverted_softmax",
     "momentum_update",
+    "random_negatives",
     "ranks",
     "register_aggregator",
+    "rerank",
     "retrieval_metrics",
     "score_matrix",
+    "sinkhorn",
     "top_k",
 ]
