@@ -140,7 +140,7 @@ def test_a_criterion_without_directions_gets_the_whole_matrix(pair: World) -> No
 
 
 def test_local_needs_directions() -> None:
-    with pytest.raises(TypeError, match=r'for gather="local", expected .*partial and join.*, got Plain'):
+    with pytest.raises(TypeError, match=r'for gather="local", expected a Criterion .*, got Plain'):
         mg.RetrievalLoss(Case().scorer(), Plain(), "local")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..reduce import logsumexp, mean, widen
 from ..tokens import Features
+from .base import Loss
 
 DIRECTIONS = ("both", "query", "candidate")
 Negatives: TypeAlias = 'tuple[Int[Tensor, "q k"], Bool[Tensor, "q k"]]'
@@ -57,7 +58,7 @@ def cascade_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c
     return best, ~positives.gather(1, best)
 
 
-class Matching(nn.Module):
+class Matching(Loss):
     """Cross-entropy of a scorer's logits [., 2] over pairs that belong together and chosen ones that do not.
 
         L = mean over B pairs, k negatives of each text and k of each video of CE(logits, belongs together)
