@@ -55,10 +55,11 @@ class Decorrelation(WholeBatchLoss):
         self.query, self.candidate, self.weights = query, candidate, weights
         self.on_diagonal, self.off_diagonal = on_diagonal, off_diagonal
 
-    def reads(self) -> tuple[set[str], set[str]]:
+    @property
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
         """The grains of tokens and weights."""
-        of_query, of_candidate = ({name} for name in self.weights) if self.weights else (set[str](), set[str]())
-        return {self.query} | of_query, {self.candidate} | of_candidate
+        of_query, of_candidate = self.weights or (self.query, self.candidate)
+        return frozenset({self.query, of_query}), frozenset({self.candidate, of_candidate})
 
     def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
         """The loss of the whole batch; ids are of no use to it."""

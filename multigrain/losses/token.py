@@ -52,9 +52,11 @@ class TokenNCE(WholeBatchLoss):
         self.scorer, self.weights = Grain(query, candidate, MeanMax("query")), weights
         self.criterion = InfoNCE() if criterion is None else criterion
 
-    def reads(self) -> tuple[set[str], set[str]]:
+    @property
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
         """The grains of tokens and weights."""
-        return {self.scorer.query} | ({self.weights} if self.weights else set[str]()), {self.scorer.candidate}
+        of_query = {self.scorer.query} if self.weights is None else {self.scorer.query, self.weights}
+        return frozenset(of_query), frozenset({self.scorer.candidate})
 
     def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
         """The loss of the whole batch."""

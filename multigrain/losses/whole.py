@@ -18,7 +18,7 @@ from .criterion import Ids
 
 
 class WholeBatchLoss(Loss):
-    """A loss of (text, video, ids) over the batches of all ranks. Subclass it and write `whole` and `reads`.
+    """A loss of (text, video, ids) over the batches of all ranks. Subclass it and write `whole`, and `reads`.
 
     Every rank gathers the grains that it reads and computes the same; as with gather "global" of RetrievalLoss, the
     gradients that DDP and its like average over ranks are those of one process with the whole batch.
@@ -41,7 +41,8 @@ class WholeBatchLoss(Loss):
     def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
         """The loss of the whole batch."""
 
-    def reads(self) -> tuple[set[str], set[str]] | None:
+    @property
+    def reads(self) -> tuple[frozenset[str], frozenset[str]] | None:
         """The grains of text and video that `whole` reads: no other travels. None: all."""
         return None
 
@@ -52,7 +53,7 @@ class WholeBatchLoss(Loss):
             KeyError, ValueError: features or ids that are missing or do not fit together; over several ranks, the same
                 error on each.
         """
-        if (names := self.reads()) is not None:
+        if (names := self.reads) is not None:
             text, video = only(text, names[0]), only(video, names[1])
         if self.gather == "none" or world(self.group)[1] == 1:
             if wrong := problem(text, video, ids):
