@@ -119,7 +119,11 @@ TRANSDUCTIVE: dict[str, Callable[[Tensor], Tensor]] = {
 def _soft_mean(x: Tensor, beta: float, dim: int) -> Tensor:
     """1/beta log mean exp(beta x) along `dim`, which stays. The maximum comes off first: beta x may be infinite."""
     highest = x.amax(dim, keepdim=True)
-    return highest + ((beta * (x - highest)).logsumexp(dim, keepdim=True) - math.log(x.shape[dim])) / beta
+    z = beta * (x - highest)
+    below = z.expm1().mean(dim, keepdim=True)
+    # For a small beta the logarithm is near 0, and its rounding is divided by beta: no difference of large numbers.
+    log_mean = torch.where(below > -0.5, below.log1p(), z.logsumexp(dim, keepdim=True) - math.log(x.shape[dim]))
+    return highest + log_mean / beta
 
 
 def _checked(scores: Tensor, beta: float) -> tuple[Tensor, float]:

@@ -216,14 +216,18 @@ class SegmentScorer(nn.Module):
 
 @torch.no_grad()
 def rerank(
-    scores: Float[Tensor, "q c"], scorer: nn.Module, k: int, text: Features, video: Features
+    scores: Float[Tensor, "q c"],
+    scorer: Callable[[Features, Features], Tensor],
+    k: int,
+    text: Features,
+    video: Features,
 ) -> Float[Tensor, "q c"]:
     """The k best candidates of each row scored anew; they stay above the rest, which keeps its order.
 
     As OSCAR and ALBEF search: `scores` are cheap, `scorer` is dear and sees q k pairs in place of q c. The k hold the
     scorer's scores as they are, the rest falls below the lowest of them in even steps, equal ones together. Only the
-    order within a row means something; for the other direction pass scores.T, a scorer of its own kind, and the
-    sides exchanged.
+    order within a row means something. The other direction is
+    `rerank(scores.T, lambda video, text: scorer(text, video).T, k, video, text)`.
 
     Args:
         scores: [queries, candidates] of the first stage; of equal ones the lower index comes first.
