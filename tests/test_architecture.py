@@ -29,9 +29,10 @@ LAYERS = (
     {"grains", "poolers"},
     {"scorer", "pairs"},
     {"scoring", "losses", "metrics", "hubness"},
+    {"recipes"},
 )
 CORE = set[str]().union(*LAYERS)
-LEAVES = {"cli", "collection", "commands", "data", "demo", "extract", "gallery", "interop", "models", "recipes"}
+LEAVES = {"cli", "collection", "commands", "data", "demo", "extract", "gallery", "interop", "models"}
 LEAVES |= {"report", "runs", "search", "training", "viz"}
 KERNEL_USERS = {"kernels", "grains", "poolers", "scorer"}
 CORE_PACKAGES = {"torch", "einops", "jaxtyping"}
