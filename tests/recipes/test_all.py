@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -85,11 +87,48 @@ def test_a_grain_that_is_missing_is_named(name: str) -> None:
 
 
 @every
+def test_sides_of_two_widths_are_named(name: str) -> None:
+    recipe, (text, video) = small(name), raw()
+    wide = mg.Features(frame=torch.randn(4, FRAMES, DIM + 1))
+    with pytest.raises(ValueError, match=rf"width.*{DIM}.*{DIM + 1}"):
+        recipe(text, wide)
+
+
+def test_published_settings_are_the_defaults() -> None:
+    wenlan, albef, taco, hero = (recipes.build(name, 64) for name in ("wenlan", "albef", "taco", "hero"))
+    assert (wenlan.momentum, wenlan.queue_size) == (0.99, 9600)
+    assert (albef.momentum, albef.queue_size, albef.rerank_k) == (0.995, 65536, 128)
+    contrast, matching = (term.loss for term in albef.loss.summands())
+    assert (contrast.distillation, matching.negatives, matching.k) == (0.4, "hard", 1)
+    assert math.isclose(math.exp(contrast.criterion.max_logit_scale), 1000)
+    weights = {term.name: term.weight for term in taco.loss.summands()}
+    assert weights == {"global": 1.0, "token": 0.5, "fusion": 1.0}
+    cascade = taco.loss.summands()[2].loss
+    assert (cascade.negatives, cascade.k, cascade.contrastive) == ("cascade", 8, True)
+    assert cascade.ranker is taco.scorer
+    rank = hero.loss.criterion
+    assert (rank.margin, rank.hard_pool, rank.hard_weight, rank.easy_weight) == (0.1, 20, 10.0, 0.1)
+    assert [term.weight for term in recipes.drl(8).loss.summands()] == [1.0, 0.001]
+    assert recipes.clipbert(8, pool="max", loss="margin").loss.criterion.margin == 0.2
+    assert recipes.matching_head(8).loss.negatives == "random"
+
+
+@every
+def test_what_was_learned_is_in_the_state(name: str) -> None:
+    learned, fresh = small(name), small(name)
+    randomise(learned)
+    fresh.load_state_dict(learned.state_dict())
+    for recipe in (fresh, copy.deepcopy(learned)):
+        close(recipe.scores(*raw()), learned.scores(*raw()), 0.0)
+        assert len(list(recipe.parameters())) == len(list(learned.parameters()))
+
+
+@every
 def test_a_few_steps_lower_the_loss(name: str) -> None:
     recipe, (text, video) = small(name), raw(6)
     torch.manual_seed(0)
     maps = torch.nn.ModuleList([torch.nn.Linear(DIM, DIM), torch.nn.Linear(DIM, DIM)])
-    optimizer = torch.optim.AdamW([*recipe.parameters(), *maps.parameters()], 0.01)
+    optimizer = torch.optim.AdamW([*recipe.parameters(), *maps.parameters()], 0.02)
 
     def mapped(features: mg.Features, by: torch.nn.Module) -> mg.Features:
         given = {n: features[n] for n in features.names}
@@ -98,7 +137,7 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
         )
 
     losses = []
-    for step in range(40):
+    for step in range(20):
         torch.manual_seed(step % 2)  # of negatives drawn at random
         loss = recipe(mapped(text, maps[0]), mapped(video, maps[1]))
         optimizer.zero_grad()
