@@ -299,7 +299,8 @@ def _scored(scorer: nn.Module, text: Features, video: Features) -> tuple[Feature
     if not isinstance(scorer, MultiGrain):
         return text, video
     grains = cast("list[Grain]", list(scorer.grains))
-    return only(text, {grain.query for grain in grains}), only(video, {grain.candidate for grain in grains})
+    reads = [grain.reads for grain in grains]
+    return only(text, {name for r in reads for name in r[0]}), only(video, {name for r in reads for name in r[1]})
 
 
 def _check_positives(name: str, rows: Tensor, columns: Tensor) -> None:
