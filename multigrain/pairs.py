@@ -24,8 +24,8 @@ from .reduce import widen
 from .tokens import Features, Tokens
 from .transformer import Transformer
 
-# Numbers in the token sequences of a block of pairs; each block of the transformer holds about twelve times as many.
-ELEMENTS = 1 << 20
+# Numbers in the token sequences of a block of pairs; each layer of the transformer holds about twelve times as many.
+ELEMENTS = 1 << 22
 
 
 class CrossEncoder(nn.Module):

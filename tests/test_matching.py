@@ -267,6 +267,11 @@ def test_huge_logits_lose_finitely_with_finite_gradients(device, dtype, kind):
         (lambda s, t: mg.Matching(s, direction="t2v"), ValueError, "direction: expected one of both, query"),
         (lambda s, t: mg.Matching(s)(t, t[:2]), ValueError, "video: expected as many videos as texts, 3, got 2"),
         (lambda s, t: mg.Matching(s)(t, t, torch.arange(2)), ValueError, r"ids: expected shape \[3\], got \[2\]"),
+        (
+            lambda s, t: mg.Matching(s)(t, t, (torch.arange(3),) * 2),
+            ValueError,
+            "ids: expected integers .* got 'a pair'",
+        ),
         (lambda s, t: mg.hard_negatives(torch.rand(2, 2), torch.eye(2) > 0, 0), ValueError, "k: expected"),
         (lambda s, t: mg.hard_negatives(torch.rand(2, 3), torch.eye(2) > 0), ValueError, "positives: expected"),
     ],

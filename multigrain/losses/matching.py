@@ -121,6 +121,7 @@ class Matching(nn.Module):
         """
         size = len(text)
         checks.require(len(video) == size, "video", f"as many videos as texts, {size}", len(video))
+        checks.require(not isinstance(ids, tuple), "ids", "integers [B] that both sides share", "a pair")
         own = torch.arange(size, device=text.device)
         ids = own if ids is None else ids.to(text.device)
         checks.labels("ids", ids, size)
