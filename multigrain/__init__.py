@@ -1,17 +1,11 @@
 """multigrain: every way that a sentence and a video can be compared: grains x aggregators x losses."""
 
-from .aggregators import (
-    AOSM,
-    Aggregator,
-    LogSumExp,
-    MaxMax,
-    MaxMean,
-    MaxSim,
-    MeanMax,
-    MeanMean,
-    build_aggregator,
-    register_aggregator,
-)
+from .aggregators import Aggregator, build_aggregator, register_aggregator
+from .aggregators.attention import AOSM, ISA
+from .aggregators.normalized_softmax import NormalizedSoftmax
+from .aggregators.token_weighted import TokenWeighted
+from .aggregators.top_k import TopK
+from .aggregators.two_level import LogSumExp, MaxMax, MaxMean, MaxSim, MeanMax, MeanMean
 from .grains import FrameWord, Grain, SentenceFrame, VideoSentence, VideoWord
 from .hubness import dual_softmax, dynamic_inverted_softmax, inverted_softmax, sinkhorn
 from .losses import (
@@ -27,6 +21,7 @@ from .losses import (
 )
 from .metrics import ranks, retrieval_metrics
 from .pairs import CrossEncoder, SegmentScorer, rerank
+from .poolers import AttentionPool, CrossAttentionPool, MeanPool, Pool, PooledGrain, Pooler, QueryPooler, SoftmaxPool
 from .scorer import MultiGrain
 from .scoring import score_matrix, top_k
 from .tokens import Features, Tokens
@@ -35,8 +30,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AOSM",
+    "ISA",
     "Aggregator",
+    "AttentionPool",
     "CachedLoss",
+    "CrossAttentionPool",
     "CrossEncoder",
     "FeatureQueue",
     "Features",
@@ -50,11 +48,20 @@ __all__ = [
     "MaxSim",
     "MeanMax",
     "MeanMean",
+    "MeanPool",
     "MultiGrain",
+    "NormalizedSoftmax",
+    "Pool",
+    "PooledGrain",
+    "Pooler",
+    "QueryPooler",
     "RetrievalLoss",
     "SegmentScorer",
     "SentenceFrame",
+    "SoftmaxPool",
+    "TokenWeighted",
     "Tokens",
+    "TopK",
     "VideoSentence",
     "VideoWord",
     "build_aggregator",
