@@ -196,6 +196,21 @@ AGGREGATORS: dict[str, Callable[..., float]] = {
 }
 
 
+def linear(x: Vector, weight: Matrix, bias: Vector) -> list[float]:
+    return [dot(row, x) + b for row, b in zip(weight, bias, strict=True)]
+
+
+def learned_weights(tokens: Matrix, first: tuple[Matrix, Vector], last: tuple[Matrix, Vector]) -> list[float]:
+    """DRL's: a softmax over tokens of linear, ReLU, linear to one number."""
+    hidden = [[max(0.0, x) for x in linear(token, *first)] for token in tokens]
+    return softmax([linear(x, *last)[0] for x in hidden], 1.0)
+
+
+def given_weights(weights: Vector) -> list[float]:
+    size = math.fsum(abs(w) for w in weights)
+    return [w / size if size > 0 else 0.0 for w in weights]
+
+
 def aggregate(
     name: str, sim: Matrix, query_mask: Sequence[bool], candidate_mask: Sequence[bool], **options: object
 ) -> float:
@@ -236,6 +251,51 @@ def grain(
 
 def multi_grain(scores: Vector, weights: Vector | None = None) -> float:
     return mean(scores) if weights is None else dot(weights, scores)
+
+
+# Poolers: the real tokens of an item, and for some a query, to one vector.
+
+
+def weighted_sum(weights: Vector, tokens: Matrix) -> list[float]:
+    return [dot(weights, column) for column in zip(*tokens, strict=True)]
+
+
+def mean_pool(tokens: Matrix) -> list[float]:
+    return [mean(column) for column in zip(*tokens, strict=True)]
+
+
+def attention_pool(tokens: Matrix, weight: Vector) -> list[float]:
+    return weighted_sum(softmax([dot(weight, token) for token in tokens], 1.0), tokens)
+
+
+def softmax_pool(query: Vector, tokens: Matrix, temperature: float) -> list[float]:
+    return weighted_sum(softmax([dot(normalise(query), normalise(t)) for t in tokens], temperature), tokens)
+
+
+def layer_norm(x: Vector, weight: Vector, bias: Vector) -> list[float]:
+    centre = mean(x)
+    deviation = math.sqrt(mean([(v - centre) ** 2 for v in x]) + 1e-5)
+    return [w * (v - centre) / deviation + b for v, w, b in zip(x, weight, bias, strict=True)]
+
+
+def cross_attention_pool(
+    query: Vector,
+    tokens: Matrix,
+    layers: dict[str, tuple[Matrix, Vector]],
+    norms: dict[str, tuple[Vector, Vector]],
+    heads: int,
+) -> list[float]:
+    """X-Pool's; layers are query, key, value, output and linear, norms input, attended and output."""
+    q = linear(layer_norm(query, *norms["input"]), *layers["query"])
+    inputs = [layer_norm(token, *norms["input"]) for token in tokens]
+    keys, values = ([linear(x, *layers[name]) for x in inputs] for name in ("key", "value"))
+    width, attended = len(q) // heads, []
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        attention = softmax([dot(q[part], key[part]) / math.sqrt(width) for key in keys], 1.0)
+        attended += weighted_sum(attention, [value[part] for value in values])
+    out = layer_norm(linear(attended, *layers["output"]), *norms["attended"])
+    return layer_norm([a + b for a, b in zip(out, linear(out, *layers["linear"]), strict=True)], *norms["output"])
 
 
 # Losses: InfoNCE over a table of scores [query][candidate].
