@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import re
 from pathlib import Path
@@ -14,19 +13,10 @@ import torch
 import multigrain as mg
 from multigrain import recipes
 from multigrain.recipes.table import END, START, render
-from tests.recipes.features import DIM, FRAMES, raw
+from tests.recipes.features import DIM, FRAMES, raw, small
 from tests.strategies import close, gradients, leaves, randomise
 
 PAGE = Path(__file__).parents[2] / "docs/recipes.md"
-SMALL = {"max_frames": FRAMES, "depth": 1, "heads": 2}
-
-
-def small(name: str) -> recipes.Recipe:
-    """The recipe of a name at the sizes of `raw`, its random numbers fixed."""
-    torch.manual_seed(0)
-    parameters = inspect.signature(getattr(recipes, name)).parameters
-    return recipes.build(name, DIM, **{key: value for key, value in SMALL.items() if key in parameters})
-
 
 every = pytest.mark.parametrize("name", recipes.names())
 
@@ -88,7 +78,7 @@ def test_a_grain_that_is_missing_is_named(name: str) -> None:
 
 @every
 def test_sides_of_two_widths_are_named(name: str) -> None:
-    recipe, (text, video) = small(name), raw()
+    recipe, text = small(name), raw()[0]
     wide = mg.Features(frame=torch.randn(4, FRAMES, DIM + 1))
     with pytest.raises(ValueError, match=rf"width.*{DIM}.*{DIM + 1}"):
         recipe(text, wide)
@@ -151,7 +141,8 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
 def test_a_recipe_says_what_it_is(name: str) -> None:
     recipe = small(name)
     assert recipe.name == name and recipe.about == recipes.about(name)
-    assert repr(recipe).startswith("Recipe(") and name in repr(recipe)
+    assert repr(recipe).startswith(f"Recipe(\n  {name}") and "(loss): " in repr(recipe)
+    assert ("\n  (scorer): " in repr(recipe)) == (recipe.scorer not in set(recipe.loss.modules()))
     assert getattr(recipes, name).__doc__
     assert re.fullmatch(r".+ \d{4}, arXiv \d{4}\.\d{5}(; .+)?", recipe.about.paper)
     assert bool(recipe.about.figure) == bool(recipe.about.source)
@@ -166,6 +157,12 @@ def test_the_page_shows_the_table_of_today() -> None:
 def test_the_page_speaks_of_every_recipe() -> None:
     page = PAGE.read_text()
     assert [name for name in recipes.names() if f"`{name}`" not in page] == []
+
+
+@every
+def test_dual_softmax_of_one_query_changes_nothing(name: str) -> None:
+    scores = small(name).scores(*raw(1, 4))
+    close(mg.dual_softmax(scores), scores, 1e-6)
 
 
 def test_names_and_settings_that_are_wrong_are_named() -> None:
