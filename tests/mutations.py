@@ -60,7 +60,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("reduce.py", "softmax(first / temperature, mask, dim)", "softmax(first, mask, dim)", "aggregator_equals_oracle mixed_isa_equals_oracle"),
     ("reduce.py", "softmax(y / length / temperature, mask, dim)", "softmax(y / temperature, mask, dim)", "aggregator_equals_oracle"),
     ("reduce.py", "torch.where(largest > 0, largest, 1.0)", "largest", "extreme_similarities_have_finite_scores_and_gradients"),
-    ("reduce.py", "best & (rank <= mask.sum(dim, keepdim=True))", "best", "appended_padding_changes_nothing top_k_of_all_is_mean_max_and_of_one_is_max_max"),
+    ("reduce.py", "best & (rank <= mask.sum(dim, keepdim=True))", "best", "top_k_of_all_is_mean_max_and_of_one_is_max_max"),
     ("aggregators/top_k.py", "torch.ceil(self.share", "torch.floor(self.share", "aggregator_equals_oracle"),
     ("aggregators/token_weighted.py", "w = torch.where(tokens.mask, w, 0.0)", "pass", "token_weights_equal_oracle"),
     ("aggregators/token_weighted.py", "w = weights[side]", "w = weights[\"candidate\" if side == \"query\" else \"query\"]", "token_weighted_grain_equals_oracle"),
