@@ -102,7 +102,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("losses/ranking.py", "positives.to(torch.uint8).argsort(1, descending=True)", "positives.to(torch.uint8).argsort(1)", "margin_ranking_equals_oracle"),
     ("losses/ranking.py", "scores >= last", "scores > last", "a_pool_of_one_is_the_hardest_negative margin_ranking_equals_oracle"),
     ("losses/base.py", "[weight * x for weight, x in", "[x for _, x in", "a_sum_is_the_sum_of_its_named_terms"),
-    ("losses/retrieval.py", "= ranks * weight * value", "= ranks * value", "a_sum_of_criteria_is_a_sum_of_losses_of_the_same_scorer"),
+    ("losses/retrieval.py", "(ranks * weight * value)", "(ranks * value)", "a_sum_of_criteria_is_a_sum_of_losses_of_the_same_scorer"),
     ("losses/whole.py", "torch.where(mask, values, 0.0)", "values", "padding_changes_no_loss_of_features_and_no_gradient token_nce_equals_oracle"),
     ("losses/token.py", "chosen = weights > 0", "chosen = weights >= 0", "losses_of_features_have_finite_gradients_in_every_dtype token_nce_equals_oracle"),
     ("losses/token.py", "scores + weights.log()[:, None] /", "scores + 0 * weights[:, None] /", "token_nce_equals_oracle"),
