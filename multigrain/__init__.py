@@ -8,6 +8,14 @@ from .aggregators.top_k import TopK
 from .aggregators.two_level import LogSumExp, MaxMax, MaxMean, MaxSim, MeanMax, MeanMean
 from .grains import FrameWord, Grain, SentenceFrame, VideoSentence, VideoWord
 from .losses import CachedLoss, FeatureQueue, InfoNCE, RetrievalLoss, momentum_update
+from .losses.base import Loss
+from .losses.criterion import Criterion, PartialCriterion
+from .losses.decorrelation import Decorrelation
+from .losses.distillation import Distillation
+from .losses.ranking import MarginRanking
+from .losses.sigmoid import Sigmoid
+from .losses.token import TokenNCE
+from .losses.whole import WholeBatchLoss
 from .metrics import ranks, retrieval_metrics
 from .poolers import AttentionPool, CrossAttentionPool, MeanPool, Pool, PooledGrain, Pooler, QueryPooler, SoftmaxPool
 from .scorer import MultiGrain
@@ -22,13 +30,18 @@ __all__ = [
     "Aggregator",
     "AttentionPool",
     "CachedLoss",
+    "Criterion",
     "CrossAttentionPool",
+    "Decorrelation",
+    "Distillation",
     "FeatureQueue",
     "Features",
     "FrameWord",
     "Grain",
     "InfoNCE",
     "LogSumExp",
+    "Loss",
+    "MarginRanking",
     "MaxMax",
     "MaxMean",
     "MaxSim",
@@ -37,18 +50,22 @@ __all__ = [
     "MeanPool",
     "MultiGrain",
     "NormalizedSoftmax",
+    "PartialCriterion",
     "Pool",
     "PooledGrain",
     "Pooler",
     "QueryPooler",
     "RetrievalLoss",
     "SentenceFrame",
+    "Sigmoid",
     "SoftmaxPool",
+    "TokenNCE",
     "TokenWeighted",
     "Tokens",
     "TopK",
     "VideoSentence",
     "VideoWord",
+    "WholeBatchLoss",
     "build_aggregator",
     "momentum_update",
     "ranks",

@@ -156,6 +156,14 @@ def square(value: Tensor, remedy: str) -> None:
         raise ValueError(f"scores: expected a square matrix (row i belongs to column i), got {shape(value)}; {remedy}")
 
 
+def targets(value: Tensor, scores: Tensor) -> None:
+    """Weights from 0 of the shape of scores [q, c], or an error."""
+    if value.shape != scores.shape:
+        raise ValueError(f"targets: expected the shape of scores, {shape(scores)}, got {shape(value)}")
+    if not value.is_floating_point():
+        raise TypeError(f"targets: expected floating-point weights, got {value.dtype}")
+
+
 def labels(name: str, value: Tensor, length: int) -> None:
     """A one-dimensional integer tensor of the given length, or an error."""
     if value.shape != (length,):

@@ -328,6 +328,58 @@ def info_nce(
     return (forward + backward) / (2 if reduction == "mean" else 1)
 
 
+def sigmoid(scores: Matrix, scale: float, bias: float, query_ids: Sequence[int], candidate_ids: Sequence[int]) -> float:
+    """Summed over pairs."""
+    signs = [[1 if q == c else -1 for c in candidate_ids] for q in query_ids]
+    pairs = [(z, s) for row, of_row in zip(scores, signs, strict=True) for s, z in zip(row, of_row, strict=True)]
+    return sum(math.log(1 + math.exp(-z * (scale * s + bias))) for z, s in pairs)
+
+
+def ranking_row(
+    row: Vector,
+    positives: Sequence[bool],
+    margin: float,
+    hard_pool: int | None,
+    hard_weight: float,
+    easy_weight: float,
+    form: str,
+    over: str,
+) -> float:
+    """No two negatives are alike: the hard ones are the first in order."""
+    negatives = sorted([s for s, positive in zip(row, positives, strict=True) if not positive], reverse=True)
+    pool = 0 if hard_pool is None else hard_pool
+    weights = [1.0 if hard_pool is None else hard_weight if i < pool else easy_weight for i in range(len(negatives))]
+    found = []
+    for best in [s for s, positive in zip(row, positives, strict=True) if positive]:
+        steps = [margin + s - best for s in negatives]
+        losses = [max(0.0, d) if form == "hinge" else math.log(1 + math.exp(d)) for d in steps]
+        found.append(dot(weights, losses) / (max(1, len(negatives)) if over == "mean" else 1))
+    return mean(found)
+
+
+def token_nce(scores: Matrix, weights: Vector, owners: Sequence[int], candidates: list[int], scale: float) -> float:
+    """Tokens of weights above 0 by candidates, both directions, their mean."""
+
+    def share(t: int, j: int) -> float:
+        return math.exp(scale * scores[t][j])
+
+    everywhere = [sum(share(t, j) for j in range(len(candidates))) for t in range(len(weights))]
+    rows = [
+        -weights[t] / candidates.count(owners[t]) * math.log(share(t, j) / everywhere[t])
+        for t in range(len(weights))
+        for j in range(len(candidates))
+        if owners[t] == candidates[j]
+    ]
+    columns = []
+    for j, candidate in enumerate(candidates):
+        own = [t for t in range(len(weights)) if owners[t] == candidate]
+        whole = sum(weights[t] * share(t, j) for t in range(len(weights)))
+        mass = sum(weights[t] for t in own)
+        if own:
+            columns.append(sum(-weights[t] / mass * math.log(weights[t] * share(t, j) / whole) for t in own))
+    return (sum(rows) / sum(weights) + mean(columns)) / 2
+
+
 # Metrics: ranks and what is said about them.
 
 

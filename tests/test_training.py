@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import multigrain as mg
 from multigrain import training
 from multigrain.data.batch import Batch, equal_ids
 from multigrain.models import XCLIP, GrainConfig, ModelConfig, TemporalConfig, TextConfig, VisionConfig
@@ -125,6 +126,29 @@ def test_a_finished_run_is_loaded_and_not_trained_again(whole: tuple[XCLIP, Path
     assert same_weights(XCLIP.from_pretrained(whole[1] / "model"), whole[0])
 
 
+def test_a_sum_logs_its_terms_and_decays_none_of_its_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = XCLIP.from_config
+
+    def with_a_sum(*arguments: Any) -> XCLIP:
+        model = made(*arguments)
+        model.criterion = model.criterion.named("contrast") + 0.1 * mg.Sigmoid()
+        groups = make_optimizer(model, OptimizerConfig(weight_decay=0.2)).param_groups
+        scalars = {p: group["weight_decay"] for group in groups for p in group["params"] if p.ndim == 0}
+        assert len(scalars) == 3 and set(scalars.values()) == {0.0}
+        return model
+
+    scale = property(lambda model: model.criterion.summands()[0].loss.logit_scale)
+    monkeypatch.setattr(XCLIP, "logit_scale", scale)
+    monkeypatch.setattr(XCLIP, "from_config", with_a_sum)
+    monkeypatch.setattr("multigrain.training.loop.LOG_EVERY", 1)
+    training.train(dataclasses.replace(CONFIG, stages=CONFIG.stages[:1]), DATA, tmp_path)
+    logged = lines(tmp_path)
+    assert {line["kind"] for line in logged} == {"step", "epoch"}
+    for line in logged:
+        assert list(line["terms"]) == ["contrast", "Sigmoid"]
+        assert sum(line["terms"].values()) == pytest.approx(line["loss"], rel=1e-5)
+
+
 def test_the_seed_decides(whole: tuple[XCLIP, Path], tmp_path: Path):
     assert same_weights(training.train(CONFIG, DATA, tmp_path / "same"), whole[0])
     other = training.train(dataclasses.replace(CONFIG, seed=1), DATA, tmp_path / "other")
@@ -133,6 +157,7 @@ def test_the_seed_decides(whole: tuple[XCLIP, Path], tmp_path: Path):
 
 def test_files_of_a_run(whole: tuple[XCLIP, Path]):
     model, folder = whole
+    assert all("terms" not in line for line in lines(folder))
     assert not model.training
     assert sorted(file.name for file in folder.iterdir()) == [
         "checkpoint.pt",

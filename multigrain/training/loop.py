@@ -46,7 +46,8 @@ class Progress:
     """Where a run is, after a step; `validation` is set after an epoch that was validated.
 
     `epoch` and `step` count from 1, `step` within its stage; `seconds` is the time of this process in the stage;
-    `broken` has the videos that could not be read, each with the reason, as far as this process met them.
+    `broken` has the videos that could not be read, each with the reason, as far as this process met them; `terms` those
+    of a criterion that is a sum (see Loss), else None.
     """
 
     stage: str
@@ -60,6 +61,7 @@ class Progress:
     seconds: float
     validation: dict[str, RetrievalMetrics] | None = None
     broken: tuple[str, ...] = ()
+    terms: dict[str, float] | None = None
 
 
 def train(
@@ -138,6 +140,8 @@ class _Files:
         """A line now and then, and a checkpoint when it is time."""
         if at_epoch_end or event.step % LOG_EVERY == 0:
             values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
+            if event.terms is None:
+                del values["terms"]
             self.log.write(run.position, values)
         if len(event.broken) > self.broken:
             checkpoint.add_lines(self.out / "broken.txt", event.broken[self.broken :])
@@ -196,9 +200,12 @@ class _Run:
                 torch.manual_seed(_mix_all(seed, i, self.rank))
                 with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
                     loss = compute_loss(item)
-                mean = self._step(stage, loss, optimizer, rate)
+                terms = self.model.criterion.terms
+                mean, *means = self._step(stage, [loss, *terms.values()], optimizer, rate)
                 scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
                 self.last = Progress(stage.name, epoch + 1, stage.epochs, step + 1, total, mean, scale, rate, seconds)
+                if len(terms) > 1:
+                    self.last = replace(self.last, terms=dict(zip(terms, means, strict=True)))
                 yield replace(self.last, broken=tuple(self.broken)), False
             validation = self._validate(stage)
             for found in parallel.exchange(tuple(self.broken)):
@@ -233,12 +240,15 @@ class _Run:
             )
         return order
 
-    def _step(self, stage: StageConfig, loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> float:
-        """One step down; returns the loss, the mean over ranks."""
+    def _step(
+        self, stage: StageConfig, losses: list[Tensor], optimizer: torch.optim.Optimizer, rate: float
+    ) -> list[float]:
+        """One step down the first of the losses; returns all of them, each the mean over ranks."""
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        told = torch.stack([loss.detach().double(), loss.new_tensor(self.termination.asked, dtype=torch.float64)])
-        mean, asked = (parallel.total(told) / self.ranks).tolist()
+        loss = losses[0]
+        told = [loss.new_tensor(self.termination.asked), *(x.detach() for x in losses)]
+        asked, mean, *terms = (parallel.total(torch.stack([x.double() for x in told])) / self.ranks).tolist()
         self.ending = asked > 0
         if not math.isfinite(mean):
             raise FloatingPointError(
@@ -251,7 +261,7 @@ class _Run:
         nn.utils.clip_grad_norm_(self.model.parameters(), stage.optimizer.clip_norm)
         self.scaler.step(optimizer)
         self.scaler.update()
-        return mean
+        return [mean, *terms]
 
     def _validate(self, stage: StageConfig) -> dict[str, RetrievalMetrics] | None:
         """The metrics of the first validation videos, each with its first sentence."""
