@@ -1,5 +1,6 @@
 """multigrain: every way that a sentence and a video can be compared: grains x aggregators x losses."""
 
+from . import recipes as recipes
 from .aggregators import Aggregator, build_aggregator, register_aggregator
 from .aggregators.attention import AOSM, ISA
 from .aggregators.normalized_softmax import NormalizedSoftmax
@@ -7,16 +8,29 @@ from .aggregators.token_weighted import TokenWeighted
 from .aggregators.top_k import TopK
 from .aggregators.two_level import LogSumExp, MaxMax, MaxMean, MaxSim, MeanMax, MeanMean
 from .grains import FrameWord, Grain, SentenceFrame, VideoSentence, VideoWord
-from .losses import CachedLoss, FeatureQueue, InfoNCE, RetrievalLoss, momentum_update
-from .losses.base import Loss
-from .losses.criterion import Criterion, PartialCriterion
-from .losses.decorrelation import Decorrelation
-from .losses.distillation import Distillation
-from .losses.ranking import MarginRanking
-from .losses.sigmoid import Sigmoid
-from .losses.token import TokenNCE
-from .losses.whole import WholeBatchLoss
+from .hubness import dual_softmax, dynamic_inverted_softmax, inverted_softmax, sinkhorn
+from .losses import (
+    CachedLoss,
+    Criterion,
+    Decorrelation,
+    Distillation,
+    FeatureQueue,
+    InfoNCE,
+    Loss,
+    MarginRanking,
+    Matching,
+    PartialCriterion,
+    RetrievalLoss,
+    Sigmoid,
+    TokenNCE,
+    WholeBatchLoss,
+    cascade_negatives,
+    hard_negatives,
+    momentum_update,
+    random_negatives,
+)
 from .metrics import ranks, retrieval_metrics
+from .pairs import CrossEncoder, SegmentScorer, rerank
 from .poolers import AttentionPool, CrossAttentionPool, MeanPool, Pool, PooledGrain, Pooler, QueryPooler, SoftmaxPool
 from .scorer import MultiGrain
 from .scoring import score_matrix, top_k
@@ -32,6 +46,7 @@ __all__ = [
     "CachedLoss",
     "Criterion",
     "CrossAttentionPool",
+    "CrossEncoder",
     "Decorrelation",
     "Distillation",
     "FeatureQueue",
@@ -42,6 +57,7 @@ __all__ = [
     "LogSumExp",
     "Loss",
     "MarginRanking",
+    "Matching",
     "MaxMax",
     "MaxMean",
     "MaxSim",
@@ -56,6 +72,7 @@ __all__ = [
     "Pooler",
     "QueryPooler",
     "RetrievalLoss",
+    "SegmentScorer",
     "SentenceFrame",
     "Sigmoid",
     "SoftmaxPool",
@@ -67,10 +84,18 @@ __all__ = [
     "VideoWord",
     "WholeBatchLoss",
     "build_aggregator",
+    "cascade_negatives",
+    "dual_softmax",
+    "dynamic_inverted_softmax",
+    "hard_negatives",
+    "inverted_softmax",
     "momentum_update",
+    "random_negatives",
     "ranks",
     "register_aggregator",
+    "rerank",
     "retrieval_metrics",
     "score_matrix",
+    "sinkhorn",
     "top_k",
 ]

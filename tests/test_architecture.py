@@ -23,15 +23,16 @@ ROOT = Path(__file__).parent.parent
 # A module of the core imports from its own layer and from those above it in this list, and from nothing else.
 LAYERS = (
     {"tokens", "checks"},
-    {"reduce", "distributed"},
+    {"reduce", "distributed", "transformer", "temporal"},
     {"aggregators"},
     {"kernels"},
     {"grains", "poolers"},
-    {"scorer"},
+    {"scorer", "pairs"},
     {"scoring", "losses", "metrics", "hubness"},
+    {"recipes"},
 )
 CORE = set[str]().union(*LAYERS)
-LEAVES = {"cli", "collection", "commands", "data", "demo", "extract", "gallery", "interop", "models", "recipes"}
+LEAVES = {"cli", "collection", "commands", "data", "demo", "extract", "gallery", "interop", "models"}
 LEAVES |= {"report", "runs", "search", "training", "viz"}
 KERNEL_USERS = {"kernels", "grains", "poolers", "scorer"}
 CORE_PACKAGES = {"torch", "einops", "jaxtyping"}

@@ -158,6 +158,7 @@ def errors(rank: int, size: int) -> list[str]:
         lambda: training.train(PLAIN, one, "/dev/null/run"),
         lambda: training.train(PLAIN, one, os.environ["PARALLEL_OUT"]),
         lambda: training.evaluate(model, nothing, [3, 4], protocol="all_captions"),
+        lambda: training.check_hubness("sinkhorn"),
     ):  # fmt: skip
         with pytest.raises((ValueError, OSError)) as error:
             wrong()
@@ -179,6 +180,7 @@ def test_what_is_wrong_is_said_on_every_rank(world: World, tmp_path: Path):
             "out_dir: expected a folder that can be written to",
             "batch_size: expected at least one pair for each of 2 ranks, got batches of 1 in stage 'towers'",
             "no video could be read; the first: video2.mp4: is broken",
+            "hubness: expected one process, since sinkhorn needs the scores of all texts at once, got 2",
         ),
         strict=True,
     ):

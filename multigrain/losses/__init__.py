@@ -10,6 +10,7 @@ from .criterion import Criterion, PartialCriterion
 from .decorrelation import Decorrelation
 from .distillation import Distillation
 from .infonce import InfoNCE
+from .matching import Matching, cascade_negatives, hard_negatives, random_negatives
 from .momentum import momentum_update
 from .queue import FeatureQueue
 from .ranking import MarginRanking
@@ -27,10 +28,14 @@ __all__ = [
     "InfoNCE",
     "Loss",
     "MarginRanking",
+    "Matching",
     "PartialCriterion",
     "RetrievalLoss",
     "Sigmoid",
     "TokenNCE",
     "WholeBatchLoss",
+    "cascade_negatives",
+    "hard_negatives",
     "momentum_update",
+    "random_negatives",
 ]
