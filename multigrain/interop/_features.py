@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..reduce import mean
+from ..poolers import MeanPool, Pool
 from ..tokens import Features, Tokens
 
 Value: TypeAlias = "Features | Tokens | Tensor | tuple[Tensor, Tensor | None]"
@@ -37,6 +37,5 @@ def as_features(name: str, value: Value, grains: set[str]) -> Features:
 
 
 def video_features(frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None) -> Features:
-    """Features(video, frame): the video is the mean of its real, normalised frames, as in CLIP4Clip."""
-    unit = Tokens(frames, mask, name="frame").normalized().features
-    return Features(video=mean(unit, None if mask is None else mask[..., None], dim=1), frame=(frames, mask))
+    """Features(frame, video): the video is the mean of its real, normalised frames, as in CLIP4Clip."""
+    return Pool("frame", "video", MeanPool(normalize=True))(Features(frame=(frames, mask)))

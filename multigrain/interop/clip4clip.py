@@ -26,7 +26,7 @@ def to_features(
         attention_mask: of the words, [B, W] or [B, 1, W].
 
     Returns:
-        Features(sentence[, word]) and Features(video, frame); the video is the mean of the normalised frames ("meanP").
+        Features(sentence[, word]) and Features(frame, video); the video is the mean of the normalised frames ("meanP").
 
     Raises:
         ValueError: words without their mask, or shapes that do not fit.

@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..reduce import mean
+from ..poolers import MeanPool
 from ..tokens import Features
 from . import _features
 
@@ -35,7 +35,7 @@ def encoder_features(
     tokens = output.last_hidden_state if projection is None else projection(output.last_hidden_state)
     vector = getattr(output, "pooler_output", None)
     if vector is None:
-        vector = mean(tokens, None if mask is None else mask[..., None], dim=1)
+        vector = MeanPool()(tokens, mask)
     return Features(**{pooled: vector, token: (tokens, mask)})
 
 
@@ -54,7 +54,7 @@ def text_features(model: Any, input_ids: Int[Tensor, "b w"], attention_mask: Int
 def video_features(
     model: Any, pixel_values: Float[Tensor, "b n 3 h w"], mask: Int[Tensor, "b n"] | None = None
 ) -> Features:
-    """Features(video, frame) of a model with `get_image_features`, such as CLIPModel, from the frames of videos.
+    """Features(frame, video) of a model with `get_image_features`, such as CLIPModel, from the frames of videos.
 
     Args:
         mask: not 0 = a real frame; None: all are. The video is the mean of the real, normalised frames.

@@ -232,7 +232,8 @@ def _scored(scorer: nn.Module, text: Features, video: Features) -> tuple[Feature
     if not isinstance(scorer, MultiGrain):
         return text, video
     grains = cast("list[Grain]", list(scorer.grains))
-    return _only(text, {grain.query for grain in grains}), _only(video, {grain.candidate for grain in grains})
+    reads = [grain.reads for grain in grains]
+    return _only(text, {name for r in reads for name in r[0]}), _only(video, {name for r in reads for name in r[1]})
 
 
 def _only(features: Features, names: set[str]) -> Features:

@@ -164,7 +164,7 @@ def test_tensors_become_features():
     sequence_output, visual_output = (torch.randn(2, n, D, generator=generator) for n in (1, 3))
     mask = torch.tensor([[[1, 1, 0]], [[1, 0, 0]]])
     text, video = to_features(sequence_output, visual_output, mask)
-    assert text.names == ("sentence",) and video.names == ("video", "frame")
+    assert text.names == ("sentence",) and video.names == ("frame", "video")
     torch.testing.assert_close(video["video"].features[1], F.normalize(visual_output[1, 0], dim=0))
     assert torch.equal(video["frame"].mask, mask[:, 0].bool())
     with pytest.raises(ValueError, match="attention_mask: expected with word_output, and only then"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import multigrain as mg
 from multigrain.interop.open_clip import ClipLoss
+from tests.worlds import World
 
 
 class SigmoidOfLogits(nn.Module):
@@ -101,6 +103,24 @@ def test_token_features_and_several_grains():
     text = mg.Features(sentence=words[:, 0], word=(words, mask))
     video = mg.Features(video=frames[:, 0], frame=frames)
     torch.testing.assert_close(ClipLoss(scorer)(video, text, scale), criterion(scorer(text, video)))
+
+
+def on_a_rank(rank: int, size: int, gather: str) -> list[Tensor]:
+    """The loss, and its gradients by image and text features, logit scale and bias, of this rank's share of a batch."""
+    inputs = model_output(bias=True)
+    own = torch.arange(6).tensor_split(size)[rank]
+    shares = {name: x[own] if x.ndim == 2 else x for name, x in inputs.items()}
+    loss = ClipLoss(gather=gather)(**shares)
+    return [loss.detach(), *torch.autograd.grad(loss, list(inputs.values()))]
+
+
+def test_two_ranks_are_one_process(tmp_path: Path):
+    expected = on_a_rank(0, 1, "none")
+    with World(2, tmp_path) as world:
+        for gather in ("local", "global"):
+            means = [(a + b) / 2 for a, b in zip(*world(on_a_rank, gather), strict=True)]
+            for got, one in zip(means, expected, strict=True):
+                torch.testing.assert_close(got, one, atol=1e-6, rtol=1e-6)
 
 
 def test_errors():
