@@ -12,7 +12,7 @@ from ..grains import Grain
 from ..tokens import Features, Tokens
 from .criterion import Ids
 from .infonce import InfoNCE
-from .whole import WholeBatchLoss, token_weights
+from .whole import Reads, WholeBatchLoss, token_weights
 
 
 class TokenNCE(WholeBatchLoss):
@@ -53,10 +53,10 @@ class TokenNCE(WholeBatchLoss):
         self.criterion = InfoNCE() if criterion is None else criterion
 
     @property
-    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+    def reads(self) -> Reads:
         """The grains of tokens and weights."""
-        of_query = {self.scorer.query} if self.weights is None else {self.scorer.query, self.weights}
-        return frozenset(of_query), frozenset({self.scorer.candidate})
+        tokens, candidates = self.scorer.reads
+        return tokens if self.weights is None else tokens | {self.weights}, candidates
 
     def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
         """The loss of the whole batch."""
