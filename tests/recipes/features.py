@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +42,9 @@ def raw(
     )
 
 
-def small(name: str) -> recipes.Recipe:
+def small(name: str, **settings: Any) -> recipes.Recipe:
     """The recipe of a name at the sizes of `raw`, its random numbers fixed."""
     torch.manual_seed(0)
     parameters = inspect.signature(getattr(recipes, name)).parameters
-    return recipes.build(name, DIM, **{key: value for key, value in SMALL.items() if key in parameters})
+    sizes = {key: value for key, value in SMALL.items() if key in parameters}
+    return recipes.build(name, DIM, **sizes | settings)

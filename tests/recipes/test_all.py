@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,23 @@ import torch
 import multigrain as mg
 from multigrain import recipes
 from multigrain.recipes.table import END, START, render
-from tests.recipes.features import DIM, FRAMES, raw, small
+from tests.recipes.features import DIM, FRAMES, WORDS, raw, small
 from tests.strategies import close, gradients, leaves, randomise
 
 PAGE = Path(__file__).parents[2] / "docs/recipes.md"
 
 every = pytest.mark.parametrize("name", recipes.names())
+VARIANTS = [
+    ("clip4clip", {"temporal": "lstm"}),
+    ("clip4clip", {"temporal": "transformer"}),
+    ("clip4clip", {"temporal": "tight"}),
+    ("clipbert", {"pool": "max", "loss": "margin"}),
+    ("filip", {"share": 0.25}),
+    ("matching_head", {"negatives": "hard"}),
+    ("query_scoring", {"pool": "scores"}),
+    ("ucofia", {"max_words": WORDS}),
+    ("xclip", {"max_words": WORDS}),
+]
 
 
 @every
@@ -31,9 +43,9 @@ def test_scores_and_loss_are_finite(name: str) -> None:
     assert loss.shape == () and loss.isfinite()
 
 
-@every
-def test_gradients_reach_every_parameter_and_feature(name: str) -> None:
-    recipe = small(name)
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in recipes.names()), *VARIANTS], ids=str)
+def test_gradients_reach_every_parameter(name: str, settings: dict[str, Any]) -> None:
+    recipe = small(name, **settings)
     randomise(recipe, spread=0.05)  # a weight that starts at zero would stop what lies in front of it
     text, video = raw(6)
     recipe(leaves(text), leaves(video)).backward()
@@ -42,10 +54,10 @@ def test_gradients_reach_every_parameter_and_feature(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in recipe.parameters() if p.grad is not None)
 
 
-@every
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in recipes.names()), *VARIANTS], ids=str)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
-def test_what_is_behind_a_mask_changes_nothing(name: str, poison: float) -> None:
-    recipe = small(name)
+def test_what_is_behind_a_mask_changes_nothing(name: str, settings: dict[str, Any], poison: float) -> None:
+    recipe = small(name, **settings)
     results = []
     for junk in (0.0, poison):
         recipe.zero_grad()
