@@ -55,7 +55,8 @@ def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs, shards: int =
         read, encode = partial(_read, pairs, 1), partial(_encode_frames, model)
         return Objective(parts, read, encode, VideoSentence(), model.criterion)
     if stage.freeze_vision:
-        return Objective(parts, _rows, _frozen_encoder(model, stage, pairs), model.scorer, model.criterion)
+        encode = partial(encode_frozen, model, pairs, *frame_features(model, pairs, stage.max_frames))
+        return Objective(parts, _rows, encode, model.scorer, model.criterion)
     read, encode = partial(_read, pairs, stage.max_frames), partial(_encode_videos, model)
     return Objective(parts, read, encode, model.scorer, model.criterion)
 
@@ -87,19 +88,13 @@ def _encode_videos(model: XCLIP, batch: Batch) -> Encoded:
     return model.encode_text(batch.sentences), model.encode_video(frames, mask, index), ids
 
 
-def _frozen_encoder(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Callable[[list[int]], Encoded]:
-    """The model's grains above a frozen frame tower, whose features of all frames are computed here, once."""
-    device = model.logit_scale.device
-    features, masks = frame_features(model, pairs, stage.max_frames)
-
-    def encode(rows: list[int]) -> Encoded:
-        mask = masks[rows]
-        # Slots that are padding in the whole batch cost time and, under masks, change nothing.
-        length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
-        video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
-        return model.encode_text([pairs.sentences[row] for row in rows]), video, pairs.ids[rows].to(device)
-
-    return encode
+def encode_frozen(model: XCLIP, pairs: Pairs, features: Tensor, masks: Tensor, rows: list[int]) -> Encoded:
+    """The model's grains above a frozen frame tower, from its features of all frames (see frame_features)."""
+    device, mask = model.logit_scale.device, masks[rows]
+    # Slots that are padding in the whole batch cost time and, under masks, change nothing.
+    length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
+    video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
+    return model.encode_text([pairs.sentences[row] for row in rows]), video, pairs.ids[rows].to(device)
 
 
 def _rows(part: Part, _: int, rows: list[int]) -> list[int]:
