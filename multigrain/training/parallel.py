@@ -1,6 +1,6 @@
 """The ranks of a run: how they start, what they tell each other, and how they end together.
 
-    torchrun --nproc-per-node 4 -m multigrain.cli train --config demo
+    torchrun --nproc-per-node 2 -m multigrain.cli train --config demo
 
 The engine is torch.distributed; whatever initialised its process group, training and evaluation divide their work over
 it. Without one there is one rank, and everything here is free.
