@@ -73,18 +73,18 @@ def _video_loss(model: XCLIP, batch: Batch) -> Tensor:
 
 def _frozen_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
     """The model's grains above a frozen frame tower, whose features of all frames are computed here, once."""
-    device = model.logit_scale.device
     features, masks = frame_features(model, pairs, stage.max_frames)
+    return Objective(partial(_rows, world()), partial(frozen_loss, model, pairs, features, masks))
 
-    def loss(rows: list[int]) -> Tensor:
-        mask = masks[rows]
-        # Slots that are padding in the whole batch cost time and, under masks, change nothing.
-        length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
-        video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
-        text = model.encode_text([pairs.sentences[row] for row in rows])
-        return _contrast(model, model.scorer, text, video, pairs.ids[rows])
 
-    return Objective(partial(_rows, world()), loss)
+def frozen_loss(model: XCLIP, pairs: Pairs, features: Tensor, masks: Tensor, rows: list[int]) -> Tensor:
+    """The loss of some pairs, whose frames are those features of the frame tower (see frame_features)."""
+    device, mask = model.logit_scale.device, masks[rows]
+    # Slots that are padding in the whole batch cost time and, under masks, change nothing.
+    length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
+    video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
+    text = model.encode_text([pairs.sentences[row] for row in rows])
+    return _contrast(model, model.scorer, text, video, pairs.ids[rows])
 
 
 def _rows(part: tuple[int, int], _: int, rows: list[int]) -> list[int]:
