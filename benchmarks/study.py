@@ -99,7 +99,7 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
     setup = study.quick_setup if quick else study.setup
     variants = study.variants(setup.config().model)
     variants = {name: variants[name] for name in study.quick} if quick else variants
-    started = _now()
+    started, commit = _now(), machine.commit()  # of the code that is loaded: files may change while it runs
     torch.set_num_threads(1)
     training.load_data(setup.config().data)  # generated once, for all processes
     shared = setup.settings()
@@ -115,7 +115,7 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
         done = [path for path in jobs.values() if path.is_file()]
         print(f"{study.name}: {len(jobs)} runs, {len(done)} of them done before", file=sys.stderr, flush=True)
         futures = [
-            submit(_job, name, variants[name], setup, seed, towers[seed].result(), path)
+            submit(_job, name, variants[name], setup, seed, towers[seed].result(), path, commit)
             for (name, seed), path in jobs.items()
             if path not in done
         ]
@@ -126,7 +126,7 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
         device="cpu",
         quick=quick,
         date=started,
-        commit=machine.commit(),
+        commit=commit,
         machine=machine.machine("cpu"),
         versions=machine.versions(PACKAGES),
         setup={**shared, "seeds": list(setup.seeds), "model": asdict(setup.config().model)},
@@ -134,10 +134,10 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
     )
 
 
-def _job(name: str, settings: ModelConfig, setup: Setup, seed: int, towers: Path, path: Path) -> str:
+def _job(name: str, settings: ModelConfig, setup: Setup, seed: int, towers: Path, path: Path, commit: str) -> str:
     """One run, written to its file; returns what to say about it."""
     started = time.monotonic()
-    found = {"date": _now(), "commit": machine.commit()}
+    found: dict[str, Any] = {"date": _now(), "commit": commit}
     found |= pretrained.train_and_score(settings, setup, seed, towers)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
