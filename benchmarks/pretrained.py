@@ -92,14 +92,13 @@ class Pretrained:
         return Pretrained(**{**values, "train": Split(**values["train"]), "test": Split(**values["test"])})
 
 
-def pretrain(setup: Setup, seed: int, folder: Path) -> Path:
-    """Train the towers, unless that is done; returns the file that Pretrained.load reads.
+def towers_file(folder: Path, seed: int) -> Path:
+    """What `pretrain` writes."""
+    return folder / f"towers-{seed}.pt"
 
-    An interrupted training goes on from its checkpoint.
-    """
-    path = folder / f"towers-{seed}.pt"
-    if path.is_file():
-        return path
+
+def pretrain(setup: Setup, seed: int, folder: Path) -> Path:
+    """Train the towers, from its checkpoint if that was interrupted; returns the file that Pretrained.load reads."""
     config = setup.config(seed)
     data = training.load_data(config.data, progress=False)
     first = replace(config, stages=config.stages[:1])
@@ -114,6 +113,7 @@ def pretrain(setup: Setup, seed: int, folder: Path) -> Path:
         blank = model.vision(model.vision.blank(data.test.batch([0], 1).frames))[0]
     weights = {name: value for name, value in model.state_dict().items() if name.startswith(SHARED)}
     values = {"weights": weights, "vocabulary": list(model.text.vocabulary), "blank": blank, **splits}
+    path = towers_file(folder, seed)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     torch.save(values, partial)
     partial.replace(path)

@@ -15,8 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +79,12 @@ class StudyResult:
         write_json(path, asdict(self))
         return path
 
+    def recall(self, variant: str, direction: str | None = None) -> list[float]:
+        """R@1 of each seed, in their order; None: the mean of both directions."""
+        runs = {run["seed"]: run["metrics"] for run in self.runs if run["variant"] == variant}
+        directions = ("t2v", "v2t") if direction is None else (direction,)
+        return [sum(runs[seed][d]["R@1"] for d in directions) / len(directions) for seed in self.setup["seeds"]]
+
     @staticmethod
     def load(path: Path) -> StudyResult:
         """Read what `save` wrote."""
@@ -96,31 +101,35 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
     Raises:
         KeyboardInterrupt: after saying how much is done.
     """
-    setup = study.quick_setup if quick else study.setup
-    variants = study.variants(setup.config().model)
-    variants = {name: variants[name] for name in study.quick} if quick else variants
     started, commit = _now(), machine.commit()  # of the code that is loaded: files may change while it runs
     torch.set_num_threads(1)
-    training.load_data(setup.config().data)  # generated once, for all processes
-    shared = setup.settings()
-    base = _folder(cache, "towers", setup.config().model, {**shared, "stages": shared["stages"][:1]})
-    with _executor(cores() if workers is None else workers) as submit:
-        towers = {seed: submit(pretrained.pretrain, setup, seed, base) for seed in setup.seeds}
-        _wait(study.name, "towers", towers.values())
-        jobs = {
-            (name, seed): _folder(cache, study.name, settings, shared) / f"seed-{seed}.json"
-            for seed in setup.seeds
-            for name, settings in variants.items()
-        }
-        done = [path for path in jobs.values() if path.is_file()]
-        print(f"{study.name}: {len(jobs)} runs, {len(done)} of them done before", file=sys.stderr, flush=True)
-        futures = [
-            submit(_job, name, variants[name], setup, seed, towers[seed].result(), path, commit)
-            for (name, seed), path in jobs.items()
-            if path not in done
-        ]
-        _wait(study.name, "runs", futures)
+    setup, workers = study.quick_setup if quick else study.setup, cores() if workers is None else workers
+    base, shared = setup.config().model, setup.settings()
+    variants = study.variants(base)
+    variants = {name: variants[name] for name in study.quick} if quick else variants
+    data = training.load_data(setup.config().data)  # generated here once, for all processes
+    towers = _folder(cache, "towers", base, {**shared, "stages": shared["stages"][:1]})
+    missing = [seed for seed in setup.seeds if not pretrained.towers_file(towers, seed).is_file()]
+    _say(study.name, "towers", _each(workers, pretrained.pretrain, [(setup, seed, towers) for seed in missing]))
+    jobs = {
+        (name, seed): _folder(cache, study.name, settings, shared) / f"seed-{seed}.json"
+        for seed in setup.seeds
+        for name, settings in variants.items()
+    }
+    calls = [
+        (name, variants[name], setup, seed, pretrained.towers_file(towers, seed), path, commit)
+        for (name, seed), path in jobs.items()
+        if not path.is_file()
+    ]
+    print(f"{study.name}: {len(jobs)} runs, {len(jobs) - len(calls)} done before", file=sys.stderr, flush=True)
+    try:
+        _say(study.name, "runs", _each(workers, _job, calls), len(calls))
+    except KeyboardInterrupt:
+        done = sum(path.is_file() for path in jobs.values())
+        print(f"{study.name}: stopped with {done} of {len(jobs)} runs done; the next call goes on", file=sys.stderr)
+        raise
     found = [{"variant": name, "seed": seed, **json.loads(path.read_text())} for (name, seed), path in jobs.items()]
+    sizes = {name: len(getattr(data, name).sentences) for name in ("single", "train", "test")}
     return StudyResult(
         name=study.name,
         device="cpu",
@@ -129,7 +138,7 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
         commit=commit,
         machine=machine.machine("cpu"),
         versions=machine.versions(PACKAGES),
-        setup={**shared, "seeds": list(setup.seeds), "model": asdict(setup.config().model)},
+        setup={**shared, "sizes": sizes, "seeds": list(setup.seeds), "model": asdict(base)},
         runs=found,
     )
 
@@ -160,25 +169,18 @@ def _folder(cache: Path, kind: str, model: ModelConfig, shared: Mapping[str, Any
     return folder
 
 
-@contextmanager
-def _executor(workers: int) -> Iterator[Callable[..., Future[Any]]]:
-    """Something that runs functions: in so many processes, or here and at once."""
-    if workers == 0:
-        yield _here
+def _each(workers: int, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """What the function returns for each call, as they are done: by so many processes, or here, in order."""
+    if workers == 0 or not calls:
+        yield from (function(*call) for call in calls)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin) as pool:
+        futures = [pool.submit(function, *call) for call in calls]
         try:
-            yield pool.submit
+            yield from (future.result() for future in as_completed(futures))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _here(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(function(*arguments))
-    return future
 
 
 def _begin() -> None:
@@ -195,20 +197,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _wait(study: str, what: str, futures: Sequence[Future[Any]] | Any) -> None:
-    """Until all are done, saying of each that it is.
-
-    Raises:
-        KeyboardInterrupt: the user wants an end.
-    """
-    futures, done = list(futures), 0
+def _say(study: str, what: str, results: Iterator[Any], total: int | None = None) -> None:
+    """Say of each result that it is there and, where their number is known, how long the rest may take."""
     started = time.monotonic()
-    try:
-        for future in as_completed(futures):
-            said, done = future.result(), done + 1
-            left = (time.monotonic() - started) / done * (len(futures) - done)
-            line = f"{study}: {what} {done} of {len(futures)}, about {left / 60:.0f} min left: {said}"
-            print(line, file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        print(f"{study}: stopped; run it again to go on after {done} more {what}", file=sys.stderr)
-        raise
+    for done, said in enumerate(results, 1):
+        of = ""
+        if total is not None:
+            left = (time.monotonic() - started) / done * (total - done)
+            of = f" of {total}, about {left / 60:.0f} min left"
+        print(f"{study}: {what} {done}{of}: {said}", file=sys.stderr, flush=True)
