@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
+from .hubness import TRANSDUCTIVE
 
 _EXPECTED = (ArithmeticError, ImportError, KeyError, OSError, TypeError, ValueError)
 _TERMINATED = 143  # what training ends with after SIGTERM and a last checkpoint
@@ -131,6 +132,14 @@ def _parser() -> _Parser:
     evaluate.add_argument("--video", help="a file of video features")
     evaluate.add_argument("--targets", help="with --text: a JSON list, the video of each text, counted from 0")
     evaluate.add_argument("--protocol", help="with --text: diagonal (the default), all_captions or group_max")
+    evaluate.add_argument(
+        "--hubness",
+        choices=TRANSDUCTIVE,
+        metavar="CORRECTION",
+        help=f"{', '.join(TRANSDUCTIVE)}: correct the scores by those of the other queries, each direction by its own "
+        "(transductive: it needs the whole test at once), into OUT/CORRECTION. QB-Norm, which needs a bank of training "
+        "queries instead, is multigrain.dynamic_inverted_softmax",
+    )
     extract = command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
     _extract_options(extract)
     search = command("search", "find videos by a sentence", "Print the best videos of a folder of features.")

@@ -211,10 +211,12 @@ def load_model(path: str | os.PathLike[str], architecture: str | None = None) ->
     return model.eval().to(training.device("auto"))
 
 
-def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
-    """Scores and metrics of a split."""
+def evaluate(run: Run, model: XCLIP, pairs: Pairs, hubness: str | None = None) -> Evaluation:
+    """Scores and metrics of a split; with `hubness`, corrected by it (see training.corrected)."""
+    if hubness is not None:
+        training.check_hubness(hubness)
     with run.clock.phase("evaluation"), Bars() as bars:
-        return training.evaluate(
+        evaluation = training.evaluate(
             model.to(training.device(run.config.device)),
             pairs,
             max_frames=run.max_frames,
@@ -223,6 +225,7 @@ def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
             workers=run.config.workers,
             progress=bars.counter("encoding and scoring the test"),
         )
+        return evaluation if hubness is None else training.corrected(evaluation, hubness, run.protocol)
 
 
 def report(run: Run, evaluation: Evaluation, pairs: Pairs, **about: Any) -> None:
@@ -242,7 +245,7 @@ def write_report(
     lines = list(rankings(evaluation, texts, videos))
     if not parallel.first():
         return
-    print_table(evaluation.metrics, len(videos), f"{count:,} sentences against {len(videos):,} videos")
+    print_table(evaluation.metrics, len(videos), tables.title(count, len(videos), evaluation.hubness))
     if protocol == "diagonal":
         print(tables.verdict(evaluation.metrics, len(videos)))
     else:
@@ -256,6 +259,7 @@ def write_report(
         "texts": count,
         "candidates": len(videos),
         "broken": evaluation.broken,
+        "hubness": None if evaluation.hubness is None else {"correction": evaluation.hubness, "transductive": True},
         "mean_recall_at_1": tables.recall_at_1(evaluation.metrics["all"]),
         **about,
         "environment": checkpoint.environment(),
@@ -284,6 +288,7 @@ def rankings(
         for (row, best), text, rank in zip(by_text, texts, text_ranks, strict=True)
     ]
     yield from (line for _, line in sorted(chain(*parallel.exchange(asked)), key=itemgetter(0)))
+    scores = scores if evaluation.reverse is None else evaluation.reverse
     by_video = [[(score, texts[i], mine) for score, i, mine in best] for best in _best(scores.T, own.T, k)]
     found = parallel.exchange(by_video)
     for video, rank, *parts in zip(videos, video_ranks(scores, targets).tolist(), *found, strict=True):

@@ -102,16 +102,22 @@ class Tokens:
         """The same tokens as [B, L, D], L = 1 for a coarse feature."""
         return Tokens(self.features.unsqueeze(1), self.mask, unit=self.unit) if self.features.ndim == 2 else self
 
-    def normalized(self) -> Tokens:
-        """Unit tokens [B, L, D] in fp32 (fp64 stays), padded slots zero: what every scorer reads.
+    def filled(self) -> Float[Tensor, "b l d"]:
+        """The features [B, L, D] at their own length in fp32 (fp64 stays), padded slots zero.
 
-        The zero-fill comes first, so NaN behind a mask vanishes in the forward and the backward pass. Half
-        precision is widened before anything is computed: rounding similarities to bf16 reorders results.
+        The zero-fill comes first, so NaN behind a mask vanishes in the forward and the backward pass.
         """
         x = self.tokenwise().features
         if self.mask is not None:
             x = torch.where(self.mask.unsqueeze(-1), x, 0.0)
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    def normalized(self) -> Tokens:
+        """Unit tokens [B, L, D] in fp32 (fp64 stays), padded slots zero: what every scorer reads.
+
+        Half precision is widened before anything is computed: rounding similarities to bf16 reorders results.
+        """
+        x = self.filled()
         if self.unit:
             return Tokens(x, self.mask, unit=True)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)

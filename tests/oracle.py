@@ -123,8 +123,70 @@ def log_sum_exp(sim: Matrix, direction: str = "both", temperature: float = 0.1) 
     return both_ways(sim, direction, (reduction, reduction), (reduction, reduction))
 
 
+def isa(
+    sim: Matrix,
+    direction: str = "both",
+    temperature: float = 0.01,
+    inner_query: Matrix | None = None,
+    outer_query: Matrix | None = None,
+    inner_candidate: Matrix | None = None,
+    outer_candidate: Matrix | None = None,
+) -> float:
+    """UCoFiA's softmax of a softmax; with the matrices of one side alone the other side is one token."""
+
+    def weighted(mixing: Matrix | None) -> Reduction:
+        def reduce(x: Vector) -> float:
+            first = softmax(x, temperature)
+            if mixing is not None:
+                first = [dot(first, column) for column in zip(*mixing, strict=True)]
+            return dot(softmax(first, temperature), x)
+
+        return reduce
+
+    if inner_query is not None and inner_candidate is None:
+        return weighted(inner_query)([row[0] for row in sim])
+    if inner_candidate is not None and inner_query is None:
+        return weighted(inner_candidate)(sim[0])
+    over_query = weighted(outer_query), weighted(inner_query)
+    over_candidate = weighted(outer_candidate), weighted(inner_candidate)
+    return both_ways(sim, direction, over_query, over_candidate)
+
+
+def top_k(sim: Matrix, direction: str = "both", k: int | None = None, share: float = 0.25) -> float:
+    def best(x: Vector) -> float:
+        kept = math.ceil(share * len(x)) if k is None else k
+        return mean(sorted(x, reverse=True)[:kept])
+
+    return both_ways(sim, direction, (best, max), (best, max))
+
+
+def normalized_softmax(sim: Matrix, direction: str = "both", temperature: float = 0.25) -> float:
+    def reduction(x: Vector) -> float:
+        return dot(softmax(normalise(x), temperature), x)
+
+    return both_ways(sim, direction, (reduction, reduction), (reduction, reduction))
+
+
+def token_weighted(
+    sim: Matrix,
+    direction: str = "both",
+    query_weights: Vector | None = None,
+    candidate_weights: Vector | None = None,
+) -> float:
+    """Under weights of the tokens of either side; None: every token weighs alike."""
+
+    def weighted(weights: Vector | None) -> Reduction:
+        return mean if weights is None else lambda x: dot(weights, x)
+
+    return both_ways(sim, direction, (weighted(query_weights), max), (weighted(candidate_weights), max))
+
+
 AGGREGATORS: dict[str, Callable[..., float]] = {
     "aosm": aosm,
+    "isa": isa,
+    "normalized_softmax": normalized_softmax,
+    "token_weighted": token_weighted,
+    "top_k": top_k,
     "mean_mean": pooled(mean, mean),
     "mean_max": pooled(mean, max),
     "max_mean": pooled(max, mean),

@@ -1,9 +1,37 @@
-"""Losses over matrices of scores, and over batches larger than one process encodes."""
+"""Losses over matrices of scores, over features, and over batches larger than one process encodes."""
 
+from .base import Loss
 from .cached import CachedLoss
+from .criterion import Criterion, PartialCriterion
+from .decorrelation import Decorrelation
+from .distillation import Distillation
 from .infonce import InfoNCE
+from .matching import Matching, cascade_negatives, hard_negatives, random_negatives
 from .momentum import momentum_update
 from .queue import FeatureQueue
+from .ranking import MarginRanking
 from .retrieval import RetrievalLoss
+from .sigmoid import Sigmoid
+from .token import TokenNCE
+from .whole import WholeBatchLoss
 
-__all__ = ["CachedLoss", "FeatureQueue", "InfoNCE", "RetrievalLoss", "momentum_update"]
+__all__ = [
+    "CachedLoss",
+    "Criterion",
+    "Decorrelation",
+    "Distillation",
+    "FeatureQueue",
+    "InfoNCE",
+    "Loss",
+    "MarginRanking",
+    "Matching",
+    "PartialCriterion",
+    "RetrievalLoss",
+    "Sigmoid",
+    "TokenNCE",
+    "WholeBatchLoss",
+    "cascade_negatives",
+    "hard_negatives",
+    "momentum_update",
+    "random_negatives",
+]

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ..grains import Grain
 from ..losses import InfoNCE
 from ..scorer import MultiGrain
+from ..temporal import TemporalLSTM, TemporalTransformer
 from .clip import MEAN, STD, ClipText, ClipVision, freeze_layers
 from .clip_weights import ClipWeights, build_clip, load_clip
 from .config import ClipConfig, ModelConfig, VisionConfig
 from .state import check_state
-from .temporal import TemporalLSTM, TemporalTransformer
 from .towers import TimmTower, WordTower
 
 _ORIGINAL_EPS = 1e-12  # of the layer norms in the temporal transformer of X-CLIP's code

@@ -77,16 +77,27 @@ def explain(scorer: MultiGrain, text: Features, video: Features) -> dict[str, Pa
     for grain, share in zip(cast("list[Grain]", list(scorer.grains)), scorer.weights, strict=True):
         sim = grain.similarity(text, video)[0, 0]
         sim = sim[_real(text[grain.query])][:, _real(video[grain.candidate])]
-        weights = token_weights(grain.aggregator, sim)
+        sides = text[grain.query], video[grain.candidate]
+        given = [
+            None if w is None else w[0][_real(side)]
+            for w, side in zip(grain.token_weights(text, video), sides, strict=True)
+        ]
+        weights = token_weights(grain.aggregator, sim, *given)
         parts[grain.name] = Part(grain.query, grain.candidate, sim, weights, float(scores[grain.name]), float(share))
     return parts
 
 
-def token_weights(aggregator: Aggregator | None, sim: Float[Tensor, "m n"]) -> Weights:
+def token_weights(
+    aggregator: Aggregator | None,
+    sim: Float[Tensor, "m n"],
+    query_weights: Float[Tensor, "m"] | None = None,
+    candidate_weights: Float[Tensor, "n"] | None = None,
+) -> Weights:
     """The weights by which an aggregator turns the similarities [m, n] of one pair's real tokens into its score.
 
-    Exact for means, sums, maxima (ties share) and AOSM, its mixing matrices included. For `LogSumExp` and for an
-    aggregator of your own, `cells` are the gradient of the score instead; the latter has no levels.
+    Exact for means, sums, maxima (ties share), TokenWeighted under the weights that it gave to the tokens, and AOSM,
+    its mixing matrices included. For `LogSumExp` and for an aggregator that is not two-level, one of your own say,
+    `cells` are the gradient of the score instead; the latter has no levels.
     """
     if aggregator is None:
         return Weights(torch.ones_like(sim))
@@ -98,10 +109,10 @@ def token_weights(aggregator: Aggregator | None, sim: Float[Tensor, "m n"]) -> W
     query = candidate = None
     terms: list[Tensor] = []
     if aggregator.direction != "candidate":
-        query = _levels(aggregator, sim, "candidate", "query")
+        query = _levels(aggregator, sim, "candidate", "query", query_weights)
         terms.append(query.outer[:, None] * query.inner)
     if aggregator.direction != "query":
-        turned = _levels(aggregator, sim.T, "query", "candidate")
+        turned = _levels(aggregator, sim.T, "query", "candidate", candidate_weights)
         candidate = Levels(turned.inner.T, turned.outer)
         terms.append(candidate.outer * candidate.inner)
     return Weights(torch.stack(terms).mean(0), query, candidate)
@@ -114,9 +125,11 @@ def _real(tokens: Tokens) -> Tensor:
     return tokens.mask[0]
 
 
-def _levels(aggregator: TwoLevel, x: Tensor, inner_side: str, outer_side: str) -> Levels:
-    """Inner along the last axis of x, outer along the first."""
+def _levels(aggregator: TwoLevel, x: Tensor, inner_side: str, outer_side: str, given: Tensor | None) -> Levels:
+    """Inner along the last axis of x, outer along the first, unless its weights are given."""
     inner = _level(aggregator.inner, x, _mixing(aggregator, f"inner_{inner_side}", x.shape[1]))
+    if given is not None:
+        return Levels(inner, given)
     logs = aggregator.inner.kind == "logsumexp"
     value = aggregator.inner(x, None, 1) if logs else (inner * x).sum(1)
     return Levels(inner, _level(aggregator.outer, value, _mixing(aggregator, f"outer_{outer_side}", len(x))))

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import checks
 from ..distributed import world
 from ..grains import Grain
+from ..hubness import TRANSDUCTIVE
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..models import XCLIP
 from ..models.evaluating import evaluating
@@ -46,6 +47,8 @@ class Evaluation:
         texts, videos: the pair of each row and (its first one) of each column.
         metrics: by grain.
         broken: of each video that could not be read, its name and why; it and its texts are left out.
+        hubness: the correction that made the scores and the metrics of what was measured; see `corrected`.
+        reverse: where it is not `scores`, what ranks the texts of each video, for "all", [texts, videos].
     """
 
     scores: dict[str, Float[Tensor, "t v"]]
@@ -54,6 +57,8 @@ class Evaluation:
     videos: list[int]
     metrics: dict[str, RetrievalMetrics]
     broken: tuple[str, ...] = ()
+    hubness: str | None = None
+    reverse: Float[Tensor, "t v"] | None = None
 
     def whole(self) -> Evaluation:
         """With the texts of all ranks, in their order, and the scores for "all" alone. Collective.
@@ -64,7 +69,8 @@ class Evaluation:
         texts = [row for part, _, _ in parts for row in part]
         order = sorted(range(len(texts)), key=texts.__getitem__)
         targets, scores = (torch.cat(found)[order] for found in list(zip(*parts, strict=True))[1:])
-        return replace(self, scores={ALL: scores}, targets=targets, texts=sorted(texts))
+        reverse = None if self.reverse is None else self.reverse[order]  # of one rank: see `corrected`
+        return replace(self, scores={ALL: scores}, targets=targets, texts=sorted(texts), reverse=reverse)
 
 
 def evaluate(
@@ -286,6 +292,40 @@ def _metrics(scores: dict[str, Tensor], protocol: str, targets: Tensor) -> dict[
     if world()[1] == 1:
         return metrics_by_grain(scores, protocol, targets)
     return {name: merged_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
+
+
+def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") -> Evaluation:
+    """The evaluation after a transductive correction of hubness: texts rank corrected videos, videos corrected texts.
+
+    Args:
+        hubness: a name of multigrain.hubness.TRANSDUCTIVE.
+        protocol: of the evaluation.
+
+    Raises:
+        ValueError: no such name, an evaluation that is corrected already, or several ranks.
+    """
+    check_hubness(hubness)
+    checks.require(evaluation.hubness is None, "evaluation", "one without a correction", evaluation.hubness)
+    correct = TRANSDUCTIVE[hubness]
+    scores = {name: correct(matrix) for name, matrix in evaluation.scores.items()}
+    reverse = {name: correct(matrix.T).T for name, matrix in evaluation.scores.items()}
+    metrics, back = (metrics_by_grain(both, protocol, evaluation.targets) for both in (scores, reverse))
+    for name, values in metrics.items():
+        values["v2t"] = back[name]["v2t"]
+    return replace(evaluation, scores=scores, metrics=metrics, hubness=hubness, reverse=reverse[ALL])
+
+
+def check_hubness(name: str) -> None:
+    """That `corrected` can serve: better said before anything is computed.
+
+    Raises:
+        ValueError: no such name, or several ranks, of which none holds the whole matrix.
+    """
+    checks.choice("hubness", name, TRANSDUCTIVE)
+    if (ranks := world()[1]) > 1:
+        raise ValueError(
+            f"hubness: expected one process, since {name} needs the scores of all texts at once, got {ranks}"
+        )
 
 
 def _check_targets(targets: Tensor | None, texts: int, videos: int, protocol: str) -> None:
