@@ -22,6 +22,7 @@ from multigrain.models.evaluating import evaluating
 from multigrain.training.data import batches
 from multigrain.training.evaluation import encode_texts
 from multigrain.training.loop import learning_rate, make_optimizer
+from multigrain.training.momentum import momentum_of
 from multigrain.training.objectives import frame_features, frozen_loss
 
 SHARED = ("vision.", "text.", "criterion.")  # what a model takes over from the first stage
@@ -128,6 +129,7 @@ def build(settings: ModelConfig, towers: Pretrained, seed: int) -> XCLIP:
     wrong = [name for name in missing if name.startswith(("vision.", "text."))] + unexpected
     if wrong:
         raise ValueError(f"towers: expected the weights of this model, differing: {', '.join(wrong)}")
+    model.weigh_words(towers.train.sentences)
     model.freeze_vision(True)
     return model
 
@@ -135,6 +137,7 @@ def build(settings: ModelConfig, towers: Pretrained, seed: int) -> XCLIP:
 def fit(model: XCLIP, stage: training.StageConfig, split: Split, seed: int) -> float:
     """Train the second stage; returns the mean loss of the last epoch."""
     optimizer, losses = make_optimizer(model, stage.optimizer), list[float]()
+    objective = frozen_loss(model, split, split.features, split.masks, momentum_of(model))
     model.train()
     for epoch in range(stage.epochs):
         order = batches(split.sentences, stage.batch_size, stage.bucket, seed * 1_000_003 + epoch)
@@ -143,7 +146,7 @@ def fit(model: XCLIP, stage: training.StageConfig, split: Split, seed: int) -> f
             step = epoch * len(order) + i
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage.optimizer, step, len(order) * stage.epochs) * group["share"]
-            loss = frozen_loss(model, split, split.features, split.masks, rows)
+            loss = objective(rows)
             losses.append(float(loss.detach()))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -36,6 +36,7 @@ from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
 from .evaluation import Unreadable, evaluate, first_rows
+from .momentum import Momentum, momentum_of
 from .objectives import make_objective
 
 LOG_EVERY = 10  # steps
@@ -160,7 +161,9 @@ class _Run:
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
         _check_frames(config, self.model)
+        self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
+        self.momentum: Momentum | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken: dict[str, None] = {}  # in order, each once
         self.position = Position()
@@ -178,7 +181,7 @@ class _Run:
         started, number = time.monotonic(), self.position.stage
         pairs = self.data.single if stage.task == "frames" else self.data.train
         optimizer = self._begin(stage)
-        objective = make_objective(self.model, stage, pairs)
+        objective = make_objective(self.model, stage, pairs, self.momentum)
         compute_loss = parallel.averaged(self.model, objective.loss)
         for epoch in range(self.position.epoch, stage.epochs):
             seed, done = _mix(self.config.seed, number, epoch), self.position.step
@@ -197,7 +200,7 @@ class _Run:
                 with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
                     loss = compute_loss(item)
                 mean = self._step(stage, loss, optimizer, rate)
-                scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
+                scale, seconds = float(self._scale(stage).detach().exp()), time.monotonic() - started
                 self.last = Progress(stage.name, epoch + 1, stage.epochs, step + 1, total, mean, scale, rate, seconds)
                 yield replace(self.last, broken=tuple(self.broken)), False
             validation = self._validate(stage)
@@ -210,6 +213,9 @@ class _Run:
             if self.last is None:
                 raise ValueError(f"no video of an epoch could be read; the first: {next(iter(self.broken))}")
             yield replace(self.last, validation=validation, broken=tuple(self.broken)), True
+
+    def _scale(self, stage: StageConfig) -> Tensor:
+        return self.model.criterion.logit_scale if stage.task == "frames" else self.model.logit_scale
 
     @property
     def _half(self) -> torch.dtype | None:
@@ -269,9 +275,11 @@ class _Run:
         return found.metrics
 
     def _begin(self, stage: StageConfig) -> torch.optim.Optimizer:
-        """Freeze what the stage freezes; its optimizer, as a checkpoint left it or new."""
+        """Freeze what the stage freezes; its optimizer, as a checkpoint left it or new; momentum encoders."""
         self.model.freeze_vision(stage.freeze_vision)
         self.model.zero_grad(set_to_none=True)  # what a frozen tower had before would count in the gradient's norm
+        if stage.task == "videos" and self.momentum is None:
+            self.momentum = momentum_of(self.model)
         if self.optimizer is None:
             self.optimizer = make_optimizer(self.model, stage.optimizer)
         return self.optimizer
@@ -284,6 +292,7 @@ class _Run:
             "last": None if self.last is None else asdict(self.last),
             "model": self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "momentum": None if self.momentum is None else self.momentum.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -292,6 +301,9 @@ class _Run:
         self.position = Position(*state["position"])
         self.last = None if state["last"] is None else Progress(**state["last"])
         self.model.load_state_dict(state["model"])
+        if state["momentum"] is not None:
+            self.momentum = Momentum(self.model)
+            self.momentum.load_state_dict(state["momentum"])
         if state["optimizer"] is not None:
             self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

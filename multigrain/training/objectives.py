@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.batch import Batch
 from ..distributed import world
@@ -20,6 +20,7 @@ from ..tokens import Features
 from . import parallel
 from .config import StageConfig
 from .data import Pairs
+from .momentum import Encode, Momentum
 
 
 class Objective(NamedTuple):
@@ -29,14 +30,20 @@ class Objective(NamedTuple):
     loss: Callable[[Any], Tensor]
 
 
-def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
-    """What a stage minimises over `pairs`, for its task and treatment of the frame tower."""
+def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs, momentum: Momentum | None = None) -> Objective:
+    """What a stage minimises over `pairs`, for its task and treatment of the frame tower.
+
+    Args:
+        momentum: the momentum encoders of a "videos" stage, where the model's recipe has such.
+    """
     part = world()
     if stage.task == "frames":
         return Objective(partial(_read, pairs, 1, part), partial(_frame_loss, model))
     if stage.freeze_vision:
-        return _frozen_objective(model, stage, pairs)
-    return Objective(partial(_read, pairs, stage.max_frames, part), partial(_video_loss, model))
+        features = frame_features(model, pairs, stage.max_frames)
+        return Objective(partial(_rows, part), frozen_loss(model, pairs, *features, momentum))
+    load = partial(_read, pairs, stage.max_frames, part)
+    return Objective(load, partial(_video_loss, model, _encode_batch, momentum))
 
 
 def _read(pairs: Pairs, max_frames: int, part: tuple[int, int], seed: int, rows: list[int]) -> Batch:
@@ -51,40 +58,40 @@ def _read(pairs: Pairs, max_frames: int, part: tuple[int, int], seed: int, rows:
     return replace(next((other for other in others if other.sentences), own), broken=own.broken)
 
 
-def _contrast(model: XCLIP, scorer: nn.Module, text: Features, video: Features, ids: Tensor) -> Tensor:
-    """This rank's share of the loss over the batches of all ranks."""
-    return RetrievalLoss(scorer, model.criterion)(text, video, ids.to(video.device))
-
-
 def _frame_loss(model: XCLIP, batch: Batch) -> Tensor:
     """A CLIP in miniature: one frame against the sentence, one vector each."""
     device = model.logit_scale.device
-    text = Features(sentence=model.encode_text(batch.sentences)["sentence"])
+    sentence = model.text(batch.sentences)[0]
     frames = model.vision(batch.frames.to(device))[batch.index[:, 0].to(device)]
-    return _contrast(model, VideoSentence(), text, Features(video=frames), batch.ids)
+    contrast = RetrievalLoss(VideoSentence(), model.criterion)
+    return contrast(Features(sentence=sentence), Features(video=frames), batch.ids.to(device))
 
 
-def _video_loss(model: XCLIP, batch: Batch) -> Tensor:
-    """The model's grains, the frame tower included."""
+def _video_loss(model: XCLIP, encode: Encode, momentum: Momentum | None, item: Any) -> Tensor:
+    """This rank's share of the model's loss over the batches of all ranks."""
+    return model.loss(*encode(model, item)) if momentum is None else momentum.loss(model, encode, item)
+
+
+def _encode_batch(model: XCLIP, batch: Batch) -> tuple[Features, Features, Tensor]:
+    """The frame tower included."""
     device = model.logit_scale.device
     frames, index, mask, ids = (x.to(device) for x in (batch.frames, batch.index, batch.mask, batch.ids))
-    return model(batch.sentences, frames, mask, index, ids)
+    return model.encode_text(batch.sentences), model.encode_video(frames, mask, index), ids
 
 
-def _frozen_objective(model: XCLIP, stage: StageConfig, pairs: Pairs) -> Objective:
-    """The model's grains above a frozen frame tower, whose features of all frames are computed here, once."""
-    features, masks = frame_features(model, pairs, stage.max_frames)
-    return Objective(partial(_rows, world()), partial(frozen_loss, model, pairs, features, masks))
+def frozen_loss(
+    model: XCLIP, pairs: Pairs, features: Tensor, masks: Tensor, momentum: Momentum | None = None
+) -> Callable[[list[int]], Tensor]:
+    """The loss of some of the pairs, whose frames are those features of the frame tower (see frame_features)."""
 
+    def encode(model: XCLIP, rows: list[int]) -> tuple[Features, Features, Tensor]:
+        device, mask = model.logit_scale.device, masks[rows]
+        # Slots that are padding in the whole batch cost time and, under masks, change nothing.
+        length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
+        video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
+        return model.encode_text([pairs.sentences[row] for row in rows]), video, pairs.ids[rows].to(device)
 
-def frozen_loss(model: XCLIP, pairs: Pairs, features: Tensor, masks: Tensor, rows: list[int]) -> Tensor:
-    """The loss of some pairs, whose frames are those features of the frame tower (see frame_features)."""
-    device, mask = model.logit_scale.device, masks[rows]
-    # Slots that are padding in the whole batch cost time and, under masks, change nothing.
-    length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
-    video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
-    text = model.encode_text([pairs.sentences[row] for row in rows])
-    return _contrast(model, model.scorer, text, video, pairs.ids[rows])
+    return partial(_video_loss, model, encode, momentum)
 
 
 def _rows(part: tuple[int, int], _: int, rows: list[int]) -> list[int]:
