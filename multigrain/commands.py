@@ -86,8 +86,9 @@ def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
         run = dataclasses.replace(run, results=run.results / options.hubness)
     data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test, options.hubness)
-    # The page explains scores, which corrected ones are not.
-    if isinstance(run.config.data, training.BabyAIConfig) and options.hubness is None:
+    # The page explains scores by grains, which corrected ones and those of recipes are not.
+    explained = options.hubness is None and model.recipe is None
+    if isinstance(run.config.data, training.BabyAIConfig) and explained:
         print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation)}")
     else:
         runs.report(run, evaluation, data.test)
@@ -126,11 +127,10 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
     text, video = (Features.load(path) for path in (options.text, options.video))
     targets = None if options.targets is None else _targets(options.targets, len(text))
     protocol = options.protocol or "diagonal"
-    scorer = (
-        ModelConfig().scorer()
-        if options.model is None
-        else runs.load_model(options.model, options.architecture).scorer.cpu()
-    )
+    scorer = ModelConfig().scorer()
+    if options.model is not None:
+        model = runs.load_model(options.model, options.architecture).cpu()
+        scorer = model.scorer if model.recipe is None else model.recipe
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
     out = options.out or Path("runs", "features")

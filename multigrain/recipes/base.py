@@ -122,7 +122,10 @@ class Recipe(nn.Module):
                 heads of momentum encoders. With `momentum` and no keys, the batch's own features, without a
                 gradient, are the keys.
         """
-        text, video = self.encode(text, video)
+        return self.loss_of(*self.encode(text, video), ids, **settings)
+
+    def loss_of(self, text: Features, video: Features, ids: Ids | None = None, **settings: Any) -> Float[Tensor, ""]:
+        """The loss of features behind the heads; otherwise as a call."""
         if self.momentum is not None and settings.get("keys") is None:
             settings["keys"] = text.detach(), video.detach()
         return self.loss(text, video, ids, **settings)
@@ -138,15 +141,19 @@ class Recipe(nn.Module):
         scorer = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
         return scorer(*self.encode(text, video))
 
-    @torch.no_grad()
     def reranked(self, text: Features, video: Features, direction: str = "t2v") -> Float[Tensor, "t v"]:
         """`scores` in which the reranker has ordered the `rerank_k` best of each row ("t2v") or column ("v2t").
 
         Without a reranker, the scores. Only the order along the rows, or down the columns, means something then: see
         `rerank`. In blocks and without a graph; put the recipe in eval mode first.
         """
+        with torch.no_grad():
+            return self.reranked_of(*self.encode(text, video), direction)
+
+    @torch.no_grad()
+    def reranked_of(self, text: Features, video: Features, direction: str = "t2v") -> Float[Tensor, "t v"]:
+        """The same, of features behind the heads."""
         checks.choice("direction", direction, DIRECTIONS)
-        text, video = self.encode(text, video)
         first = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
         scores = score_matrix(first, text, video)
         if self.reranker is None or self.rerank_k is None:

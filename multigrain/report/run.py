@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import viz
 from ..grains import Grain
+from ..scorer import MultiGrain, grains_of
 from ..training import Evaluation, checkpoint, encode
 from ..training.evaluation import encode_texts
 from . import examples, tables
@@ -70,7 +71,7 @@ def pair(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation, text: int
     """The picture of one test sentence against one test video."""
     query = encode_texts(model, [data.test.sentences[text]])
     _, candidate = encode(model, data.test, [video], run.max_frames)
-    parts = explain(model.scorer, query, candidate)
+    parts = explain(cast("MultiGrain", model.scorer), query, candidate)  # recipes have no page
     frames, words = data.test.frames(video, run.max_frames), model.text.words(data.test.sentences[text])
     by_sides = {(part.query, part.candidate): part for part in parts.values()}
 
@@ -155,9 +156,7 @@ def _settings(run: Run, model: XCLIP, data: BabyAI) -> dict[str, str]:
     """What made the figures, in words."""
     config, environment = run.config, checkpoint.environment()
     stages = [f"{s.name}: {s.epochs} epochs of batches of {s.batch_size}" for s in config.stages]
-    grains = [
-        f"{grain.name}: {grain.aggregator or 'one vector each'}" for grain in cast("list[Grain]", model.scorer.grains)
-    ]
+    grains = [f"{grain.name}: {grain.aggregator or 'one vector each'}" for grain in grains_of(model.scorer)]
     return {
         "grains": "; ".join(grains),
         "frames": f"{model.frame_source}, at most {run.max_frames} a video",

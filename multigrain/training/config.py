@@ -201,7 +201,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     place, and are as many as in the file.
 
     Args:
-        name: a path, or the name of a file in multigrain/configs, without its suffix.
+        name: a path, or the name of a file in multigrain/configs, without its suffix: "demo", "recipes/filip".
         overrides: as on a command line, applied to the file before it is read: ["--seed=1",
             "--model.aggregator.init_args.temperature=0.03", "--model.grains.3.aggregator=max_max",
             "--stages.1.epochs=3"]. Numbers count from 0; a value is YAML.
@@ -287,5 +287,5 @@ def _find(name: str | os.PathLike[str]) -> Path:
     folder = Path(str(resources.files("multigrain"))) / "configs"
     if (shipped := folder / f"{path}.yaml").is_file():
         return shipped
-    names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+    names = ", ".join(sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")))
     raise FileNotFoundError(f"config: expected a YAML file or one of {names}; got {os.fspath(name)}")

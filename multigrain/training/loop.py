@@ -37,6 +37,7 @@ from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
 from .evaluation import Unreadable, evaluate, first_rows
+from .momentum import Momentum, momentum_of
 from .objectives import Objective, make_objective
 from .shards import ShardedLoss
 
@@ -166,7 +167,9 @@ class _Run:
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
         _check_frames(config, self.model)
+        self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
+        self.momentum: Momentum | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken: dict[str, None] = {}  # in order, each once
         self.position = Position()
@@ -184,7 +187,7 @@ class _Run:
         started, number = time.monotonic(), self.position.stage
         pairs = self.data.single if stage.task == "frames" else self.data.train
         optimizer = self._begin(stage)
-        objective = make_objective(self.model, stage, pairs, self.config.shards)
+        objective = make_objective(self.model, stage, pairs, self.config.shards, self.momentum)
         compute_loss = self._loss(objective)
         for epoch in range(self.position.epoch, stage.epochs):
             seed, done = _mix(self.config.seed, number, epoch), self.position.step
@@ -202,9 +205,9 @@ class _Run:
                 seeds = [_mix_all(seed, i, part) for part, _ in objective.parts]
                 with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
                     loss = compute_loss(items, seeds, _mix_all(seed, i))
-                terms = self.model.criterion.terms
+                terms = objective.loss.terms
                 mean, *means = self._step(stage, [loss, *terms.values()], optimizer, rate)
-                scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
+                scale, seconds = float(self._scale(stage).detach().exp()), time.monotonic() - started
                 self.last = Progress(stage.name, epoch + 1, stage.epochs, step + 1, total, mean, scale, rate, seconds)
                 if len(terms) > 1:
                     self.last = replace(self.last, terms=dict(zip(terms, means, strict=True)))
@@ -224,13 +227,16 @@ class _Run:
         """From this rank's items and seeds of a batch, and a seed for all ranks, to the loss."""
         if self.config.shards > 1:
             return ShardedLoss(self.model, objective, self.config.shards)
-        averaged = parallel.averaged(self.model, objective.loss)
+        averaged = parallel.averaged(self.model, objective.share)
 
         def loss(items: list[Any], seeds: list[int], _: int) -> Tensor:
             torch.manual_seed(seeds[0])
             return averaged(items)
 
         return loss
+
+    def _scale(self, stage: StageConfig) -> Tensor:
+        return self.model.criterion.logit_scale if stage.task == "frames" else self.model.logit_scale
 
     @property
     def _half(self) -> torch.dtype | None:
@@ -294,9 +300,11 @@ class _Run:
         return found.metrics
 
     def _begin(self, stage: StageConfig) -> torch.optim.Optimizer:
-        """Freeze what the stage freezes; its optimizer, as a checkpoint left it or new."""
+        """Freeze what the stage freezes; its optimizer, as a checkpoint left it or new; momentum encoders."""
         self.model.freeze_vision(stage.freeze_vision)
         self.model.zero_grad(set_to_none=True)  # what a frozen tower had before would count in the gradient's norm
+        if stage.task == "videos" and self.momentum is None:
+            self.momentum = momentum_of(self.model)
         if self.optimizer is None:
             self.optimizer = make_optimizer(self.model, stage.optimizer)
         return self.optimizer
@@ -309,6 +317,7 @@ class _Run:
             "last": None if self.last is None else asdict(self.last),
             "model": self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "momentum": None if self.momentum is None else self.momentum.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -317,6 +326,9 @@ class _Run:
         self.position = Position(*state["position"])
         self.last = None if state["last"] is None else Progress(**state["last"])
         self.model.load_state_dict(state["model"])
+        if state["momentum"] is not None:
+            self.momentum = Momentum(self.model)
+            self.momentum.load_state_dict(state["momentum"])
         if state["optimizer"] is not None:
             self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

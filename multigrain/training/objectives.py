@@ -8,57 +8,83 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.batch import Batch
 from ..distributed import world
 from ..grains import VideoSentence
-from ..losses import RetrievalLoss
+from ..losses import Loss, RetrievalLoss
 from ..models import XCLIP
 from ..models.evaluating import evaluating
 from ..tokens import Features
 from . import parallel
 from .config import StageConfig
 from .data import Pairs
+from .momentum import Encode, Encoded, Momentum
 
 Part = tuple[int, int]  # the number of a part of a batch, from 0, and how many there are
-Encoded = tuple[Features, Features, Tensor]  # texts, videos, ids
 
 
 class Objective(NamedTuple):
     """How parts of a batch are read, perhaps in another process, and encoded, and what compares them."""
 
+    model: XCLIP
     parts: Sequence[Part]  # this rank's, of each batch
     read: Callable[[Part, int, list[int]], Any]  # (part, seed of frames that are sampled at random, all rows) -> item
-    encode: Callable[[Any], Encoded]
-    scorer: nn.Module
-    criterion: nn.Module
+    encode: Encode
+    loss: Loss  # of texts, videos and ids
+    momentum: Momentum | None = None
 
     def load(self, seed: int, rows: list[int]) -> list[Any]:
         """This rank's items of a batch, one for each part."""
         return [self.read(part, seed, rows) for part in self.parts]
 
-    def loss(self, items: Sequence[Any]) -> Tensor:
+    def share(self, items: Sequence[Any]) -> Tensor:
         """This rank's share of the loss over the batches of all ranks, where it has one part (see RetrievalLoss)."""
         [item] = items
-        return RetrievalLoss(self.scorer, self.criterion)(*self.encode(item))
+        if self.momentum is not None:
+            return self.momentum.loss(self.model, self.encode, item)
+        return self.loss(*self.encode(self.model, item))
 
 
-def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs, shards: int = 1) -> Objective:
+def make_objective(
+    model: XCLIP, stage: StageConfig, pairs: Pairs, shards: int = 1, momentum: Momentum | None = None
+) -> Objective:
     """What a stage minimises over `pairs`, for its task and treatment of the frame tower.
 
     Args:
         shards: 1: a batch has one part for each rank; more: so many parts, dealt out to the ranks.
+        momentum: the momentum encoders of a "videos" stage, where the model's recipe has such.
     """
     parts = [world()] if shards == 1 else [(shard, shards) for shard in parallel.share(shards)]
     if stage.task == "frames":
-        read, encode = partial(_read, pairs, 1), partial(_encode_frames, model)
-        return Objective(parts, read, encode, VideoSentence(), model.criterion)
+        loss = RetrievalLoss(VideoSentence(), model.criterion)
+        return Objective(model, parts, partial(_read, pairs, 1), _encode_frames, loss)
     if stage.freeze_vision:
-        encode = partial(encode_frozen, model, pairs, *frame_features(model, pairs, stage.max_frames))
-        return Objective(parts, _rows, encode, model.scorer, model.criterion)
-    read, encode = partial(_read, pairs, stage.max_frames), partial(_encode_videos, model)
-    return Objective(parts, read, encode, model.scorer, model.criterion)
+        features = frame_features(model, pairs, stage.max_frames)
+        return frozen_objective(model, pairs, *features, momentum)._replace(parts=parts)
+    read = partial(_read, pairs, stage.max_frames)
+    return Objective(model, parts, read, _encode_videos, loss_of(model), momentum)
+
+
+def frozen_objective(
+    model: XCLIP, pairs: Pairs, features: Tensor, masks: Tensor, momentum: Momentum | None = None
+) -> Objective:
+    """The model's grains above a frozen frame tower, from its features of all frames (see frame_features)."""
+
+    def encode(model: XCLIP, rows: list[int]) -> Encoded:
+        device, mask = model.logit_scale.device, masks[rows]
+        # Slots that are padding in the whole batch cost time and, under masks, change nothing.
+        length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
+        video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
+        return model.encode_text([pairs.sentences[row] for row in rows]), video, pairs.ids[rows].to(device)
+
+    return Objective(model, [world()], _rows, encode, loss_of(model), momentum)
+
+
+def loss_of(model: XCLIP) -> Loss:
+    """Of a "videos" stage."""
+    return RetrievalLoss(model.scorer, model.criterion) if model.recipe is None else model.recipe.loss
 
 
 def _read(pairs: Pairs, max_frames: int, part: Part, seed: int, rows: list[int]) -> Batch:
@@ -76,7 +102,7 @@ def _read(pairs: Pairs, max_frames: int, part: Part, seed: int, rows: list[int])
 def _encode_frames(model: XCLIP, batch: Batch) -> Encoded:
     """A CLIP in miniature: one frame against the sentence, one vector each."""
     device = model.logit_scale.device
-    text = Features(sentence=model.encode_text(batch.sentences)["sentence"])
+    text = Features(sentence=model.text(batch.sentences)[0])
     frames = model.vision(batch.frames.to(device))[batch.index[:, 0].to(device)]
     return text, Features(video=frames), batch.ids.to(device)
 
@@ -86,15 +112,6 @@ def _encode_videos(model: XCLIP, batch: Batch) -> Encoded:
     device = model.logit_scale.device
     frames, index, mask, ids = (x.to(device) for x in (batch.frames, batch.index, batch.mask, batch.ids))
     return model.encode_text(batch.sentences), model.encode_video(frames, mask, index), ids
-
-
-def encode_frozen(model: XCLIP, pairs: Pairs, features: Tensor, masks: Tensor, rows: list[int]) -> Encoded:
-    """The model's grains above a frozen frame tower, from its features of all frames (see frame_features)."""
-    device, mask = model.logit_scale.device, masks[rows]
-    # Slots that are padding in the whole batch cost time and, under masks, change nothing.
-    length = int(mask.sum(1).max()) if model.masked else mask.shape[1]
-    video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
-    return model.encode_text([pairs.sentences[row] for row in rows]), video, pairs.ids[rows].to(device)
 
 
 def _rows(part: Part, _: int, rows: list[int]) -> list[int]:

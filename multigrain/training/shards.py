@@ -13,7 +13,8 @@ No sum depends on where a shard was, and every operation has operands of the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -22,10 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed import Gathered, gather, world
-from ..losses import RetrievalLoss
+from ..losses import RetrievalLoss, WholeBatchLoss
 from ..tokens import Features, Tokens
 from . import parallel
-from .objectives import Encoded, Objective
+from .momentum import Encoded
+from .objectives import Objective
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -48,8 +50,9 @@ class ShardedLoss:
         for name, module in model.named_modules():
             if isinstance(module, _BATCH_NORMS):
                 raise ValueError(f"shards: expected 1 for a model with batch normalisation ({name}), got {shards}")
+        if objective.momentum is not None:
+            raise ValueError(f"shards: expected 1 for a recipe with momentum encoders, got {shards}")
         self.objective = objective
-        self.loss = RetrievalLoss(objective.scorer, objective.criterion, gather="none")
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.counts = [len(parallel.share(shards, rank)) for rank in range(ranks)]
 
@@ -63,7 +66,7 @@ class ShardedLoss:
         shards: list[Encoded] = []
         for item, own in zip(items, seeds, strict=True):
             torch.manual_seed(own)
-            shards.append(self.objective.encode(item))
+            shards.append(self.objective.encode(self.objective.model, item))
         torch.manual_seed(seed)
         texts, videos, ids = zip(*shards, strict=True)
         with torch.no_grad():
@@ -78,7 +81,8 @@ class ShardedLoss:
         for (side, name), x in attached:
             tokens = batch.features[side][name]
             grains[side][name] = Tokens(x, tokens.mask, unit=tokens.unit)
-        return self.loss(Features(**grains["text"]), Features(**grains["video"]), batch.ids[0])
+        with _alone(self.objective.loss):
+            return self.objective.loss(Features(**grains["text"]), Features(**grains["video"]), batch.ids[0])
 
 
 class _Tape:
@@ -126,6 +130,20 @@ class _Differentiate(torch.autograd.Function):
         """The gradients of the parameters are added to as in any backward pass."""
         ctx.tape.differentiate(grads)
         return None, None, *(None for _ in grads)
+
+
+@contextmanager
+def _alone(loss: nn.Module) -> Generator[None]:
+    """Every loss within takes what it is given for the whole batch."""
+    gathering = [module for module in loss.modules() if isinstance(module, (RetrievalLoss, WholeBatchLoss))]
+    before = [module.gather for module in gathering]
+    for module in gathering:
+        module.gather = "none"
+    try:
+        yield
+    finally:
+        for module, gather_mode in zip(gathering, before, strict=True):
+            module.gather = gather_mode
 
 
 def _own(grad: Tensor, tokens: Tokens) -> Tensor:
