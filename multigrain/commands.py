@@ -21,6 +21,9 @@ from .training import parallel
 
 if TYPE_CHECKING:
     from .data.babyai import BabyAI
+    from .models import XCLIP
+    from .training import Evaluation
+    from .training.data import Pairs
 
 
 def run_demo(options: argparse.Namespace, _: list[str]) -> None:
@@ -65,6 +68,8 @@ def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     """The test split of a run, or features that were saved."""
+    if options.report is not None:
+        runs.require("matplotlib", "viz")
     if options.text is not None or options.video is not None:
         with parallel.launched(torch.device("cpu")):
             _evaluate_features(options, overrides)
@@ -85,11 +90,24 @@ def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
     data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test)
     if isinstance(run.config.data, training.BabyAIConfig):
-        print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation)}")
+        page = Path(options.report) if options.report else None
+        print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation, page)}")
     else:
         runs.report(run, evaluation, data.test)
+        if options.report is not None:
+            _write_page(run, model, data.test, evaluation, Path(options.report or run.results / "index.html"))
         print(f"Time: {run.clock}")
         print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
+
+
+def _write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, page: Path) -> None:
+    """The page of a run on videos. Collective; rank 0 writes."""
+    from .report.run import write_page
+
+    evaluation = evaluation.whole()
+    if parallel.first():
+        with run.clock.phase("page"):
+            print(f"Open {write_page(run, model, pairs, evaluation, page)}")
 
 
 def _targets(path: str, texts: int) -> torch.Tensor:
@@ -131,7 +149,35 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
     out = options.out or Path("runs", "features")
     names = [[str(i) for i in range(len(side))] for side in (text, video)]
     runs.write_report(out, evaluation, protocol, *names)
+    if options.report is not None:
+        from .report.run import write_features_page
+
+        evaluation, page = evaluation.whole(), Path(options.report or out / "index.html")
+        if parallel.first():
+            print(f"Open {write_features_page(evaluation, text, video, scorer, page)}")
     print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
+
+
+def run_explain(options: argparse.Namespace, _: list[str]) -> None:
+    """The picture of one pair."""
+    from .report.pair_page import PairPage
+
+    if (options.video is None) == (options.pair is None):
+        raise ValueError("expected --video FILE or --pair NUMBER, and not both")
+    out = options.out or Path("explain.png")
+    if out.suffix.lower() not in (".png", ".html"):
+        raise ValueError(f"--out: expected a name that ends with .png or .html, got {out}")
+    runs.require("matplotlib", "viz")
+    if options.pair is not None:
+        sentence, video, what = runs.test_pair(options.model, options.pair, options.cache)
+    else:
+        if options.text is None:
+            raise ValueError("--text: expected a sentence beside --video")
+        sentence, video, what = options.text, options.video, options.video
+    model = runs.load_model(options.model, options.architecture)
+    page = PairPage.of(model, options.text or sentence, video, what, options.fps)
+    print(page.table())
+    print(f"Open {page.write(out)}")
 
 
 def run_extract(options: argparse.Namespace, _: list[str]) -> None:
