@@ -173,7 +173,7 @@ def run_explain(options: argparse.Namespace, _: list[str]) -> None:
     else:
         if options.text is None:
             raise ValueError("--text: expected a sentence beside --video")
-        sentence, video, what = options.text, options.video, options.video
+        sentence, video, what = options.text, options.video, Path(options.video).name
     model = runs.load_model(options.model, options.architecture)
     page = PairPage.of(model, options.text or sentence, video, what, options.fps)
     print(page.table())

@@ -122,6 +122,9 @@ def similarity(
 ) -> Figure:
     """One pair: its frames as thumbnails against its words, coloured by similarity, dotted by weight.
 
+    The colours are symmetric about zero, or, where all similarities are positive and close together, as CLIP's are,
+    from the least to the largest.
+
     Args:
         frames: [n, height, width, 3] the real frames, RGB; None shows their numbers alone.
         words: the m real words.
@@ -154,16 +157,16 @@ def similarity(
         bars=len(parts or ()),
         notes=notes,
     )
-    norm = matrix.scale([sim] if coarse is None else [sim, coarse.video, coarse.sentence, torch.tensor(coarse.both)])
+    scale = matrix.Scale.of([sim] if coarse is None else [sim, coarse.video, coarse.sentence, torch.tensor(coarse.both)])
     block = page.block("words", "frames")
-    matrix.heat(block, sim, norm, None if weights is None else weights.cells)
+    matrix.heat(block, sim, scale, None if weights is None else weights.cells)
     block.set_xticks(range(n), [str(j + 1) for j in range(n)])
     block.set_xlabel("frame", color=PALE, fontsize=8)
-    labelled = block if coarse is None else matrix.coarse_blocks(page, coarse, norm)
+    labelled = block if coarse is None else matrix.coarse_blocks(page, coarse, scale)
     labelled.set_yticks(range(m), words)
     if frames is not None:
         matrix.frame_row(page, frames)
-    matrix.legend(page, norm, any(x is not None for x in (weights, *dotted)))
+    matrix.legend(page, scale, any(x is not None for x in (weights, *dotted)))
     if weights is not None:
         matrix.outer_bars(page, weights)
     if inner is not None:

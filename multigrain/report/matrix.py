@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.axes import Axes
@@ -21,40 +22,63 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLUE = "#0072B2"
-# Diverging, since a cosine has a meaningful zero; orange and purple survive colour blindness, and print.
-COSINE = "PuOr_r"
+# A cosine has a meaningful zero; orange and purple survive colour blindness, and print.
+DIVERGING, ONE_SIDED = "PuOr_r", "YlOrBr"
+NARROW = 0.5  # of the largest similarity: where all differ by less, and none is negative, zero is left out of the scale
+FINE = 0.1  # where all differ by less, numbers have three digits
 DOT = 80.0  # points squared: a dot that fills a row
-DARK = 0.7  # of the scale: numbers on darker cells are white
+DARK = 0.72  # of the scale: numbers on darker cells are white
 
 
-def scale(shown: Sequence[Tensor]) -> Normalize:
-    """A scale symmetric about zero, up to the largest similarity shown."""
-    limit = max(float(x.abs().max()) for x in shown)
-    return Normalize(-max(limit, 1e-6), max(limit, 1e-6))
+@dataclass(frozen=True)
+class Scale:
+    """From a similarity to its colour and its number."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, shown: Sequence[Tensor]) -> Scale:
+        """Symmetric about zero; where all similarities lie close together, as CLIP's do, from the least to the most."""
+        low, high = min(float(x.min()) for x in shown), max(float(x.max()) for x in shown)
+        if low > 0 and high - low < NARROW * high:
+            return cls(low, high) if high - low > 1e-6 else cls(low - 1e-6, high + 1e-6)
+        limit = max(-low, high, 1e-6)
+        return cls(-limit, limit)
+
+    @property
+    def colours(self) -> dict[str, Any]:
+        """For Matplotlib."""
+        return {"cmap": DIVERGING if self.low < 0 else ONE_SIDED, "norm": Normalize(self.low, self.high)}
+
+    def dark(self, value: float) -> bool:
+        """Whether ink would not be read on this colour."""
+        place = (value - self.low) / (self.high - self.low)
+        return (abs(2 * place - 1) if self.low < 0 else place) > DARK
+
+    def number(self, value: float) -> str:
+        """The similarity in two or three digits: .42, −.05."""
+        text = f"{abs(value):.{3 if self.high - self.low < FINE else 2}f}".removeprefix("0")
+        return f"\N{MINUS SIGN}{text}" if value < 0 and text.strip(".0") else text
 
 
-def heat(axes: Axes, sim: Tensor, norm: Normalize, weights: Tensor | None = None) -> None:
+def heat(axes: Axes, sim: Tensor, scale: Scale, weights: Tensor | None = None) -> None:
     """Cells coloured by similarity, its number in them, and dots whose area is the weight relative to the largest."""
     m, n = sim.shape
-    axes.imshow(array(sim), cmap=COSINE, norm=norm, aspect="auto")
+    axes.imshow(array(sim), aspect="auto", **scale.colours)
     axes.set_xticks([x - 0.5 for x in range(1, n)], minor=True)
     axes.set_yticks([y - 0.5 for y in range(1, m)], minor=True)
     axes.grid(which="minor", color="white", linewidth=0.8)
     axes.tick_params(which="minor", length=0)
-    x, side = (0.0, "center") if weights is None else (0.44, "right")
+    x, side = (0.0, "center") if weights is None else (0.44, "right")  # beside the dots
     for i, row in enumerate(sim.tolist()):
         for j, value in enumerate(row):
-            colour = "white" if abs(value) > DARK * (norm.vmax or 1) else PALE
-            axes.text(j + x, i + 0.02, number(value), fontsize=6, color=colour, ha=side, va="center")
+            style = {"color": "white" if scale.dark(value) else INK, "ha": side, "va": "center"}
+            axes.text(j + x, i + 0.02, scale.number(value), fontsize=6, **style)
     if weights is not None:
         areas = array((weights / weights.max().clamp_min(1e-12)).clamp_min(0).flatten())
         seen = (areas > 0.01).nonzero()[0]
         axes.scatter(seen % n - 0.24, seen // n, s=areas[seen] * DOT, c="white", edgecolors=INK, linewidths=0.8)
-
-
-def number(value: float) -> str:
-    """A similarity in two digits: .42, −.05."""
-    return f"{value:.2f}".replace("0.", ".", 1).replace("-", "\N{MINUS SIGN}")
 
 
 def array(x: Tensor) -> NDArray[np.float32]:
@@ -69,15 +93,15 @@ def frame_row(page: Page, frames: NDArray[np.uint8]) -> None:
         axes.imshow(frame, interpolation="nearest")
 
 
-def coarse_blocks(page: Page, coarse: Coarse, norm: Normalize) -> Axes:
+def coarse_blocks(page: Page, coarse: Coarse, scale: Scale) -> Axes:
     """The sentence's row and the video's column; returns the latter's axes, at the left of the words."""
     across, down = coarse.sentence_weights, coarse.video_weights
     corner = page.block("sentence", "video")
-    heat(corner, torch.tensor([[coarse.both]]), norm)
+    heat(corner, torch.tensor([[coarse.both]]), scale)
     corner.set_yticks([0], ["sentence"])
-    heat(page.block("sentence", "frames"), coarse.sentence[None], norm, None if across is None else across[None])
+    heat(page.block("sentence", "frames"), coarse.sentence[None], scale, None if across is None else across[None])
     video = page.block("words", "video")
-    heat(video, coarse.video[:, None], norm, None if down is None else down[:, None])
+    heat(video, coarse.video[:, None], scale, None if down is None else down[:, None])
     video.set_xticks([0], ["video"])
     return video
 
@@ -97,11 +121,11 @@ def outer_bars(page: Page, weights: Weights) -> None:
         page.note(page.right + 0.08, y - 0.06, "weight of\neach word", va="bottom")
 
 
-def legend(page: Page, norm: Normalize, weighted: bool) -> None:
+def legend(page: Page, scale: Scale, weighted: bool) -> None:
     """What colours, numbers and dots are."""
     page.note(page.left, page.legend + 0.1, "colour and number: similarity")
     axes = page.at(page.left, page.legend + 0.16, 1.9, 0.12)
-    bar = page.figure.colorbar(ScalarMappable(norm, COSINE), cax=axes, orientation="horizontal")
+    bar = page.figure.colorbar(ScalarMappable(**scale.colours), cax=axes, orientation="horizontal")
     bar.ax.xaxis.set_major_locator(MaxNLocator(4))
     bar.ax.tick_params(length=2, labelsize=7.5, labelcolor=PALE, color=PALE)
     if weighted:

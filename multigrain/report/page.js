@@ -1,7 +1,7 @@
 "use strict";
 const { queries, videos } = JSON.parse(document.getElementById("data").textContent);
 const [box, order, count, list, more] = ["filter", "order", "count", "list", "more"].map((id) => document.getElementById(id));
-const STEP = 50;
+const STEP = 20;
 let shown = STEP;
 
 function element(kind, text, name, ...children) {

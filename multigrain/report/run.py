@@ -61,7 +61,7 @@ def write_pictures(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation,
     (run.results / "curves.png").write_bytes(curves)
     pictures = [
         (own, f"An unseen sentence against its own video. {_MATRIX}{_SEES * (model.frame_source == 'temporal')}"),
-        (other, f"The same sentence against the runner-up, the video of {subject.videos[rival]}."),
+        (other, f"The same sentence against the runner-up, the {subject.videos[rival]}."),
     ]
     report = summarize(
         subject,
@@ -80,7 +80,7 @@ def write_pictures(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation,
 def write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, page: Path | None = None) -> Path:
     """Write the page (default index.html) of a run on the videos of a manifest, which are read again; returns it."""
     config, history = run.config, run.history()
-    lead = [f"The test split of {config.data.manifest}."] if isinstance(config.data, ClipsConfig) else []
+    lead = [f"The test split of {Path(config.data.manifest).name}."] if isinstance(config.data, ClipsConfig) else []
     if evaluation.broken:
         lead.append(f"{len(evaluation.broken):,} videos could not be read and were left out.")
     note = f"Losses are means of neighbouring steps; validation: {config.validation_pairs:,} pairs."

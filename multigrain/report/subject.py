@@ -121,7 +121,7 @@ def _video_names(evaluation: Evaluation, pairs: Pairs) -> list[str]:
     names = pairs.names
     anonymous = names == [str(row) for row in range(len(names))]
     return [
-        f"“{pairs.sentences[row]}”" if anonymous else f"{names[row]} “{pairs.sentences[row]}”"
+        f"video of “{pairs.sentences[row]}”" if anonymous else f"{names[row]} “{pairs.sentences[row]}”"
         for row in evaluation.videos
     ]
 

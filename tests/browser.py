@@ -1,0 +1,103 @@
+"""A headless Chromium over its debugging pipe: open a file, ask it, photograph it, hear what it complains of."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shlex
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+_FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --hide-scrollbars"
+_SECONDS = 60.0
+
+
+class Browser:
+    """A context manager. `requests` are all addresses asked for, `complaints` what the console and the engine say."""
+
+    def __init__(self, profile: Path) -> None:
+        # The browser reads from descriptor 3 and writes to 4, messages end with NUL.
+        theirs, self._out = os.pipe()
+        self._in, out = os.pipe()
+        command = f"exec {shlex.quote(CHROMIUM or '')} {_FLAGS} --remote-debugging-pipe"
+        command += f" --user-data-dir={shlex.quote(str(profile))} 3<&{theirs} 4>&{out}"
+        self._process = subprocess.Popen(
+            ["sh", "-c", command], pass_fds=(theirs, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for end in (theirs, out):
+            os.close(end)
+        self._number, self._buffer, self._session = 0, b"", {}
+        self._events: list[dict[str, Any]] = []
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+
+    def __enter__(self) -> Browser:
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        found = self._call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = {"sessionId": found["sessionId"]}
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self._call(f"{domain}.enable")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._out)
+        os.close(self._in)
+
+    def open(self, page: Path, width: int = 1280, height: int = 900) -> None:
+        """Load a file, until all of it is there."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._call("Emulation.setDeviceMetricsOverride", **metrics)
+        self._events.clear()
+        self._call("Page.navigate", url=page.resolve().as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+            self._read()
+
+    def ask(self, expression: str) -> Any:
+        """The value of an expression of JavaScript."""
+        found = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def photograph(self, path: Path, whole: bool = False) -> None:
+        """What is on the screen, or the whole page, as PNG."""
+        found = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters, **self._session}
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while (answer := self._read()).get("id") != self._number:
+            pass
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _read(self) -> dict[str, Any]:
+        """The next message; an event is noted."""
+        end = time.monotonic() + _SECONDS
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._in], [], [], max(0.0, end - time.monotonic()))
+            part = os.read(self._in, 1 << 16) if ready else b""
+            assert part, "Chromium does not answer"
+            self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\0")
+        message = json.loads(line)
+        if "method" in message:
+            self._note(message)
+        return message
+
+    def _note(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+        method, parameters = event["method"], event.get("params", {})
+        if method == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+        elif method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+            self.complaints.append(json.dumps(parameters))
