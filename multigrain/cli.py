@@ -147,7 +147,7 @@ def _parser() -> _Parser:
     explain = command("explain", "why a sentence and a video have their score", _EXPLAIN)
     explain.add_argument("--model", required=True, help=_MODEL)
     explain.add_argument("--video", help="a video file or a folder of frames")
-    explain.add_argument("--pair", type=_natural, metavar="N", help="instead of --video: a pair of the run's test split")
+    explain.add_argument("--pair", type=_natural, metavar="N", help="or a pair of the run's test split, from 0 on")
     explain.add_argument("--text", help="the sentence (default with --pair: its own)")
     explain.add_argument("--out", type=Path, help="a .png or .html file to write (default explain.png)")
     explain.add_argument("--fps", type=float, default=1.0, help="candidate frames per second of --video (default 1)")

@@ -169,7 +169,7 @@ def run_explain(options: argparse.Namespace, _: list[str]) -> None:
         raise ValueError(f"--out: expected a name that ends with .png or .html, got {out}")
     runs.require("matplotlib", "viz")
     if options.pair is not None:
-        sentence, video, what = runs.test_pair(options.model, options.pair, options.cache)
+        sentence, video, what = runs.numbered_pair(options.model, options.pair, options.cache)
     else:
         if options.text is None:
             raise ValueError("--text: expected a sentence beside --video")

@@ -215,7 +215,7 @@ def load_model(path: str | os.PathLike[str], architecture: str | None = None) ->
     return model.eval().to(training.device("auto"))
 
 
-def test_pair(
+def numbered_pair(
     folder: str | os.PathLike[str], number: int, cache: str | None = None
 ) -> tuple[str, NDArray[np.uint8], str]:
     """A pair of the test split of a run: its sentence, the frames of its video, and what to call it.

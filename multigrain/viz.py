@@ -157,7 +157,8 @@ def similarity(
         bars=len(parts or ()),
         notes=notes,
     )
-    scale = matrix.Scale.of([sim] if coarse is None else [sim, coarse.video, coarse.sentence, torch.tensor(coarse.both)])
+    more = [] if coarse is None else [coarse.video, coarse.sentence, torch.tensor(coarse.both)]
+    scale = matrix.Scale.of([sim, *more])
     block = page.block("words", "frames")
     matrix.heat(block, sim, scale, None if weights is None else weights.cells)
     block.set_xticks(range(n), [str(j + 1) for j in range(n)])

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
-import shlex
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --hide-scrollbars"
+_FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --hide-scrollbars".split()
 _SECONDS = 60.0
 
 
@@ -22,15 +21,16 @@ class Browser:
     """A context manager. `requests` are all addresses asked for, `complaints` what the console and the engine say."""
 
     def __init__(self, profile: Path) -> None:
-        # The browser reads from descriptor 3 and writes to 4, messages end with NUL.
+        assert CHROMIUM is not None
         theirs, self._out = os.pipe()
         self._in, out = os.pipe()
-        command = f"exec {shlex.quote(CHROMIUM or '')} {_FLAGS} --remote-debugging-pipe"
-        command += f" --user-data-dir={shlex.quote(str(profile))} 3<&{theirs} 4>&{out}"
-        self._process = subprocess.Popen(
-            ["sh", "-c", command], pass_fds=(theirs, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        for end in (theirs, out):
+        # The browser reads from descriptor 3 and writes to 4; messages end with NUL.
+        high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs, out)]
+        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, end, place) for end, place in zip(high, (3, 4), strict=True)]
+        actions += [(os.POSIX_SPAWN_OPEN, place, os.devnull, os.O_RDWR, 0) for place in (1, 2)]
+        command = [CHROMIUM, *_FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        self._pid = os.posix_spawn(CHROMIUM, command, os.environ, file_actions=actions)
+        for end in (theirs, out, *high):
             os.close(end)
         self._number, self._buffer, self._session = 0, b"", {}
         self._events: list[dict[str, Any]] = []
@@ -46,10 +46,9 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        os.close(self._out)
+        os.close(self._out)  # at which it ends
         os.close(self._in)
+        os.waitpid(self._pid, 0)
 
     def open(self, page: Path, width: int = 1280, height: int = 900) -> None:
         """Load a file, until all of it is there."""

@@ -97,7 +97,7 @@ def _example(subject: Subject, query: int, rank: float, hits: int, pictured: boo
     if pictured and subject.picture is not None:
         for video in dict.fromkeys([own, order[0]]):
             whose = "Its own video" if video == own else f"What came first instead: {subject.videos[video]}"
-            caption = f"{whose}, rank {order.index(video) + 1:,}"
-            figure = subject.picture(query, video, f"score {float(scores[video]):.3f}, rank {order.index(video) + 1:,}", False)
-            pictures.append((figure_image(figure), caption))
+            place = f"rank {order.index(video) + 1:,}"
+            figure = subject.picture(query, video, f"score {float(scores[video]):.3f}, {place}", False)
+            pictures.append((figure_image(figure), f"{whose}, {place}"))
     return Example(subject.texts[query], round(rank), found, pictures)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -27,7 +28,7 @@ DIVERGING, ONE_SIDED = "PuOr_r", "YlOrBr"
 NARROW = 0.5  # of the largest similarity: where all differ by less, and none is negative, zero is left out of the scale
 FINE = 0.1  # where all differ by less, numbers have three digits
 DOT = 80.0  # points squared: a dot that fills a row
-DARK = 0.72  # of the scale: numbers on darker cells are white
+DARK = 0.55  # luma: numbers on darker cells are white
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Scale:
 
     def dark(self, value: float) -> bool:
         """Whether ink would not be read on this colour."""
-        place = (value - self.low) / (self.high - self.low)
-        return (abs(2 * place - 1) if self.low < 0 else place) > DARK
+        red, green, blue, _ = colormaps[self.colours["cmap"]]((value - self.low) / (self.high - self.low))
+        return 0.299 * red + 0.587 * green + 0.114 * blue < DARK
 
     def number(self, value: float) -> str:
         """The similarity in two or three digits: .42, −.05."""
@@ -73,8 +74,8 @@ def heat(axes: Axes, sim: Tensor, scale: Scale, weights: Tensor | None = None) -
     x, side = (0.0, "center") if weights is None else (0.44, "right")  # beside the dots
     for i, row in enumerate(sim.tolist()):
         for j, value in enumerate(row):
-            style = {"color": "white" if scale.dark(value) else INK, "ha": side, "va": "center"}
-            axes.text(j + x, i + 0.02, scale.number(value), fontsize=6, **style)
+            colour = "white" if scale.dark(value) else INK
+            axes.text(j + x, i + 0.02, scale.number(value), fontsize=6, color=colour, ha=side, va="center")
     if weights is not None:
         areas = array((weights / weights.max().clamp_min(1e-12)).clamp_min(0).flatten())
         seen = (areas > 0.01).nonzero()[0]

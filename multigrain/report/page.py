@@ -1,4 +1,4 @@
-"""One self-contained HTML page: text, pictures and the script of its filter inside, nothing fetched, good on a phone."""
+"""One self-contained HTML page: text, pictures and the script of its filter inside, nothing fetched."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ def _hit(hit: Hit) -> str:
 
 
 def _hubs(hubs: Hubs) -> str:
-    return f'{_pale(hubs.note)}\n{_chart(hubs.chart)}\n<h3>The greatest</h3>\n<ol>{"".join(map(_hub, hubs.first))}</ol>'
+    greatest = "".join(map(_hub, hubs.first))
+    return f"{_pale(hubs.note)}\n{_chart(hubs.chart)}\n<h3>The greatest</h3>\n<ol>{greatest}</ol>"
 
 
 def _hub(hub: Hub) -> str:

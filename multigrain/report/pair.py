@@ -90,14 +90,14 @@ def look(scorer: MultiGrain, text: Features, video: Features, words: int, frames
         drawn[sides] = part, None if why else part.weights
         notes += [f"{name}: {why}: similarities alone"] * bool(why)
 
-    def sim(*sides: str) -> Tensor:
+    def sim(query: str, candidate: str) -> Tensor:
         # All four matrices are shown, also of grains that the scorer goes without.
-        part, _ = drawn.get(cast("Sides", sides), (None, None))
-        whole = Grain(*sides).similarity(text, video)[0, 0] if part is None else part.sim
-        return whole[: sizes.get(sides[0], 1), : sizes.get(sides[1], 1)].detach()
+        part, _ = drawn.get((query, candidate), (None, None))
+        whole = Grain(query, candidate).similarity(text, video)[0, 0] if part is None else part.sim
+        return whole[: sizes.get(query, 1), : sizes.get(candidate, 1)].detach()
 
-    def weights(*sides: str) -> Weights | None:
-        return drawn.get(cast("Sides", sides), (None, None))[1]
+    def weights(query: str, candidate: str) -> Weights | None:
+        return drawn.get((query, candidate), (None, None))[1]
 
     coarse = None
     if "sentence" in text and "video" in video:

@@ -78,13 +78,16 @@ def of_features(evaluation: Evaluation, text: Features, video: Features, scorer:
         title = f"text {i} against video {j}"
         return viz.explain_features(scorer, query, candidate, words, _real(candidate["frame"]), title, subtitle, levels)
 
-    names = [[f"{side} {i}" for i in range(len(features))] for side, features in (("text", text), ("video", video))]
+    texts, videos = ([f"{side} {i}" for i in range(len(x))] for side, x in (("text", text), ("video", video)))
     fine = "word" in text and "frame" in video
-    return Subject(evaluation.scores["all"], evaluation.targets, *names, picture=picture if fine else None)
+    return Subject(evaluation.scores["all"], evaluation.targets, texts, videos, None, picture if fine else None)
 
 
 def encode_pair(
-    model: XCLIP, sentence: str, video: str | os.PathLike[str] | Tensor | NDArray[np.uint8], sampling: Sampling | None = None
+    model: XCLIP,
+    sentence: str,
+    video: str | os.PathLike[str] | Tensor | NDArray[np.uint8],
+    sampling: Sampling | None = None,
 ) -> tuple[Features, Features, list[str], NDArray[np.uint8]]:
     """Features of a sentence and a video, the words and the frames [n, height, width, 3] that they are of.
 
@@ -99,8 +102,8 @@ def encode_pair(
     words = model.text.words(sentence)
     frames = read_video(video, sampling or Sampling(max_frames=model.max_frames), model.vision.size)
     with evaluating(model):
-        text = model.encode_text([sentence]).to("cpu")
-        features = model.encode_video(frames[None].to(model.logit_scale.device)).to("cpu")
+        text = model.encode_text([sentence])
+        features = model.encode_video(frames[None].to(model.logit_scale.device))
     return text, features, words, frames.movedim(1, -1).numpy()
 
 

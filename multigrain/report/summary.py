@@ -76,7 +76,8 @@ def _hubs(subject: Subject) -> Hubs:
         f"for {int(found.counts.max()):,}, and {never:,} videos never are. Skewness of this distribution: "
         f"{found.skewness:.2f} (random orders: {found.chance:.2f}; the larger, the more the hubs crowd out)."
     )
-    chart = Chart("Videos by how often they are found", distribution(found.counts, COUNTS), f"queries, of {found.queries:,}")
+    bars = distribution(found.counts, COUNTS)
+    chart = Chart("Videos by how often they are found", bars, f"queries, of {found.queries:,}")
     first = [
         Hub(
             None if subject.frames is None else strip(subject.frames(video)),
