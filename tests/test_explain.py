@@ -154,7 +154,8 @@ def test_a_model_and_a_video_file(masked: bool, run: Path, tmp_path: Path) -> No
     thumbnails = [a for a in figure.axes if a.images and a.images[0].get_array().ndim == 3]
     assert [a.images[0].get_array().shape for a in thumbnails] == [(32, 32, 3)] * 3
     words = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
-    assert ["<start_of_text>", "a", "dog", "runs", "<end_of_text>"] == words[: words.index("<end_of_text>") + 1][-5:]
+    end = words.index("<end_of_text>") + 1
+    assert words[end - 5 : end] == ["<start_of_text>", "a", "dog", "runs", "<end_of_text>"]
     with torch.no_grad():
         score = float(model.scorer(model.encode_text(["a dog runs"]), model.encode_video(clip)))
     texts = [line.get_text() for line in figure.texts]

@@ -40,9 +40,10 @@ def test_page_escapes_text() -> None:
     row = tables.Row(EVIL, ["1"] * 10, "grain")
     chart = Chart(EVIL, [(EVIL, 3)], EVIL)
     example = Example(EVIL, 1, [Hit(PNG, EVIL, 0.5, 1, False)], [(PNG, EVIL)])
+    hubs = Hubs(EVIL, chart, [Hub(PNG, EVIL, 3)])
     report = Report(
         EVIL, EVIL, [EVIL], [row], EVIL, [chart], [(PNG, EVIL)], {EVIL: (EVIL,) * 3}, EVIL, {EVIL: [example]},
-        Hubs(EVIL, chart, [Hub(PNG, EVIL, 3)]), [Query(EVIL, 1, 0, [(0, 0.5)])], [EVIL], (PNG, EVIL), {EVIL: EVIL}, EVIL,
+        hubs, [Query(EVIL, 1, 0, [(0, 0.5)])], [EVIL], (PNG, EVIL), {EVIL: EVIL}, EVIL,
     )  # fmt: skip
     text = render(report)
     page = assert_self_contained(text)

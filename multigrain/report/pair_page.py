@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _HOW = (
     "Frames of the video from left to right, words of the sentence from top to bottom. Colour and number: their "
     "similarity. White dots: the larger, the more this similarity counts in its grain's score. Black bars: how much "
-    "each frame and each word counts. At the bottom: how each word shares its attention out over the frames, and each frame "
-    "over the words; black is most."
+    "each frame and each word counts. At the bottom: how each word shares its attention out over the frames, and each "
+    "frame over the words; black is most."
 )
 
 
