@@ -152,6 +152,7 @@ def similarity(
         weighted=weights is not None,
         levels=inner is not None,
         thumbnails=frames is not None,
+        letters=max(map(len, words), default=0),
         title=title or " ".join(words),
         subtitle=subtitle,
         bars=len(parts or ()),

@@ -130,6 +130,19 @@ def test_scale_shows_differences() -> None:
     assert same.low < 0.5 < same.high
 
 
+@pytest.mark.parametrize("values", [(0.1, -0.01, 0.2), (-0.1, -0.2, -0.001), (0.0, 0.0, 0.0), (0.3, 0.2, 0.1)])
+def test_numbers_of_the_parts_are_clear_of_their_names(values: tuple[float, ...]) -> None:
+    sim = torch.rand(3, 4)
+    parts = dict(zip(["sentence-video", "word-video", "word-frame"], values, strict=True))
+    figure = viz.similarity(np.zeros((4, 8, 8, 3), np.uint8), ["a", "b", "c"], sim, parts=parts)
+    figure.draw_without_rendering()
+    [axes] = [a for a in figure.axes if [t.get_text() for t in a.get_yticklabels()] == list(parts)]
+    names = max(label.get_window_extent().x1 for label in axes.get_yticklabels())
+    numbers = [text.get_window_extent() for text in axes.texts]
+    assert len(numbers) == 3
+    assert all(names < box.x0 and box.x1 <= figure.bbox.x1 for box in numbers)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the videos of a data set in miniature, the weights of a CLIP, and a finished training in run/."""

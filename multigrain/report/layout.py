@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 
 INK, PALE = "#22252a", "#6b717a"
 
-ROW, GAP, BAR, LABELS, SMALL = 0.27, 0.08, 0.55, 1.2, 0.15
-"""inches: a word's row, the gap before the coarse grains, the longest bar, the labels at the left, a small row"""
+ROW, GAP, BAR, SMALL = 0.27, 0.08, 0.55, 0.15
+"""inches: a word's row, the gap before the coarse grains, the longest bar, a small row"""
+LETTER, LABELS = 0.08, (0.8, 2.2)
+"""inches: a letter of the labels at the left, with room to spare, and the least and the most for them"""
 LEGEND, BAR_ROW, PANELS = 1.55, 0.22, 5.4
 """inches: the least height of the legend, a bar beside it, the least width of what is below the matrix"""
 
@@ -25,6 +27,7 @@ class Page:
         weighted: with room for bars above and at the right.
         levels: with room for the inner level's panels at the bottom.
         thumbnails: with room for a row of them.
+        letters: of the longest word.
         title, subtitle: at the top; a long title is wrapped.
         bars: how many stand beside the legend.
         notes: lines at the very bottom.
@@ -39,6 +42,7 @@ class Page:
         weighted: bool,
         levels: bool,
         thumbnails: bool,
+        letters: int,
         title: str,
         subtitle: str,
         bars: int,
@@ -46,11 +50,12 @@ class Page:
     ) -> None:
         self.cell = min(max(0.56, 5.6 / n), 0.9)
         video = 0.8 * self.cell if coarse else 0.0
-        self.left = LABELS + (video + GAP if coarse else 0)
+        labels = min(max(LABELS[0], 0.15 + LETTER * letters), LABELS[1])
+        self.left = labels + (video + GAP if coarse else 0)
         self.right = self.left + n * self.cell
         self.edge = max(self.right, self.left + PANELS)
         self.width = max(self.right + BAR + 0.6 if weighted else 0.0, self.edge + 0.25)
-        self.columns = {"video": (LABELS, video), "frames": (self.left, n * self.cell)}
+        self.columns = {"video": (labels, video), "frames": (self.left, n * self.cell)}
         lines = textwrap.wrap(title, int(8.6 * self.width)) + [subtitle] * bool(subtitle)
         self.top = 0.32 + 0.22 * len(lines) + (BAR + 0.1 if weighted else 0)
         sentence = self.top + (self.cell + 0.03) * thumbnails

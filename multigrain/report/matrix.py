@@ -146,7 +146,9 @@ def grain_bars(page: Page, parts: Mapping[str, float]) -> None:
     axes.bar_label(bars, [f"{value:.3f}" for value in shown.values()], padding=3, fontsize=8, color=INK)
     axes.set_yticks(range(len(parts)), list(parts))
     axes.set_ylim(len(parts) - 0.5, -0.5)
-    axes.margins(x=0.2)
+    low, high = min(0.0, *shown.values()), max(0.0, *shown.values())
+    room = 0.5 * max(high - low, 1e-6)  # for the numbers
+    axes.set_xlim(low - room if low < 0 else 0, high + (room if high > 0 or low == 0 else 0))
 
 
 def inner_panels(page: Page, weights: Weights, words: Sequence[str]) -> None:
