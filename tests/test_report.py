@@ -270,19 +270,25 @@ def test_evaluate_reports_features(tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "two" / "index.html").exists()
 
 
-def test_evaluate_reports_videos(run: Path, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
-    page = tmp_path / "page.html"
+@pytest.fixture(scope="module")
+def of_videos(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    page = tmp_path_factory.mktemp("videos") / "new" / "page.html"
     assert main(["evaluate", "--out", str(run / "run"), "--report", str(page)]) == 0
-    assert f"Open {page}" in capsys.readouterr().out
     assert not (run / "run" / "index.html").exists()
-    text = page.read_text(encoding="utf-8")
+    return page
+
+
+def test_evaluate_reports_videos(of_videos: Path) -> None:
+    text = of_videos.read_text(encoding="utf-8")
     parsed = assert_self_contained(text)
     assert text.count('class="strip"') >= 2 * 2 + 2  # of each query what it found, and the hubs
     assert parsed.images > text.count('class="strip"')
     assert all(words in text for words in ("video7010", "Hubs", "Ranks", "Training", "Furthest ahead"))
-    if CHROMIUM is not None:
-        with Browser(tmp_path / "profile") as browser:
-            browser.open(page, 390)
-            assert browser.ask("document.documentElement.scrollWidth") <= 390
-            assert filtered(browser, "")[1] == 2
-            assert browser.complaints == []
+
+
+@needs_chromium
+def test_the_report_of_videos_opens_in_a_browser(of_videos: Path, browser: Browser) -> None:
+    browser.open(of_videos, 390)
+    assert browser.ask("document.documentElement.scrollWidth") <= 390
+    assert filtered(browser, "")[1] == 2
+    assert browser.complaints == []
