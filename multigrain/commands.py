@@ -160,16 +160,16 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
 
 def run_explain(options: argparse.Namespace, _: list[str]) -> None:
     """The picture of one pair."""
-    from .report.pair_page import PairPage
-
     if (options.video is None) == (options.pair is None):
         raise ValueError("expected --video FILE or --pair NUMBER, and not both")
     out = options.out or Path("explain.png")
     if out.suffix.lower() not in (".png", ".html"):
         raise ValueError(f"--out: expected a name that ends with .png or .html, got {out}")
     runs.require("matplotlib", "viz")
+    from .report.pair_page import PairPage, numbered_pair
+
     if options.pair is not None:
-        sentence, video, what = runs.numbered_pair(options.model, options.pair, options.cache)
+        sentence, video, what = numbered_pair(options.model, options.pair, options.cache)
     else:
         if options.text is None:
             raise ValueError("--text: expected a sentence beside --video")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +31,6 @@ from .report.console import Bars, Clock, print_table
 from .training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint, parallel
 from .training.data import Data, Pairs
 from .training.merging import video_ranks
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 SCORING = ("grains", "aggregator", "weights")
 _PACKAGES = {"timm": "models", "safetensors": "models"}
@@ -213,32 +209,6 @@ def load_model(path: str | os.PathLike[str], architecture: str | None = None) ->
     else:
         raise FileNotFoundError(f"model: expected a folder or a checkpoint file, got {path}")
     return model.eval().to(training.device("auto"))
-
-
-def numbered_pair(
-    folder: str | os.PathLike[str], number: int, cache: str | None = None
-) -> tuple[str, NDArray[np.uint8], str]:
-    """A pair of the test split of a run: its sentence, the frames of its video, and what to call it.
-
-    Args:
-        number: which, counted from 0.
-        cache: folder of the generated pairs; default that of the run.
-
-    Raises:
-        FileNotFoundError: no run in that folder.
-        ValueError: no such pair, or a video that cannot be read.
-    """
-    from .report.subject import frames_of
-
-    path = Path(folder) / "config.json"
-    if not path.is_file() or not (Path(folder) / "model").is_dir():
-        raise FileNotFoundError(f"model: expected with --pair the folder of a finished training, got {folder}")
-    config = training.load_config(path, [] if cache is None else [f"--data.cache={cache}"])
-    test = training.load_data(config.data).test
-    if number >= len(test.sentences):
-        raise ValueError(f"pair: expected one from 0 to {len(test.sentences) - 1}, got {number}")
-    frames = frames_of(test, number, config.stages[-1].max_frames)
-    return test.sentences[number], frames, f"the video of test pair {number}"
 
 
 def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:

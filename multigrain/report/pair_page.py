@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import viz
+from .. import training, viz
 from .content import Report
 from .images import figure_png
 from .page import render
 from .pair import Pair, look, rounded
-from .subject import encode_pair
+from .subject import encode_pair, frames_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,30 @@ _HOW = (
     "each frame and each word counts. At the bottom: how each word shares its attention out over the frames, and each "
     "frame over the words; black is most."
 )
+
+
+def numbered_pair(
+    folder: str | os.PathLike[str], number: int, cache: str | None = None
+) -> tuple[str, NDArray[np.uint8], str]:
+    """A pair of the test split of a run: its sentence, the frames of its video, and what to call it.
+
+    Args:
+        number: which, counted from 0.
+        cache: folder of the generated pairs; default that of the run.
+
+    Raises:
+        FileNotFoundError: no run in that folder.
+        ValueError: no such pair, or a video that cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file() or not (Path(folder) / "model").is_dir():
+        raise FileNotFoundError(f"model: expected with --pair the folder of a finished training, got {folder}")
+    config = training.load_config(path, [] if cache is None else [f"--data.cache={cache}"])
+    test = training.load_data(config.data).test
+    if number >= len(test.sentences):
+        raise ValueError(f"pair: expected one from 0 to {len(test.sentences) - 1}, got {number}")
+    frames = frames_of(test, number, config.stages[-1].max_frames)
+    return test.sentences[number], frames, f"the video of test pair {number}"
 
 
 @dataclass(frozen=True)
