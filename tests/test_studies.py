@@ -88,18 +88,17 @@ def test_an_interrupt_loses_the_run_in_flight(
 
 
 def test_other_settings_have_other_folders(tmp_path: Path) -> None:
-    shared = study.SETUP.settings()
-    variants = ablation.variants(DEMO)
-    folders = {name: study._folder(tmp_path, "a", settings, shared) for name, settings in variants.items()}
+    variants = ablation.variants(study.SETUP.config())
+    folders = {name: study.folder_of(tmp_path, "a", config) for name, config in variants.items()}
     assert len(set(folders.values())) == len(variants)
-    fewer = replace(study.SETUP, epochs=2).settings()
-    assert study._folder(tmp_path, "a", variants[FOUR], fewer) != folders[FOUR]
-    elsewhere = replace(study.SETUP, cache="elsewhere", seeds=(7, 8)).settings()
-    assert study._folder(tmp_path, "a", variants[FOUR], elsewhere) == folders[FOUR]
+    fewer = ablation.variants(replace(study.SETUP, epochs=2).config())
+    assert study.folder_of(tmp_path, "a", fewer[FOUR]) != folders[FOUR]
+    elsewhere = ablation.variants(replace(study.SETUP, cache="elsewhere", seeds=(7, 8)).config())
+    assert study.folder_of(tmp_path, "a", elsewhere[FOUR]) == folders[FOUR]
 
 
 def test_variants_of_the_ablation_are_those_of_its_tables() -> None:
-    variants = ablation.variants(DEMO)
+    variants = ablation.models(DEMO)
     assert {row.variant for table in TABLES for row in table.rows} == set(variants)
     assert len(TABLES[0].rows) == 15 == len({frozenset(row.label.split("+")) for row in TABLES[0].rows})
     # One thing is changed, or none.
@@ -170,6 +169,7 @@ def test_pages_are_those_of_the_results() -> None:
         path = report.RESULTS / f"{each.name}.json"
         if path.is_file():
             result = StudyResult.load(path)
-            assert not result.quick and {run["variant"] for run in result.runs} == set(each.variants(DEMO))
-            page = report.PAGE.with_name(each.page)
-            assert page.read_text() == each.render(result), "run: python -m benchmarks report"
+            variants = each.variants(each.setup.config())
+            assert not result.quick and {run["variant"] for run in result.runs} == set(variants)
+            page = report.PAGE.with_name(each.page).read_text()
+            assert page == each.rendered(result, page), "run: python -m benchmarks report"
