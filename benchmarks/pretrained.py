@@ -23,7 +23,7 @@ from multigrain.training.data import batches
 from multigrain.training.evaluation import encode_texts
 from multigrain.training.loop import learning_rate, make_optimizer
 from multigrain.training.momentum import momentum_of
-from multigrain.training.objectives import frame_features, frozen_loss
+from multigrain.training.objectives import frame_features, frozen_objective
 
 SHARED = ("vision.", "text.", "criterion.")  # what a model takes over from the first stage
 BLOCK = 100  # sentences or videos encoded at a time
@@ -131,7 +131,7 @@ def build(settings: ModelConfig, towers: Pretrained, seed: int) -> XCLIP:
 def fit(model: XCLIP, stage: training.StageConfig, split: Split, seed: int) -> float:
     """Train the second stage; returns the mean loss of the last epoch."""
     optimizer, losses = make_optimizer(model, stage.optimizer), list[float]()
-    objective = frozen_loss(model, split, split.features, split.masks, momentum_of(model))
+    objective = frozen_objective(model, split, split.features, split.masks, momentum_of(model))
     model.train()
     for epoch in range(stage.epochs):
         order = batches(split.sentences, stage.batch_size, stage.bucket, seed * 1_000_003 + epoch)
@@ -140,7 +140,7 @@ def fit(model: XCLIP, stage: training.StageConfig, split: Split, seed: int) -> f
             step = epoch * len(order) + i
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage.optimizer, step, len(order) * stage.epochs) * group["share"]
-            loss = objective(rows)
+            loss = objective.share([rows])
             losses.append(float(loss.detach()))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -24,14 +24,14 @@ from .reduce import widen
 from .tokens import Features, Tokens
 from .transformer import Transformer
 
-# Numbers in the token sequences of a block of pairs; each block of the transformer holds about twelve times as many.
-ELEMENTS = 1 << 20
+# Numbers in the token sequences of a block of pairs; each layer of the transformer holds about twelve times as many.
+ELEMENTS = 1 << 22
 
 
 class CrossEncoder(nn.Module):
     """Whether a query and a candidate belong together, from all their tokens at once.
 
-        x      = [cls; LN(query tokens) + side_q; LN(candidate tokens) + side_c]
+        x      = [cls; sqrt(D) query tokens + side_q; sqrt(D) candidate tokens + side_c]      of unit tokens
         logits = head(LN(Transformer(x)_cls))          [., 2]: no match, match
         score  = logits_1 - logits_0                   the log-odds of a match
 
@@ -68,9 +68,8 @@ class CrossEncoder(nn.Module):
         checks.count("dim", dim)
         self.cls = nn.Parameter(0.02 * torch.randn(dim))
         self.sides = nn.Parameter(0.02 * torch.randn(2, dim))
-        self.token_norm, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.transformer = Transformer(dim, checks.count("depth", depth), checks.count("heads", heads), dropout)
-        self.head = nn.Linear(dim, 2)
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 2)
 
     def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:
         """Scores [queries, candidates] of all pairs; 0 where an item has no real token.
@@ -120,7 +119,8 @@ class CrossEncoder(nn.Module):
 
     def _logits(self, query: Tokens, candidate: Tokens) -> Tensor:
         """Logits [B, 2] of aligned tokens."""
-        sides = [self.token_norm(x.features) + side for x, side in zip((query, candidate), self.sides, strict=True)]
+        scale = query.dim**0.5  # entries of about 1, which the transformer starts from
+        sides = [scale * x.features + side for x, side in zip((query, candidate), self.sides, strict=True)]
         x = torch.cat([self.cls.expand(len(query), 1, -1), *sides], 1)
         mask = None
         if query.mask is not None or candidate.mask is not None:

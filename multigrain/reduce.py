@@ -75,10 +75,10 @@ def attend_twice(
 ) -> Tensor:
     """sum_k a_k x_k, a = softmax(p W / t), p = softmax(x / t); W [K, K] as in `attend`, None for the identity."""
     x = widen(x)
-    attention = softmax(x / temperature, mask, dim)
+    first = softmax(x / temperature, mask, dim)
     if mixing is not None:
-        attention = _mix(attention, mixing, dim)
-    return total(softmax(attention / temperature, mask, dim) * _zeroed(x, mask), None, dim)
+        first = _mix(first, mixing, dim)
+    return total(softmax(first / temperature, mask, dim) * _zeroed(x, mask), None, dim)
 
 
 def attend_normalized(x: Tensor, mask: Tensor | None = None, dim: int = -1, temperature: float = 1.0) -> Tensor:

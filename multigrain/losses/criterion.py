@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import checks
-from ..reduce import widen
 from .base import Loss
 
 Ids: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
@@ -39,7 +38,10 @@ class Criterion(Loss):
 
     @abstractmethod
     def rows(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q"]:
-        """The loss of each query, from its scores of all candidates; positives: which of them belong to it."""
+        """The loss of each query, from its scores of all candidates; positives: which of them belong to it.
+
+        Scores may come in half precision: widen them.
+        """
 
     @property
     def shares(self) -> tuple[float, float]:
@@ -64,7 +66,7 @@ class Criterion(Loss):
 
     def _both_ways(self, scores: Tensor, of_rows: Tensor, of_columns: Tensor) -> Tensor:
         by_query, by_candidate = self.shares
-        scores, parts = widen(scores), list[Tensor]()
+        parts = list[Tensor]()
         if by_query:
             parts.append(by_query * self.rows(scores, of_rows).mean())
         if by_candidate:

@@ -11,7 +11,7 @@ from ..distributed import Group
 from ..reduce import without_autocast
 from ..tokens import Features, Tokens
 from .criterion import Ids
-from .whole import WholeBatchLoss, token_weights
+from .whole import Reads, WholeBatchLoss, token_weights
 
 # A channel that varies less than this over the batch is constant: it correlates with nothing.
 VARIANCE = 1e-12
@@ -56,7 +56,7 @@ class Decorrelation(WholeBatchLoss):
         self.on_diagonal, self.off_diagonal = on_diagonal, off_diagonal
 
     @property
-    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+    def reads(self) -> Reads:
         """The grains of tokens and weights."""
         of_query, of_candidate = self.weights or (self.query, self.candidate)
         return frozenset({self.query, of_query}), frozenset({self.candidate, of_candidate})

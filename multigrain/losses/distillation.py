@@ -11,7 +11,7 @@ from ..distributed import Group
 from ..reduce import widen
 from ..tokens import Features
 from .criterion import DIRECTIONS, Ids
-from .whole import WholeBatchLoss
+from .whole import Reads, WholeBatchLoss, grains_read
 
 # Probabilities whose distance from their mean is shorter than this are all equal: they correlate with nothing.
 LENGTH = 1e-12
@@ -60,6 +60,12 @@ class Distillation(WholeBatchLoss):
         self.teacher_scale = self.scale if teacher_scale is None else checks.positive("teacher_scale", teacher_scale)
         self.reduction = checks.choice("reduction", reduction, ("mean", "sum"))
         self.direction = checks.choice("direction", direction, DIRECTIONS)
+
+    @property
+    def reads(self) -> Reads | None:
+        """The grains of both scorers."""
+        student, teacher = grains_read(self.student), grains_read(self.teacher)
+        return None if student is None or teacher is None else (student[0] | teacher[0], student[1] | teacher[1])
 
     def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
         """The loss of the whole batch; ids are of no use to it."""

@@ -54,6 +54,8 @@ def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"],
 def cascade_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"], k: int = 8) -> Negatives:
     """The k negatives of each query that a cheap ranker scores highest, best first (TACo; its k is 8)."""
     checks.count("k", k)
+    same = positives.shape == scores.shape and positives.dtype == torch.bool
+    checks.require(same, "positives", f"a bool matrix of shape {checks.shape(scores)}", checks.shape(positives))
     best = torch.where(positives, -torch.inf, scores.detach()).topk(min(k, scores.shape[1]), 1).indices
     return best, ~positives.gather(1, best)
 
@@ -120,6 +122,7 @@ class Matching(Loss):
         """
         size = len(text)
         checks.require(len(video) == size, "video", f"as many videos as texts, {size}", len(video))
+        checks.require(not isinstance(ids, tuple), "ids", "integers [B] that both sides share", "a pair")
         own = torch.arange(size, device=text.device)
         ids = own if ids is None else ids.to(text.device)
         checks.labels("ids", ids, size)

@@ -24,14 +24,12 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..distributed import Gathered, Group, alone, deal, gather, world
-from ..grains import Grain
-from ..scorer import MultiGrain
 from ..tokens import Features
 from .base import Loss
 from .criterion import Criterion, Ids, PartialCriterion
 from .infonce import InfoNCE
 from .queue import FeatureQueue
-from .whole import only, pair, problem, whole_batch
+from .whole import grains_read, only, pair, problem, whole_batch
 
 GATHERS = ("auto", "local", "global", "none")
 
@@ -39,7 +37,7 @@ GATHERS = ("auto", "local", "global", "none")
 class RetrievalLoss(Loss):
     """criterion(scorer(text, video), ids), over the batches of all ranks.
 
-    Its `terms` are those of the criterion; on R ranks their means over the ranks are the terms of the whole batch.
+    Its `terms` are those of a criterion that is a sum; their means over the ranks are those of the whole batch.
 
     Args:
         scorer: Features x Features -> scores [texts, videos], such as MultiGrain.
@@ -170,15 +168,14 @@ class RetrievalLoss(Loss):
             scores = self.scorer(texts, video).T
             columns = self._by_keys(terms, scores, of_columns, lambda: self.scorer(texts, keys[1]).T)
 
-        self._found = {}
-        for (name, weight, criterion), row, column in zip(terms, rows, columns, strict=True):
+        values: list[Tensor] = []
+        for (_, weight, criterion), row, column in zip(terms, rows, columns, strict=True):
             by_query, by_candidate = criterion.shares
             value = by_query * row.sum() / len(text_ids) + by_candidate * column.sum() / len(video_ids)
-            self._found[name] = ranks * weight * value
-        total = torch.stack(list(self._found.values())).sum()
-        self._found = {name: value.detach() for name, value in self._found.items()}
+            values.append(ranks * weight * value)
+        self._found = {term.name: value.detach() for term, value in zip(terms, values, strict=True)}
         cast("Loss", self.criterion).terms = self._found  # the criterion itself is not called
-        return total
+        return torch.stack(values).sum()
 
     def _by_keys(
         self, terms: Sequence[_Term], scores: Tensor, positives: Tensor, of_keys: Callable[[], Tensor]
@@ -295,12 +292,9 @@ def _labels(batch: Gathered, ids: Ids | None) -> tuple[tuple[Tensor, Tensor], Te
 
 
 def _scored(scorer: nn.Module, text: Features, video: Features) -> tuple[Features, Features]:
-    """The grains that a MultiGrain reads: no other needs to travel."""
-    if not isinstance(scorer, MultiGrain):
-        return text, video
-    grains = cast("list[Grain]", list(scorer.grains))
-    reads = [grain.reads for grain in grains]
-    return only(text, {name for r in reads for name in r[0]}), only(video, {name for r in reads for name in r[1]})
+    """The grains that the scorer reads: no other needs to travel."""
+    names = grains_read(scorer)
+    return (text, video) if names is None else (only(text, names[0]), only(video, names[1]))
 
 
 def _check_positives(name: str, rows: Tensor, columns: Tensor) -> None:

@@ -12,14 +12,14 @@ from ..grains import Grain
 from ..tokens import Features, Tokens
 from .criterion import Ids
 from .infonce import InfoNCE
-from .whole import WholeBatchLoss, token_weights
+from .whole import Reads, WholeBatchLoss, token_weights
 
 
 class TokenNCE(WholeBatchLoss):
     """InfoNCE of single weighted query tokens against candidates.
 
         x_tj = max over tokens n of candidate j of cos(token t, token n)
-        L_q  = -sum_t w_t log softmax_j(s x_tj)_p(t) / sum_t w_t              p(t): the candidate of t's item
+        L_q  = -sum_t w_t log softmax_j(s x_tj)_p(t) / sum_t w_t              p(t): t's candidate, evenly where several
         L_c  = -1/c' sum_j sum_{t of j} y_jt log p_jt,   p_jt = w_t exp(s x_tj) / sum_u w_u exp(s x_uj)
 
     t runs over the tokens of the batch with w_t > 0, y_jt = w_t / sum of w over the tokens that belong to candidate j,
@@ -53,10 +53,10 @@ class TokenNCE(WholeBatchLoss):
         self.criterion = InfoNCE() if criterion is None else criterion
 
     @property
-    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+    def reads(self) -> Reads:
         """The grains of tokens and weights."""
-        of_query = {self.scorer.query} if self.weights is None else {self.scorer.query, self.weights}
-        return frozenset(of_query), frozenset({self.scorer.candidate})
+        tokens, candidates = self.scorer.reads
+        return tokens if self.weights is None else tokens | {self.weights}, candidates
 
     def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
         """The loss of the whole batch."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import checks
 from ..distributed import Group, gather, world
+from ..grains import Grain
 from ..reduce import widen
+from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
 from .base import Loss
 from .criterion import Ids
+
+Reads: TypeAlias = "tuple[frozenset[str], frozenset[str]]"
 
 
 class WholeBatchLoss(Loss):
@@ -42,7 +47,7 @@ class WholeBatchLoss(Loss):
         """The loss of the whole batch."""
 
     @property
-    def reads(self) -> tuple[frozenset[str], frozenset[str]] | None:
+    def reads(self) -> Reads | None:
         """The grains of text and video that `whole` reads: no other travels. None: all."""
         return None
 
@@ -72,6 +77,14 @@ def whole_batch(
     batch = gather({"text": text, "video": video}, given, group, exchange_dtype, wrong)
     everyone = (batch.ids[0], batch.ids[1]) if len(batch.ids) == 2 else batch.ids[0] if batch.ids else None
     return batch.features["text"], batch.features["video"], everyone
+
+
+def grains_read(scorer: nn.Module) -> Reads | None:
+    """The grains of text and video that a scorer reads; None where it does not say."""
+    if not isinstance(scorer, MultiGrain):
+        return getattr(scorer, "reads", None)
+    of_query, of_candidate = zip(*(grain.reads for grain in cast("list[Grain]", list(scorer.grains))), strict=True)
+    return frozenset[str]().union(*of_query), frozenset[str]().union(*of_candidate)
 
 
 def only(features: Features, names: Iterable[str]) -> Features:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..losses import FeatureQueue
+from ..losses import FeatureQueue, Loss
 from ..losses.infonce import Ids
 from ..pairs import rerank
 from ..scoring import score_matrix
@@ -86,7 +87,7 @@ class Recipe(nn.Module):
     def __init__(
         self,
         scorer: nn.Module,
-        loss: nn.Module,
+        loss: Loss,
         *,
         text_head: nn.Module | None = None,
         video_head: nn.Module | None = None,
@@ -169,6 +170,13 @@ class Recipe(nn.Module):
         """The name and the settings that repr shows."""
         settings = {key: getattr(self, key) for key in ("rerank_k", "momentum", "queue_size")}
         return ", ".join([self.name] * bool(self.name) + [f"{k}={v}" for k, v in settings.items() if v is not None])
+
+    def __repr__(self) -> str:
+        """As of any module, but what is a part of the loss too is shown there alone."""
+        again = set(self.loss.modules())
+        shown = {n: m for n, m in self.named_children() if m not in again or m is self.loss}
+        lines = [self.extra_repr(), *(f"({n}): {m!r}" for n, m in shown.items() if not isinstance(m, nn.Identity))]
+        return "Recipe(\n" + textwrap.indent("\n".join(line for line in lines if line), "  ") + "\n)"
 
 
 class _Turned(nn.Module):

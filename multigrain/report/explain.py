@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..aggregators import AOSM, Aggregator, TwoLevel
 from ..grains import Grain
+from ..poolers import PooledGrain
 from ..reduce import Reduction
 from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
@@ -35,7 +36,10 @@ class Levels:
 
 @dataclass(frozen=True)
 class Weights:
-    """How one pair's score weighs its token similarities x [m, n]: score = sum_ij cells_ij x_ij."""
+    """How one pair's score weighs its token similarities x [m, n]: score = sum_ij cells_ij x_ij.
+
+    Of a PooledGrain, whose score is no such sum, cells are what each candidate token adds to it.
+    """
 
     cells: Float[Tensor, "m n"]
     """the weight of every token pair, both levels and directions together"""
@@ -74,15 +78,15 @@ def explain(scorer: MultiGrain, text: Features, video: Features) -> dict[str, Pa
             raise ValueError(f"{name}: expected the features of one item, got {len(features)}")
     scores = scorer.scores_by_grain(text, video)
     parts: dict[str, Part] = {}
-    for grain, share in zip(cast("list[Grain]", list(scorer.grains)), scorer.weights, strict=True):
+    for grain, share in zip(cast("list[Grain | PooledGrain]", list(scorer.grains)), scorer.weights, strict=True):
         sim = grain.similarity(text, video)[0, 0]
         sim = sim[_real(text[grain.query])][:, _real(video[grain.candidate])]
-        sides = text[grain.query], video[grain.candidate]
-        given = [
-            None if w is None else w[0][_real(side)]
-            for w, side in zip(grain.token_weights(text, video), sides, strict=True)
-        ]
-        weights = token_weights(grain.aggregator, sim, *given)
+        if isinstance(grain, PooledGrain):
+            weights = Weights(_contributions(grain, text, video, scores[grain.name]))
+        else:
+            sides = zip(grain.token_weights(text, video), (text[grain.query], video[grain.candidate]), strict=True)
+            given = [None if w is None else w[0][_real(side)] for w, side in sides]
+            weights = token_weights(grain.aggregator, sim, *given)
         parts[grain.name] = Part(grain.query, grain.candidate, sim, weights, float(scores[grain.name]), float(share))
     return parts
 
@@ -116,6 +120,17 @@ def token_weights(
         candidate = Levels(turned.inner.T, turned.outer)
         terms.append(candidate.outer * candidate.inner)
     return Weights(torch.stack(terms).mean(0), query, candidate)
+
+
+def _contributions(grain: PooledGrain, text: Features, video: Features, score: Tensor) -> Tensor:
+    """[1, n]: the score, less that without the token, for each of a single item's real ones."""
+    tokens = video[grain.candidate].tokenwise()
+    real = _real(tokens)
+    slots = real.nonzero()[:, 0]
+    without = real.repeat(len(slots), 1)
+    without[torch.arange(len(slots)), slots] = False
+    each = Tokens(tokens.features.expand(len(slots), -1, -1), without, unit=tokens.unit)
+    return score - grain(text, Features(**{grain.candidate: each}))
 
 
 def _real(tokens: Tokens) -> Tensor:

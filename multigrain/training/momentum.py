@@ -15,8 +15,8 @@ from ..models import XCLIP
 from ..scorer import grains_of
 from ..tokens import Features
 
-Encode = Callable[[XCLIP, Any], tuple[Features, Features, Tensor]]
-"""A model and what is to be encoded -> features of texts and of videos, and their ids."""
+Encoded = tuple[Features, Features, Tensor]  # texts, videos, ids
+Encode = Callable[[XCLIP, Any], Encoded]  # a model and what is to be encoded
 
 
 class Momentum:

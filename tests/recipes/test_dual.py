@@ -133,3 +133,13 @@ def test_clip4clip_is_x_clip_with_one_grain_and_identity_matrices(temporal: str)
     text, video = raw()
     close(ours.scores(text, video), theirs.scores(text, video), 1e-7)
     close(ours(text, video), theirs(text, video), 1e-6)
+
+
+def test_clip4clip_s_tight_similarity_is_a_transformer_over_sentence_and_frames() -> None:
+    recipe, (text, video) = recipes.clip4clip(DIM, "tight", depth=1, heads=2), raw()
+    scores = recipe.scorer(mg.Features(sentence=text["sentence"]), video)
+    close(recipe.scores(text, video), scores)
+    rows, columns = both_ways(scores)
+    close(recipe(text, video), (rows + columns) / 2, 1e-6)
+    with pytest.raises(ValueError, match="temporal: expected one of mean, lstm, transformer, tight; got 'loose'"):
+        recipes.clip4clip(DIM, "loose")
