@@ -55,7 +55,8 @@ class Setup:
         sizes = {name: getattr(self, name) for name in ("cache", "pairs", "single", "val", "test")}
         towers, grains = demo.stages
         stages = [replace(towers, epochs=self.tower_epochs), replace(grains, epochs=self.epochs)]
-        return replace(demo, data=replace(demo.data, **sizes), stages=stages, seed=seed)
+        # Each run is one process: shards would cost time and give it nothing.
+        return replace(demo, data=replace(demo.data, **sizes), stages=stages, seed=seed, shards=1)
 
 
 @dataclass(frozen=True)
