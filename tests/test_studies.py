@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ablation, ablation_page, pretrained, report, study
+from benchmarks import ablation, ablation_page, pretrained, recipes, report, study
 from benchmarks.__main__ import main
 from benchmarks.ablation_tables import FOUR, TABLES
 from benchmarks.intervals import difference, interval
 from benchmarks.registry import studies
 from benchmarks.study import StudyResult
 from multigrain import training
+from multigrain.recipes import names as registered
 
 DEMO = training.load_config("demo").model
 
@@ -162,6 +163,37 @@ def test_the_page_judges_by_its_intervals() -> None:
     assert "3 epochs over 100 pairs" in page and "18 trainings affordable (18 minutes" in page
     # AOSM's three and three more: Mean-Mean is below both others as in the paper, and Mean-Max below Max-Max.
     assert "- **Aggregators**: of the paper's 6 orderings: 3 hold, 2 reversed, 1 open." in lines
+
+
+def test_the_section_of_recipes_compares_with_the_baseline() -> None:
+    result = result_of({"filip": [30.0, 31.0, 32.0], "clip": [20.0, 21.1, 21.9], "drl": [20.0, 22.0, 21.0]})
+    for run in result.runs:
+        run |= {"batch_size": 16 if run["variant"] == "drl" else 64, "parameters_beside_towers": 1234}
+        run["cpu_seconds"] = {"training": 60.0, "evaluation": 5.4}
+    result.setup["stages"][1]["batch_size"] = 64
+    marks = recipes.STUDY.marks
+    assert marks is not None
+    page = recipes.STUDY.rendered(result, f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n")
+    assert page == recipes.STUDY.rendered(result, page)
+    lines = page.splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in page
+    assert "batches of 64 (`drl`: 16)" in page
+    rows = [line for line in lines if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == ["filip", "drl", "clip"]  # the best first
+    assert "above |" in rows[0] and "open |" in rows[1] and rows[2].count("open") == 0
+    assert rows[0].endswith("| 1,234 | 60 | 5 |")
+    with pytest.raises(ValueError, match=r"recipes.md: expected the two lines"):
+        recipes.STUDY.rendered(result, "a page without marks")
+
+
+def test_variants_of_recipes_share_towers_and_data() -> None:
+    base = study.SETUP.config()
+    variants = recipes.variants(base)
+    assert set(variants) == set(registered()) and list(variants)[-1] == "clipbert"
+    for name, config in variants.items():
+        assert config.model.recipe is not None and config.model.recipe.name == name
+        assert (config.data, config.stages[0]) == (base.data, base.stages[0])
+        assert config.stages[1] == replace(base.stages[1], batch_size=config.stages[1].batch_size)
 
 
 def test_pages_are_those_of_the_results() -> None:
