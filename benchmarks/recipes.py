@@ -20,7 +20,7 @@ WORDS = {1: "above", -1: "below", 0: "open"}
 
 def variants(base: TrainConfig) -> dict[str, TrainConfig]:
     """The config of each recipe that comes with the package, under the budget of the study."""
-    return {name: _variant(base, name) for name in sorted(recipes.names(), key=lambda name: (name in SLOW, name))}
+    return {name: _variant(base, name) for name in [*sorted({*recipes.names()} - {*SLOW}), *SLOW]}
 
 
 def _variant(base: TrainConfig, name: str) -> TrainConfig:
