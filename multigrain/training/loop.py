@@ -36,7 +36,7 @@ from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
-from .evaluation import Unreadable, evaluate, first_rows
+from .evaluation import Unreadable, check_reranker, evaluate, first_rows
 from .momentum import Momentum, momentum_of
 from .objectives import Objective, make_objective
 from .shards import ShardedLoss
@@ -167,6 +167,8 @@ class _Run:
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
         _check_frames(config, self.model)
+        if config.validation_pairs > 0 and self.model.recipe is not None:
+            check_reranker(self.model.recipe)
         self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
         self.momentum: Momentum | None = None
