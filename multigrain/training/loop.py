@@ -167,8 +167,7 @@ class _Run:
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
         _check_frames(config, self.model)
-        if config.validation_pairs > 0 and self.model.recipe is not None:
-            check_reranker(self.model.recipe)
+        _check_recipe(config, self.model)
         self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
         self.momentum: Momentum | None = None
@@ -392,6 +391,16 @@ def _check_frames(config: TrainConfig, model: XCLIP) -> None:
             )
     if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
         raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
+
+
+def _check_recipe(config: TrainConfig, model: XCLIP) -> None:
+    """What would be said late otherwise, after the stages before."""
+    if model.recipe is None:
+        return
+    if model.recipe.momentum is not None and config.shards > 1:
+        raise ValueError(f"shards: expected 1 for a recipe with momentum encoders, got {config.shards}")
+    if config.validation_pairs > 0:
+        check_reranker(model.recipe)
 
 
 def device(name: str) -> torch.device:
