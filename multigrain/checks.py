@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .grains import Grain
+    from .poolers import PooledGrain
     from .tokens import Tokens
+
+T = TypeVar("T")
 
 
 def features(name: str, value: object) -> Tensor:
@@ -153,6 +156,14 @@ def square(value: Tensor, remedy: str) -> None:
         raise ValueError(f"scores: expected a square matrix (row i belongs to column i), got {shape(value)}; {remedy}")
 
 
+def targets(value: Tensor, scores: Tensor) -> None:
+    """Weights from 0 of the shape of scores [q, c], or an error."""
+    if value.shape != scores.shape:
+        raise ValueError(f"targets: expected the shape of scores, {shape(scores)}, got {shape(value)}")
+    if not value.is_floating_point():
+        raise TypeError(f"targets: expected floating-point weights, got {value.dtype}")
+
+
 def labels(name: str, value: Tensor, length: int) -> None:
     """A one-dimensional integer tensor of the given length, or an error."""
     if value.shape != (length,):
@@ -179,7 +190,7 @@ def bilinear(grain: str, size: int, query: Tokens) -> None:
         raise ValueError(f"grain {grain!r}: expected features of width {size} (its bilinear matrix), got {query.dim}")
 
 
-def grains(values: Sequence[Grain]) -> None:
+def grains(values: Sequence[Grain | PooledGrain]) -> None:
     """At least one Grain, no name twice."""
     if not values:
         raise ValueError("grains: expected at least one Grain, got none")
@@ -221,3 +232,31 @@ def not_nan(value: Tensor, first_row: int = 0) -> None:
     if bad.any():
         row, column = (int(i) for i in bad.nonzero()[0])
         raise ValueError(f"scores: expected numbers, got NaN at row {first_row + row}, column {column}")
+
+
+def width(what: str, size: int, got: int) -> None:
+    """Features as wide as the layers that read them."""
+    if got != size:
+        raise ValueError(f"{what}: expected features of width {size}, got {got}")
+
+
+def one_query_token(grain: str, query: Tokens) -> None:
+    """What pools by the query wants one vector of it."""
+    if query.length != 1:
+        raise ValueError(f"grain {grain!r}: expected one query token, got {query.length}; pool them first")
+
+
+def instance(name: str, value: T, kind: type[T]) -> T:
+    """An object of a class, or an error."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def token_weights(name: str, weights: Tokens, grain: str, tokens: Tokens) -> None:
+    """A grain of one number for each token of another."""
+    if weights.dim != 1 or weights.length != tokens.length:
+        raise ValueError(
+            f"{name}: expected one weight for each of the {tokens.length} tokens of {grain!r}, "
+            f"[B, {tokens.length}, 1], got {shape(weights.features)}"
+        )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
+from .hubness import TRANSDUCTIVE
 
 _EXPECTED = (ArithmeticError, ImportError, KeyError, OSError, TypeError, ValueError)
 _TERMINATED = 143  # what training ends with after SIGTERM and a last checkpoint
@@ -137,6 +138,14 @@ def _parser() -> _Parser:
         const="",
         metavar="FILE",
         help="write a page of the results too: one HTML file (default OUT/index.html; BabyAI runs always have it)",
+    )
+    evaluate.add_argument(
+        "--hubness",
+        choices=TRANSDUCTIVE,
+        metavar="CORRECTION",
+        help=f"{', '.join(TRANSDUCTIVE)}: correct the scores by those of the other queries, each direction by its own "
+        "(transductive: it needs the whole test at once), into OUT/CORRECTION. QB-Norm, which needs a bank of training "
+        "queries instead, is multigrain.dynamic_inverted_softmax",
     )
     extract = command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
     _extract_options(extract)

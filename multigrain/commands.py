@@ -87,9 +87,13 @@ def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
     run, model = (
         runs.restore(run) if options.model is None else (run, runs.load_model(options.model, options.architecture))
     )
+    if options.hubness is not None:
+        run = dataclasses.replace(run, results=run.results / options.hubness)
     data = runs.load(run, ["test"])
-    evaluation = runs.evaluate(run, model, data.test)
-    if isinstance(run.config.data, training.BabyAIConfig):
+    evaluation = runs.evaluate(run, model, data.test, options.hubness)
+    # The demo's page explains scores by grains, which corrected ones and those of recipes are not.
+    explained = options.hubness is None and model.recipe is None
+    if isinstance(run.config.data, training.BabyAIConfig) and explained:
         page = Path(options.report) if options.report else None
         print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation, page)}")
     else:
@@ -136,17 +140,20 @@ def _only_of_evaluation(overrides: list[str]) -> None:
 def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
     if overrides or options.text is None or options.video is None or options.config is not None:
         raise ValueError("features: expected --text FILE and --video FILE, no --config and no setting of one")
+    if options.hubness is not None:
+        training.check_hubness(options.hubness)
     text, video = (Features.load(path) for path in (options.text, options.video))
     targets = None if options.targets is None else _targets(options.targets, len(text))
     protocol = options.protocol or "diagonal"
-    scorer = (
-        ModelConfig().scorer()
-        if options.model is None
-        else runs.load_model(options.model, options.architecture).scorer.cpu()
-    )
+    scorer = ModelConfig().scorer()
+    if options.model is not None:
+        model = runs.load_model(options.model, options.architecture).cpu()
+        scorer = model.scorer if model.recipe is None else model.recipe
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
     out = options.out or Path("runs", "features")
+    if options.hubness is not None:
+        evaluation, out = training.corrected(evaluation, options.hubness, protocol), out / options.hubness
     names = [[str(i) for i in range(len(side))] for side in (text, video)]
     runs.write_report(out, evaluation, protocol, *names)
     if options.report is not None:

@@ -97,7 +97,7 @@ def gather(
         grains[slot.side][slot.name] = Tokens(x.squeeze(1) if slot.coarse else x, mask, unit=slot.tokens.unit)
     numbers = zip(*(header.ids for header in headers), strict=True)
     everyone = tuple(_all_gather(x, n, group) for x, n in zip(_on_device(sides, ids), numbers, strict=True))
-    sizes = {side: [header.sizes[side] for header in headers] for side in sides}
+    sizes = {side: [header.sizes[side] for header in headers] for side in headers[rank].sizes}
     return Gathered({side: Features(**grains[side]) for side in sides}, everyone, sizes, rank)
 
 

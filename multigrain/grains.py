@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from . import checks
 from .aggregators import AOSM, Aggregator, build_aggregator, zero_empty
 from .kernels import table
+from .kernels.spec import Weights
 from .reduce import without_autocast
 from .tokens import Features, Tokens
 
@@ -68,8 +69,27 @@ class Grain(nn.Module):
             checks.single_tokens(self.name, q, c)
             scores = table.similarity(q, c)[:, :, 0, 0]
         else:
-            scores = table.scores(self.aggregator, q, c, backend)
+            scores = table.scores(self.aggregator, q, c, backend, self.token_weights(query, candidate))
         return zero_empty(scores, q.mask, c.mask)
+
+    @property
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The names of all grains that the scores depend on, of the query and of the candidate."""
+        more = [() if self.aggregator is None else self.aggregator.reads(side) for side in ("query", "candidate")]
+        return frozenset({self.query, *more[0]}), frozenset({self.candidate, *more[1]})
+
+    def token_weights(self, query: Features, candidate: Features) -> Weights:
+        """The weights [q, m] and [c, n] that the aggregator gives to the tokens themselves; None where it gives none.
+
+        Raises:
+            KeyError, ValueError: see the aggregator.
+        """
+        if self.aggregator is None:
+            return None, None
+        return (
+            self.aggregator.weigh("query", query, self.query),
+            self.aggregator.weigh("candidate", candidate, self.candidate),
+        )
 
     def similarity(self, query: Features, candidate: Features) -> Float[Tensor, "q c m n"]:
         """Cosines [q, c, m, n] of all token pairs of all item pairs; 0 at padded tokens."""

@@ -6,6 +6,8 @@
     logsumexp  t log sum_k m_k exp(x_k / t)
     softmax    sum_k p_k x_k, p = softmax over real k of x_k / t      (attention over the similarities)
 
+and, beside those that kernels know: `mean_of_top`, `attend_twice`, `attend_normalized`.
+
 x [...]; mask broadcastable to x, bool, True = a real token, None = all. Masked positions are filled with the
 dtype's lowest number before a max or a softmax and their weights are zeroed after it: a similarity is never
 multiplied by a mask, or a padding's 0 would beat a real negative. Where no token is real the result is 0 with
@@ -19,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import checks
 
@@ -62,13 +64,52 @@ def attend(
             code of X-CLIP does. Rows and columns of masked entries drop out.
     """
     x = widen(x)
-    attention = _lowest(x / temperature, mask).softmax(dim)
-    if mask is not None:
-        attention = torch.where(mask, attention, 0.0)
-        x = torch.where(mask, x, 0.0)
+    attention = softmax(x / temperature, mask, dim)
     if mixing is not None:
-        attention = (attention.movedim(dim, -1) @ mixing.to(x.dtype)).movedim(-1, dim)
-    return (attention * x).sum(dim)
+        attention = _mix(attention, mixing, dim)
+    return total(attention * _zeroed(x, mask), None, dim)
+
+
+def attend_twice(
+    x: Tensor, mask: Tensor | None = None, dim: int = -1, temperature: float = 1.0, mixing: Tensor | None = None
+) -> Tensor:
+    """sum_k a_k x_k, a = softmax(p W / t), p = softmax(x / t); W [K, K] as in `attend`, None for the identity."""
+    x = widen(x)
+    first = softmax(x / temperature, mask, dim)
+    if mixing is not None:
+        first = _mix(first, mixing, dim)
+    return total(softmax(first / temperature, mask, dim) * _zeroed(x, mask), None, dim)
+
+
+def attend_normalized(x: Tensor, mask: Tensor | None = None, dim: int = -1, temperature: float = 1.0) -> Tensor:
+    """sum_k a_k x_k, a = softmax(x / (t |x|)), |x| the Euclidean length of the real entries; zeros count alike."""
+    x = _zeroed(widen(x), mask)
+    # In units of the largest, a constant that drops out: then no square overflows, and the length is at least 1.
+    largest = x.detach().abs().amax(dim, keepdim=True)
+    y = x / torch.where(largest > 0, largest, 1.0)
+    length = torch.linalg.vector_norm(y, dim=dim, keepdim=True).clamp_min(1.0)
+    return total(softmax(y / length / temperature, mask, dim) * x, None, dim)
+
+
+def mean_of_top(x: Tensor, count: Tensor | int, mask: Tensor | None = None, dim: int = -1) -> Tensor:
+    """The mean of the `count` largest real entries along `dim`, of all where there are fewer.
+
+    Args:
+        count: a number, or a tensor that has 1 where x has `dim` and is broadcastable to x elsewhere; at least 1.
+    """
+    x = widen(x)
+    ordered = _lowest(x, mask).sort(dim=dim, descending=True, stable=True).values
+    rank = torch.ones_like(x, dtype=torch.long).cumsum(dim)
+    best = rank <= count
+    if mask is not None:
+        best = best & (rank <= mask.sum(dim, keepdim=True))
+    return mean(ordered, best, dim)
+
+
+def softmax(x: Tensor, mask: Tensor | None = None, dim: int = -1) -> Tensor:
+    """The softmax over the real entries along `dim`, of the shape of x; 0 at the others, also where none is real."""
+    attention = _lowest(widen(x), mask).softmax(dim)
+    return _zeroed(attention, mask)
 
 
 @dataclass(frozen=True)
@@ -111,6 +152,20 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
+
+
+def project(layer: nn.Linear, x: Tensor) -> Tensor:
+    """layer(x) in the dtype of x, whatever that of the layer: fp64 tokens meet no fp32 product."""
+    weights = {name: value.to(x.dtype) for name, value in layer.named_parameters()}
+    return nn.functional.linear(x, weights["weight"], weights.get("bias"))
+
+
+def _mix(attention: Tensor, mixing: Tensor, dim: int) -> Tensor:
+    return (attention.movedim(dim, -1) @ mixing.to(attention.dtype)).movedim(-1, dim)
+
+
+def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else torch.where(mask, x, 0.0)
 
 
 def _lowest(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from . import training
 from .data.manifest import missing_videos
 from .metrics import ranks
-from .models import XCLIP
+from .models import XCLIP, ModelConfig
 from .models.original import is_original
 from .report import tables
 from .report.console import Bars, Clock, print_table
@@ -167,11 +167,11 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     if isinstance(asked.data, BabyAIConfig):
         _same_pairs(trained.data, asked.data, run.out)
     model = XCLIP.from_pretrained(run.out / "model")
-    settings = dataclasses.replace(trained.model, **{name: getattr(asked.model, name) for name in SCORING})
-    scorer, results = settings.scorer(), run.out
+    settings, results = _rescored(trained.model, asked.model), run.out
     # Another default aggregator means something only where a grain names none.
     same = dataclasses.replace(settings, aggregator=trained.model.aggregator) == trained.model
-    if not same or str(scorer) != str(trained.model.scorer()):
+    if not same or str(settings.scorer()) != str(trained.model.scorer()):
+        scorer = settings.scorer()
         if any(True for part in (scorer, model.scorer) for _ in part.parameters()):
             raise ValueError("model: expected the grains of the training, since grains have parameters; got others")
         print("multigrain: scored by other grains or aggregators than it was trained with", file=sys.stderr)
@@ -180,6 +180,16 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     restored = dataclasses.replace(run, config=config, results=results)
     restored.count_training()
     return restored, model
+
+
+def _rescored(trained: ModelConfig, asked: ModelConfig) -> ModelConfig:
+    """The settings of the training with the grains that are asked for."""
+    if trained.recipe != asked.recipe:
+        raise ValueError(f"model.recipe: expected that of the training, {trained.recipe}, got {asked.recipe}")
+    scoring = {name: getattr(asked, name) for name in SCORING}
+    if trained.recipe is not None and any(getattr(trained, name) != value for name, value in scoring.items()):
+        raise ValueError(f"model: expected no grains, aggregator or weights for the recipe {trained.recipe.name!r}")
+    return dataclasses.replace(trained, **scoring)
 
 
 def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
@@ -211,10 +221,12 @@ def load_model(path: str | os.PathLike[str], architecture: str | None = None) ->
     return model.eval().to(training.device("auto"))
 
 
-def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
-    """Scores and metrics of a split."""
+def evaluate(run: Run, model: XCLIP, pairs: Pairs, hubness: str | None = None) -> Evaluation:
+    """Scores and metrics of a split; with `hubness`, corrected by it (see training.corrected)."""
+    if hubness is not None:
+        training.check_hubness(hubness)
     with run.clock.phase("evaluation"), Bars() as bars:
-        return training.evaluate(
+        evaluation = training.evaluate(
             model.to(training.device(run.config.device)),
             pairs,
             max_frames=run.max_frames,
@@ -223,6 +235,7 @@ def evaluate(run: Run, model: XCLIP, pairs: Pairs) -> Evaluation:
             workers=run.config.workers,
             progress=bars.counter("encoding and scoring the test"),
         )
+        return evaluation if hubness is None else training.corrected(evaluation, hubness, run.protocol)
 
 
 def report(run: Run, evaluation: Evaluation, pairs: Pairs, **about: Any) -> None:
@@ -242,7 +255,7 @@ def write_report(
     lines = list(rankings(evaluation, texts, videos))
     if not parallel.first():
         return
-    print_table(evaluation.metrics, len(videos), f"{count:,} sentences against {len(videos):,} videos")
+    print_table(evaluation.metrics, len(videos), tables.title(count, len(videos), evaluation.hubness))
     if protocol == "diagonal":
         print(tables.verdict(evaluation.metrics, len(videos)))
     else:
@@ -256,6 +269,7 @@ def write_report(
         "texts": count,
         "candidates": len(videos),
         "broken": evaluation.broken,
+        "hubness": None if evaluation.hubness is None else {"correction": evaluation.hubness, "transductive": True},
         "mean_recall_at_1": tables.recall_at_1(evaluation.metrics["all"]),
         **about,
         "environment": checkpoint.environment(),
@@ -284,6 +298,7 @@ def rankings(
         for (row, best), text, rank in zip(by_text, texts, text_ranks, strict=True)
     ]
     yield from (line for _, line in sorted(chain(*parallel.exchange(asked)), key=itemgetter(0)))
+    scores = scores if evaluation.reverse is None else evaluation.reverse
     by_video = [[(score, texts[i], mine) for score, i, mine in best] for best in _best(scores.T, own.T, k)]
     found = parallel.exchange(by_video)
     for video, rank, *parts in zip(videos, video_ranks(scores, targets).tolist(), *found, strict=True):

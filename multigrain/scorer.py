@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import checks
 from .grains import Grain
 from .kernels import table
+from .poolers import PooledGrain
 from .tokens import Features
 
 
@@ -19,7 +20,7 @@ class MultiGrain(nn.Module):
     """scores = sum_g w_g grain_g(query, candidate).
 
     Args:
-        grains: the grains, with distinct names.
+        grains: Grain or PooledGrain, with distinct names.
         weights: "mean" (1 / number of grains, as X-CLIP), one number per grain, or "learned" (a softmax over one
             parameter per grain, the mean at first).
         backend: who computes the scores of the grains: see `Grain.forward`.
@@ -38,7 +39,11 @@ class MultiGrain(nn.Module):
     """
 
     def __init__(
-        self, *grains: Grain, weights: str | Sequence[float] = "mean", strict: bool = False, backend: str | None = None
+        self,
+        *grains: Grain | PooledGrain,
+        weights: str | Sequence[float] = "mean",
+        strict: bool = False,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         checks.grains(grains)
@@ -72,7 +77,12 @@ class MultiGrain(nn.Module):
         """Each grain's own scores [queries, candidates], by its name, unweighted."""
         grains = cast("list[Grain]", list(self.grains))
         if self.strict:
-            for features, names in ((query, {g.query for g in grains}), (candidate, {g.candidate for g in grains})):
-                for name in sorted(names):
+            for i, features in enumerate((query, candidate)):
+                for name in sorted({name for grain in grains for name in grain.reads[i]}):
                     checks.finite(name, features[name])
         return {grain.name: grain(query, candidate, self.backend) for grain in grains}
+
+
+def grains_of(scorer: nn.Module) -> list[Grain]:
+    """Those of a MultiGrain; what scores pairs otherwise has none."""
+    return cast("list[Grain]", list(scorer.grains)) if isinstance(scorer, MultiGrain) else []

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Any, TypeAlias, cast, overload
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from . import checks
 
@@ -24,6 +26,9 @@ Index: TypeAlias = "int | slice | Tensor | Sequence[int]"
 EPS = 1e-12
 
 
+# A dataclass and a pytree node, as Features: wrappers such as DDP and FSDP2 look for the tensors of a module's inputs
+# and outputs, some of their versions in the one, some in the other.
+@dataclass(init=False, repr=False, eq=False)
 class Tokens:
     """One grain of a batch of items.
 
@@ -102,22 +107,29 @@ class Tokens:
         """The same tokens as [B, L, D], L = 1 for a coarse feature."""
         return Tokens(self.features.unsqueeze(1), self.mask, unit=self.unit) if self.features.ndim == 2 else self
 
-    def normalized(self) -> Tokens:
-        """Unit tokens [B, L, D] in fp32 (fp64 stays), padded slots zero: what every scorer reads.
+    def filled(self) -> Float[Tensor, "b l d"]:
+        """The features [B, L, D] at their own length in fp32 (fp64 stays), padded slots zero.
 
-        The zero-fill comes first, so NaN behind a mask vanishes in the forward and the backward pass. Half
-        precision is widened before anything is computed: rounding similarities to bf16 reorders results.
+        The zero-fill comes first, so NaN behind a mask vanishes in the forward and the backward pass.
         """
         x = self.tokenwise().features
         if self.mask is not None:
             x = torch.where(self.mask.unsqueeze(-1), x, 0.0)
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    def normalized(self) -> Tokens:
+        """Unit tokens [B, L, D] in fp32 (fp64 stays), padded slots zero: what every scorer reads.
+
+        Half precision is widened before anything is computed: rounding similarities to bf16 reorders results.
+        """
+        x = self.filled()
         if self.unit:
             return Tokens(x, self.mask, unit=True)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return Tokens(torch.where(norm <= EPS, 0.0, x / norm.clamp_min(EPS)), self.mask, unit=True)
 
 
+@dataclass(init=False, repr=False, eq=False)
 class Features:
     """The grains of a batch of items, by name.
 
@@ -136,8 +148,11 @@ class Features:
 
     __slots__ = ("_grains",)
 
+    _grains: dict[str, Tokens]
+
     def __init__(self, **grains: Tokens | Tensor | tuple[Tensor, Tensor | None]) -> None:
-        self._grains = {name: _tokens(name, value) for name, value in grains.items()}
+        given = cast("dict[str, Any]", grains.pop("_grains", grains))  # dataclasses.replace gives the field by its name
+        self._grains = {name: _tokens(name, value) for name, value in given.items()}
         checks.same_batch(self._grains)
 
     @property
@@ -238,6 +253,23 @@ class Features:
             raise ValueError(
                 f"path: expected a file written by Features.save, got {os.fspath(path)}{reason}"
             ) from error
+
+
+def _bare_tokens(parts: Iterable[Any], unit: bool) -> Tokens:
+    """Unchecked: the leaves of a pytree may be anything."""
+    tokens = object.__new__(Tokens)
+    (tokens.features, tokens.mask), tokens.unit = parts, unit
+    return tokens
+
+
+def _bare_features(parts: Iterable[Tokens], names: tuple[str, ...]) -> Features:
+    features = object.__new__(Features)
+    features._grains = dict(zip(names, parts, strict=True))  # pyright: ignore[reportPrivateUsage]
+    return features
+
+
+pytree.register_pytree_node(Tokens, lambda tokens: ([tokens.features, tokens.mask], tokens.unit), _bare_tokens)
+pytree.register_pytree_node(Features, lambda features: ([*features._grains.values()], features.names), _bare_features)
 
 
 def _tokens(name: str, value: Tokens | Tensor | tuple[Tensor, Tensor | None]) -> Tokens:

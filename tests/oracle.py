@@ -123,8 +123,70 @@ def log_sum_exp(sim: Matrix, direction: str = "both", temperature: float = 0.1) 
     return both_ways(sim, direction, (reduction, reduction), (reduction, reduction))
 
 
+def isa(
+    sim: Matrix,
+    direction: str = "both",
+    temperature: float = 0.01,
+    inner_query: Matrix | None = None,
+    outer_query: Matrix | None = None,
+    inner_candidate: Matrix | None = None,
+    outer_candidate: Matrix | None = None,
+) -> float:
+    """UCoFiA's softmax of a softmax; with the matrices of one side alone the other side is one token."""
+
+    def weighted(mixing: Matrix | None) -> Reduction:
+        def reduce(x: Vector) -> float:
+            first = softmax(x, temperature)
+            if mixing is not None:
+                first = [dot(first, column) for column in zip(*mixing, strict=True)]
+            return dot(softmax(first, temperature), x)
+
+        return reduce
+
+    if inner_query is not None and inner_candidate is None:
+        return weighted(inner_query)([row[0] for row in sim])
+    if inner_candidate is not None and inner_query is None:
+        return weighted(inner_candidate)(sim[0])
+    over_query = weighted(outer_query), weighted(inner_query)
+    over_candidate = weighted(outer_candidate), weighted(inner_candidate)
+    return both_ways(sim, direction, over_query, over_candidate)
+
+
+def top_k(sim: Matrix, direction: str = "both", k: int | None = None, share: float = 0.25) -> float:
+    def best(x: Vector) -> float:
+        kept = math.ceil(share * len(x)) if k is None else k
+        return mean(sorted(x, reverse=True)[:kept])
+
+    return both_ways(sim, direction, (best, max), (best, max))
+
+
+def normalized_softmax(sim: Matrix, direction: str = "both", temperature: float = 0.25) -> float:
+    def reduction(x: Vector) -> float:
+        return dot(softmax(normalise(x), temperature), x)
+
+    return both_ways(sim, direction, (reduction, reduction), (reduction, reduction))
+
+
+def token_weighted(
+    sim: Matrix,
+    direction: str = "both",
+    query_weights: Vector | None = None,
+    candidate_weights: Vector | None = None,
+) -> float:
+    """Under weights of the tokens of either side; None: every token weighs alike."""
+
+    def weighted(weights: Vector | None) -> Reduction:
+        return mean if weights is None else lambda x: dot(weights, x)
+
+    return both_ways(sim, direction, (weighted(query_weights), max), (weighted(candidate_weights), max))
+
+
 AGGREGATORS: dict[str, Callable[..., float]] = {
     "aosm": aosm,
+    "isa": isa,
+    "normalized_softmax": normalized_softmax,
+    "token_weighted": token_weighted,
+    "top_k": top_k,
     "mean_mean": pooled(mean, mean),
     "mean_max": pooled(mean, max),
     "max_mean": pooled(max, mean),
@@ -132,6 +194,21 @@ AGGREGATORS: dict[str, Callable[..., float]] = {
     "max_sim": max_sim,
     "logsumexp": log_sum_exp,
 }
+
+
+def linear(x: Vector, weight: Matrix, bias: Vector) -> list[float]:
+    return [dot(row, x) + b for row, b in zip(weight, bias, strict=True)]
+
+
+def learned_weights(tokens: Matrix, first: tuple[Matrix, Vector], last: tuple[Matrix, Vector]) -> list[float]:
+    """DRL's: a softmax over tokens of linear, ReLU, linear to one number."""
+    hidden = [[max(0.0, x) for x in linear(token, *first)] for token in tokens]
+    return softmax([linear(x, *last)[0] for x in hidden], 1.0)
+
+
+def given_weights(weights: Vector) -> list[float]:
+    size = math.fsum(abs(w) for w in weights)
+    return [w / size if size > 0 else 0.0 for w in weights]
 
 
 def aggregate(
@@ -176,6 +253,51 @@ def multi_grain(scores: Vector, weights: Vector | None = None) -> float:
     return mean(scores) if weights is None else dot(weights, scores)
 
 
+# Poolers: the real tokens of an item, and for some a query, to one vector.
+
+
+def weighted_sum(weights: Vector, tokens: Matrix) -> list[float]:
+    return [dot(weights, column) for column in zip(*tokens, strict=True)]
+
+
+def mean_pool(tokens: Matrix) -> list[float]:
+    return [mean(column) for column in zip(*tokens, strict=True)]
+
+
+def attention_pool(tokens: Matrix, weight: Vector) -> list[float]:
+    return weighted_sum(softmax([dot(weight, token) for token in tokens], 1.0), tokens)
+
+
+def softmax_pool(query: Vector, tokens: Matrix, temperature: float) -> list[float]:
+    return weighted_sum(softmax([dot(normalise(query), normalise(t)) for t in tokens], temperature), tokens)
+
+
+def layer_norm(x: Vector, weight: Vector, bias: Vector) -> list[float]:
+    centre = mean(x)
+    deviation = math.sqrt(mean([(v - centre) ** 2 for v in x]) + 1e-5)
+    return [w * (v - centre) / deviation + b for v, w, b in zip(x, weight, bias, strict=True)]
+
+
+def cross_attention_pool(
+    query: Vector,
+    tokens: Matrix,
+    layers: dict[str, tuple[Matrix, Vector]],
+    norms: dict[str, tuple[Vector, Vector]],
+    heads: int,
+) -> list[float]:
+    """X-Pool's; layers are query, key, value, output and linear, norms input, attended and output."""
+    q = linear(layer_norm(query, *norms["input"]), *layers["query"])
+    inputs = [layer_norm(token, *norms["input"]) for token in tokens]
+    keys, values = ([linear(x, *layers[name]) for x in inputs] for name in ("key", "value"))
+    width, attended = len(q) // heads, []
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        attention = softmax([dot(q[part], key[part]) / math.sqrt(width) for key in keys], 1.0)
+        attended += weighted_sum(attention, [value[part] for value in values])
+    out = layer_norm(linear(attended, *layers["output"]), *norms["attended"])
+    return layer_norm([a + b for a, b in zip(out, linear(out, *layers["linear"]), strict=True)], *norms["output"])
+
+
 # Losses: InfoNCE over a table of scores [query][candidate].
 
 
@@ -204,6 +326,58 @@ def info_nce(
     forward = one_direction(logits, positives)
     backward = one_direction(list(zip(*logits, strict=True)), list(zip(*positives, strict=True)))
     return (forward + backward) / (2 if reduction == "mean" else 1)
+
+
+def sigmoid(scores: Matrix, scale: float, bias: float, query_ids: Sequence[int], candidate_ids: Sequence[int]) -> float:
+    """Summed over pairs."""
+    signs = [[1 if q == c else -1 for c in candidate_ids] for q in query_ids]
+    pairs = [(z, s) for row, of_row in zip(scores, signs, strict=True) for s, z in zip(row, of_row, strict=True)]
+    return sum(math.log(1 + math.exp(-z * (scale * s + bias))) for z, s in pairs)
+
+
+def ranking_row(
+    row: Vector,
+    positives: Sequence[bool],
+    margin: float,
+    hard_pool: int | None,
+    hard_weight: float,
+    easy_weight: float,
+    form: str,
+    over: str,
+) -> float:
+    """No two negatives are alike: the hard ones are the first in order."""
+    negatives = sorted([s for s, positive in zip(row, positives, strict=True) if not positive], reverse=True)
+    pool = 0 if hard_pool is None else hard_pool
+    weights = [1.0 if hard_pool is None else hard_weight if i < pool else easy_weight for i in range(len(negatives))]
+    found = []
+    for best in [s for s, positive in zip(row, positives, strict=True) if positive]:
+        steps = [margin + s - best for s in negatives]
+        losses = [max(0.0, d) if form == "hinge" else math.log(1 + math.exp(d)) for d in steps]
+        found.append(dot(weights, losses) / (max(1, len(negatives)) if over == "mean" else 1))
+    return mean(found)
+
+
+def token_nce(scores: Matrix, weights: Vector, owners: Sequence[int], candidates: list[int], scale: float) -> float:
+    """Tokens of weights above 0 by candidates, both directions, their mean."""
+
+    def share(t: int, j: int) -> float:
+        return math.exp(scale * scores[t][j])
+
+    everywhere = [sum(share(t, j) for j in range(len(candidates))) for t in range(len(weights))]
+    rows = [
+        -weights[t] / candidates.count(owners[t]) * math.log(share(t, j) / everywhere[t])
+        for t in range(len(weights))
+        for j in range(len(candidates))
+        if owners[t] == candidates[j]
+    ]
+    columns = []
+    for j, candidate in enumerate(candidates):
+        own = [t for t in range(len(weights)) if owners[t] == candidate]
+        whole = sum(weights[t] * share(t, j) for t in range(len(weights)))
+        mass = sum(weights[t] for t in own)
+        if own:
+            columns.append(sum(-weights[t] / mass * math.log(weights[t] * share(t, j) / whole) for t in own))
+    return (sum(rows) / sum(weights) + mean(columns)) / 2
 
 
 # Metrics: ranks and what is said about them.

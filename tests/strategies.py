@@ -33,7 +33,9 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def build(self, **more: Any) -> mg.Aggregator:
-        return mg.build_aggregator(self.name, **(self.options | more)).double()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for those with an MLP
+            return mg.build_aggregator(self.name, **(self.options | more)).double()
 
     def judge(self, sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None, **more: Any) -> Tensor:
         """Scores [q, c] by the oracle, one pair after the other."""
@@ -68,14 +70,15 @@ CASES = _cases()
 
 def judge_grain(grain: mg.Grain, pair: Pair, case: Case | None, **options: Any) -> Tensor:
     """Scores [texts, videos] of one grain by the oracle; `case` says which aggregator the grain holds."""
-    query, candidate = _items(pair.text[grain.query]), _items(pair.video[grain.candidate])
+    query, candidate = items(pair.text[grain.query]), items(pair.video[grain.candidate])
     bilinear = None if grain.bilinear is None else grain.bilinear.tolist()
     name, options = (None, {}) if case is None else (case.name, case.options | options)
     scores = [[oracle.grain(q, c, qm, cm, bilinear, name, **options) for c, cm in candidate] for q, qm in query]
     return torch.tensor(scores, dtype=torch.float64)
 
 
-def _items(tokens: mg.Tokens) -> list[tuple[list[list[float]], list[bool]]]:
+def items(tokens: mg.Tokens) -> list[tuple[list[list[float]], list[bool]]]:
+    """(tokens, mask) of each item, as the oracle takes them."""
     shape = tokens.batch_size, tokens.length
     return list(zip(tokens.features.view(*shape, -1).tolist(), _list(tokens.mask, shape), strict=True))
 

@@ -184,6 +184,12 @@ def test_train_and_evaluate_from_yaml(
     assert Path("runs/three/metrics.json").read_bytes() == before
     assert list(json.loads(Path("runs/three/rescored/metrics.json").read_text())["metrics"]) == ["word-frame", "all"]
 
+    assert main(["evaluate", "--out", "runs/three", "--hubness", "dual_softmax"]) == 0
+    assert "corrected by dual_softmax (transductive)" in " ".join(capsys.readouterr().out.split())
+    assert Path("runs/three/metrics.json").read_bytes() == before
+    corrected = json.loads(Path("runs/three/dual_softmax/metrics.json").read_text())
+    assert corrected["hubness"] == {"correction": "dual_softmax", "transductive": True}
+
     assert main(["evaluate", "--out", "runs/three", "--model.masked=false"]) == 2
     assert "--model.masked=false: evaluation takes settings of data, device" in capsys.readouterr().err
 

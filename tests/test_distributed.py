@@ -21,7 +21,7 @@ import multigrain as mg
 from benchmarks.traffic import Traffic
 from multigrain import distributed
 from multigrain.aggregators import aggregator_names
-from tests.training_parts import Case, Model, assert_same, gradients, parts, shard
+from tests.training_parts import CRITERIA, LOSSES, Case, Model, assert_same, gradients, parts, shard
 from tests.worlds import World, context
 
 
@@ -59,7 +59,8 @@ def mean(x: Tensor, size: int) -> Tensor:
 def under_ddp(rank: int, size: int, case: Case) -> None:
     expected, expected_gradients = one_process(case, size)
     own = [parts(size, case.layout, case.masks)[rank]]
-    model = DistributedDataParallel(Model(case, case.gather))
+    unused = case.minimised in LOSSES  # which need not read every grain, or not all towers
+    model = DistributedDataParallel(Model(case, case.gather), find_unused_parameters=unused)
     loss = model(own, case.labels(own))
     loss.backward()
     torch.testing.assert_close(mean(loss, size), expected)
@@ -91,6 +92,24 @@ def test_scorers_that_learn(world: World, gather: str) -> None:
 def test_settings_of_the_criterion(pair: World, criterion: dict[str, Any]) -> None:
     for ids in ("none", "pair"):
         pair(under_ddp, Case(criterion=criterion, ids=ids))
+
+
+def every_loss(rank: int, size: int, case: Case) -> None:
+    """As under DDP; and the means of the terms over the ranks are those of the whole batch."""
+    under_ddp(rank, size, case)
+    batch, expected, model = parts(size, case.layout, case.masks), Model(case, "none"), Model(case, case.gather)
+    expected(batch, case.labels(batch))
+    model([batch[rank]], case.labels([batch[rank]]))
+    found = {name: mean(value, size) for name, value in model.loss.terms.items()}
+    torch.testing.assert_close(found, expected.loss.terms)
+    assert len(found) == {"sum in parts": 3, "sum of losses": 3}.get(case.minimised, len(found))
+
+
+@pytest.mark.parametrize("minimised", [*CRITERIA, *LOSSES])
+def test_every_loss_and_its_terms(world: World, minimised: str) -> None:
+    for ids in ("none", "pair"):
+        world(every_loss, Case("mean_max", minimised=minimised, gather="auto", ids=ids))
+    world(every_loss, Case("mean_max", minimised=minimised, gather="global"))
 
 
 def with_reduce_scatter(rank: int, size: int) -> None:
@@ -140,7 +159,7 @@ def test_a_criterion_without_directions_gets_the_whole_matrix(pair: World) -> No
 
 
 def test_local_needs_directions() -> None:
-    with pytest.raises(TypeError, match=r'for gather="local", expected .*partial and join.*, got Plain'):
+    with pytest.raises(TypeError, match=r'for gather="local", expected a Criterion .*, got Plain'):
         mg.RetrievalLoss(Case().scorer(), Plain(), "local")
 
 
@@ -169,17 +188,25 @@ def test_features_may_travel_in_half_precision(pair: World) -> None:
 
 
 def sharded(rank: int, size: int, case: Case) -> None:
-    """Towers under FSDP2, the loss and its few parameters under DDP."""
+    """Towers under FSDP2 or DDP, the loss and its few parameters under DDP; Features go from one to the other."""
     expected, expected_gradients = one_process(case, size)
-    model, own = Model(case, "auto"), parts(size, case.layout)[rank]
-    towers, criterion = shard(model.towers, size), DistributedDataParallel(model.loss)
-    loss = criterion(*towers(own), case.labels([own]))
-    loss.backward()
-    torch.testing.assert_close(mean(loss, size), expected)
-    assert_same(gradients(model), expected_gradients)
+    own = parts(size, case.layout)[rank]
+    for wrap in (
+        lambda towers: shard(towers, size),
+        lambda towers: shard(towers, size, layers=False),
+        lambda towers: DistributedDataParallel(towers, find_unused_parameters=True),
+    ):
+        model = Model(case, "auto")
+        model.towers = wrap(model.towers)
+        criterion = DistributedDataParallel(model.loss)
+        loss = criterion(*model.towers(own), case.labels([own]))
+        loss.backward()
+        torch.testing.assert_close(mean(loss, size), expected)
+        found = {name.replace(".module.", "."): grad for name, grad in gradients(model).items()}
+        assert_same(found, expected_gradients)
 
 
-def test_under_fsdp2(world: World) -> None:
+def test_wrapped_towers_that_return_features(world: World) -> None:
     world(sharded, Case(learned=True, ids="shared"))
 
 

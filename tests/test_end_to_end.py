@@ -228,3 +228,34 @@ def test_evaluate_takes_saved_features(tmp_path: Path, capsys: Any):
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["all"]
     scores = ModelConfig().scorer()(text, video)
     assert found == mg.retrieval_metrics(scores, torch.tensor([0, 0, 1, 1, 2, 2]), "group_max")
+
+
+def test_a_correction_of_hubness_is_named_wherever_it_is_shown(tmp_path: Path, capsys: Any):
+    torch.manual_seed(0)
+    text = mg.Features(sentence=torch.randn(6, 8), word=torch.randn(6, 5, 8))
+    video = mg.Features(video=torch.randn(6, 8), frame=torch.randn(6, 4, 8))
+    text.save(tmp_path / "text.pt")
+    video.save(tmp_path / "video.pt")
+    out = tmp_path / "out"
+    asked = ["evaluate", "--text", f"{tmp_path}/text.pt", "--video", f"{tmp_path}/video.pt", "--out", str(out)]
+    assert main(asked) == 0
+    assert "transductive" not in capsys.readouterr().out
+    plain = (out / "metrics.json").read_bytes()
+    assert json.loads(plain)["hubness"] is None
+
+    assert main([*asked, "--hubness", "sinkhorn"]) == 0
+    assert "corrected by sinkhorn (transductive)" in " ".join(capsys.readouterr().out.split())
+    assert (out / "metrics.json").read_bytes() == plain
+    found = json.loads((out / "sinkhorn" / "metrics.json").read_text())
+    assert found["hubness"] == {"correction": "sinkhorn", "transductive": True}
+    scores = ModelConfig().scorer()(text, video)
+    t2v, v2t = mg.sinkhorn(scores), mg.sinkhorn(scores.T)
+    assert found["metrics"]["all"]["t2v"] == mg.retrieval_metrics(t2v)["t2v"]
+    assert found["metrics"]["all"]["v2t"] == mg.retrieval_metrics(v2t)["t2v"]
+    lines = [json.loads(line) for line in (out / "sinkhorn" / "rankings.jsonl").read_text().splitlines()]
+    for line, row, rank in zip(lines, [*t2v, *v2t], [*mg.ranks(t2v), *mg.ranks(v2t)], strict=True):
+        assert line["rank"] == rank
+        assert [item["item"] for item in line["found"]] == [str(i) for i in row.argsort(descending=True).tolist()]
+    with pytest.raises(SystemExit):
+        main([*asked, "--hubness", "dsl"])
+    assert "invalid choice: 'dsl'" in capsys.readouterr().err

@@ -63,8 +63,8 @@ ERRORS = {
     "nothing to join": (lambda: mg.Features.cat([]), ValueError, "parts", "at least one", "none"),
     "parts that differ": (lambda: mg.Features.cat([text(), video()]), ValueError, "parts[1]", "['sentence', 'word']", "['frame', 'video']"),
     # aggregators
-    "an unknown aggregator": (lambda: mg.build_aggregator("soft"), ValueError, "aggregator", "aosm, mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp", "'soft'"),
-    "an unknown aggregator in a grain": (lambda: mg.Grain("word", "frame", "soft"), ValueError, "aggregator", "aosm, mean_mean", "'soft'"),
+    "an unknown aggregator": (lambda: mg.build_aggregator("soft"), ValueError, "aggregator", "mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp, aosm", "'soft'"),
+    "an unknown aggregator in a grain": (lambda: mg.Grain("word", "frame", "soft"), ValueError, "aggregator", "aosm, isa", "'soft'"),
     "a registered name again": (lambda: mg.register_aggregator("aosm")(mg.MeanMax), ValueError, "'aosm'", "taken", "AOSM"),
     "registering no aggregator": (lambda: mg.register_aggregator("new")(dict), TypeError, "'new'", "subclass of Aggregator", "dict"),
     "an unknown direction": (lambda: mg.MeanMax(direction="up"), ValueError, "direction", "both, query, candidate", "'up'"),

@@ -203,7 +203,7 @@ class FirstToken(mg.Aggregator):
 
 
 def test_a_registered_aggregator_of_the_user_s_own_works_like_the_others():
-    from multigrain import aggregators
+    from multigrain.aggregators import base
 
     try:
         assert mg.register_aggregator("first_token")(FirstToken) is FirstToken
@@ -216,4 +216,4 @@ def test_a_registered_aggregator_of_the_user_s_own_works_like_the_others():
         assert not scores[2].any()
         close(mg.score_matrix(scorer, text, video, block=2), scores, 1e-6)
     finally:
-        aggregators._REGISTRY.pop("first_token", None)
+        base._REGISTRY.pop("first_token", None)

@@ -239,10 +239,11 @@ def train(model: nn.Module, momentum: Model, chunk: Any, group: Any, labels: Any
     return found
 
 
-def queued(rank: int, size: int, gather: str) -> list[int]:
+def queued(rank: int, size: int, gather: str, minimised: str, distillation: float) -> list[int]:
     import torch.distributed as dist
 
-    case, batch = Case(ids="shared", learned=True), parts(size, "unequal")
+    case = Case(ids="shared", learned=True, minimised=minimised, distillation=distillation)
+    batch = parts(size, "unequal")
     model = Model(case, "none")
     # The reference is one process: a group of its own keeps its queues to itself.
     own_group = dist.new_group([rank], use_local_synchronization=True)
@@ -259,8 +260,11 @@ def queued(rank: int, size: int, gather: str) -> list[int]:
 
 
 @pytest.mark.parametrize("gather", ["auto", "global"])
-def test_every_rank_keeps_the_same_queue_and_the_gradient_is_whole(pair: World, gather: str) -> None:
-    first, second = pair(queued, gather)
+@pytest.mark.parametrize(("minimised", "distillation"), [("InfoNCE", 0), ("InfoNCE", 0.4), ("sum of whole rows", 0)])
+def test_every_rank_keeps_the_same_queue_and_the_gradient_is_whole(
+    pair: World, gather: str, minimised: str, distillation: float
+) -> None:
+    first, second = pair(queued, gather, minimised, distillation)
     assert first == second and len(first) == 5
 
 

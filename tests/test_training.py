@@ -14,7 +14,7 @@ import torch
 
 from multigrain import training
 from multigrain.data.batch import Batch, equal_ids
-from multigrain.models import XCLIP, GrainConfig, ModelConfig, TemporalConfig, TextConfig, VisionConfig
+from multigrain.models import XCLIP, GrainConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig, VisionConfig
 from multigrain.training import OptimizerConfig, StageConfig, TrainConfig
 from multigrain.training.data import batches
 from multigrain.training.loop import learning_rate, make_optimizer
@@ -125,6 +125,20 @@ def test_a_finished_run_is_loaded_and_not_trained_again(whole: tuple[XCLIP, Path
     assert same_weights(XCLIP.from_pretrained(whole[1] / "model"), whole[0])
 
 
+def test_a_sum_logs_its_terms_and_decays_none_of_its_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("multigrain.training.loop.LOG_EVERY", 1)
+    settings = dataclasses.replace(CONFIG.model, recipe=RecipeConfig("video_colbert"))
+    model = training.train(dataclasses.replace(CONFIG, model=settings), DATA, tmp_path)
+    groups = make_optimizer(model, OptimizerConfig(weight_decay=0.2)).param_groups
+    scalars = {p: group["weight_decay"] for group in groups for p in group["params"] if p.ndim == 0}
+    assert len(scalars) == 5 and set(scalars.values()) == {0.0}  # InfoNCE's of the towers, two of each Sigmoid
+    terms = {line["stage"]: line.get("terms") for line in lines(tmp_path)}
+    assert [found and list(found) for found in terms.values()] == [None, ["frame", "context"]]
+    for line in lines(tmp_path):
+        if "terms" in line:
+            assert sum(line["terms"].values()) == pytest.approx(line["loss"], rel=1e-5)
+
+
 def test_the_seed_decides(whole: tuple[XCLIP, Path], tmp_path: Path):
     assert same_weights(training.train(CONFIG, DATA, tmp_path / "same"), whole[0])
     other = training.train(dataclasses.replace(CONFIG, seed=1), DATA, tmp_path / "other")
@@ -133,6 +147,7 @@ def test_the_seed_decides(whole: tuple[XCLIP, Path], tmp_path: Path):
 
 def test_files_of_a_run(whole: tuple[XCLIP, Path]):
     model, folder = whole
+    assert all("terms" not in line for line in lines(folder))
     assert not model.training
     assert sorted(file.name for file in folder.iterdir()) == [
         "checkpoint.pt",
@@ -231,7 +246,7 @@ def test_a_frozen_tower_stays_as_it_is_and_its_kept_features_give_the_same_loss(
     stage = dataclasses.replace(CONFIG.stages[1], freeze_vision=True)
     model.freeze_vision(True)
     objectives = [make_objective(model, s, DATA.train) for s in (stage, CONFIG.stages[1])]
-    frozen, live = (lambda rows, o=o: o.loss(o.load(0, rows)) for o in objectives)
+    frozen, live = (lambda rows, o=o: o.share(o.load(0, rows)) for o in objectives)
     rows = [3, 1, 4, 15]
     torch.testing.assert_close(frozen(rows), live(rows))
     frozen(rows).backward()

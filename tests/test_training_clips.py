@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from multigrain import runs, training
+from multigrain import hubness, runs, training
 from multigrain.data.batch import Batch
 from multigrain.metrics import retrieval_metrics
 from multigrain.models import XCLIP, ClipConfig, ModelConfig, TemporalConfig
@@ -119,6 +119,27 @@ def test_captions_of_one_video_are_scored_against_each_video_once(model: XCLIP):
         training.metrics_by_grain({"a": torch.eye(3)}, "diagonal", torch.tensor([2, 0, 1]))
     with pytest.raises(ValueError, match="expected at least one to evaluate"):
         training.evaluate(model, Noise(), [])
+
+
+@pytest.mark.parametrize("name", ["dual_softmax", "inverted_softmax", "sinkhorn"])
+@pytest.mark.parametrize("protocol", ["group_max", "all_captions"])
+def test_a_correction_of_hubness_serves_each_direction_on_its_own_axis(model: XCLIP, name: str, protocol: str):
+    plain = training.evaluate(model, Noise(), protocol=protocol)
+    found = training.corrected(plain, name, protocol)
+    correct = hubness.TRANSDUCTIVE[name]
+    for grain, scores in plain.scores.items():
+        t2v = retrieval_metrics(correct(scores), Noise().ids, protocol)["t2v"]
+        v2t = retrieval_metrics(correct(scores.T).T, Noise().ids, protocol)["v2t"]
+        assert (found.metrics[grain]["t2v"], found.metrics[grain]["v2t"]) == (t2v, v2t)
+        assert torch.equal(found.scores[grain], correct(scores))
+    assert found.reverse is not None
+    assert torch.equal(found.reverse, correct(plain.scores["all"].T).T)
+    assert (plain.hubness, found.hubness) == (None, name)
+    assert torch.equal(found.whole().scores["all"], found.scores["all"])
+    with pytest.raises(ValueError, match="evaluation: expected one without a correction"):
+        training.corrected(found, name, protocol)
+    with pytest.raises(ValueError, match="hubness: expected one of dual_softmax, inverted_softmax, sinkhorn"):
+        training.corrected(plain, "dsl", protocol)
 
 
 def test_a_video_that_cannot_be_read_is_left_out_with_its_captions(model: XCLIP, tmp_path: Path):

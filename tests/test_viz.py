@@ -25,6 +25,8 @@ AGGREGATORS = [
     mg.MaxMean("candidate"),
     mg.MaxMax(),
     mg.MaxSim(),
+    mg.TopK(2),
+    mg.TokenWeighted(direction="candidate"),
 ]
 
 
@@ -92,6 +94,20 @@ def test_parts_add_up_to_the_score() -> None:
     for part in parts.values():
         assert float((part.weights.cells * part.sim).sum()) == pytest.approx(part.score, abs=1e-6)
     assert parts["word-frame"].sim.shape == (5, 4)  # real tokens alone
+
+
+def test_weights_of_tokens_and_a_pooled_grain_are_explained() -> None:
+    pooled = mg.PooledGrain("sentence", "frame", mg.SoftmaxPool())
+    scorer = mg.MultiGrain(pooled, mg.FrameWord(mg.TokenWeighted(16)))
+    text, video = features()
+    parts = explain(scorer, text, video)
+    weighted = parts["word-frame"]
+    assert float((weighted.weights.cells * weighted.sim).sum()) == pytest.approx(weighted.score, abs=1e-6)
+    assert weighted.weights.query is not None
+    assert float(weighted.weights.query.outer.std()) > 1e-4  # not uniform
+    cells = parts["sentence-frame"].weights.cells
+    assert cells.shape == (1, 4)
+    assert int(cells[0].argmax()) == int(parts["sentence-frame"].sim[0].argmax())
 
 
 def test_explain_takes_one_item() -> None:

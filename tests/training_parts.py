@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,6 +58,8 @@ class Case:
     learned: bool = False
     criterion: dict[str, Any] = field(default_factory=dict)
     exchange_dtype: torch.dtype | None = None
+    minimised: str = "InfoNCE"  # a name of CRITERIA or LOSSES
+    distillation: float = 0.0
 
     def scorer(self) -> mg.MultiGrain:
         if not self.learned:
@@ -66,13 +68,37 @@ class Case:
         grains = mg.VideoSentence(bilinear=WIDTH), mg.VideoWord(), mg.FrameWord(mixing, bilinear=WIDTH)
         return mg.MultiGrain(*grains, weights="learned")
 
-    def loss(self, gather: str) -> mg.RetrievalLoss:
-        criterion = mg.InfoNCE(1.0, **self.criterion)
-        return mg.RetrievalLoss(self.scorer(), criterion, gather, exchange_dtype=self.exchange_dtype)
+    def loss(self, gather: str) -> mg.Loss:
+        if self.minimised in LOSSES:
+            return LOSSES[self.minimised](gather)
+        criterion, settings = CRITERIA[self.minimised](self), (gather, None, self.exchange_dtype, self.distillation)
+        return mg.RetrievalLoss(self.scorer(), criterion, *settings)
 
     def labels(self, parts: Sequence[Part]) -> Any:
         ids = torch.cat([part.ids for part in parts])
         return {"none": None, "shared": ids, "pair": (ids, ids)}[self.ids]
+
+
+CRITERIA: dict[str, Callable[[Case], mg.Loss]] = {
+    "InfoNCE": lambda case: mg.InfoNCE(1.0, **case.criterion),
+    "Sigmoid": lambda _: mg.Sigmoid(1.0, -0.5),
+    "MarginRanking": lambda _: mg.MarginRanking(0.3, hard_pool=2, hard_weight=3.0),
+    "query only": lambda _: mg.InfoNCE(1.0, direction="query") + mg.MarginRanking(direction="query"),
+    "candidate only": lambda _: mg.MarginRanking(0.3, form="lse", over="sum", direction="candidate"),
+    "sum in parts": lambda _: (mg.InfoNCE(1.0, direction="query") + 0.5 * mg.Sigmoid()).named("pairs") + mg.InfoNCE(),
+    "sum of whole rows": lambda _: mg.InfoNCE(1.0) + 0.5 * mg.MarginRanking(0.3),
+}
+LOSSES: dict[str, Callable[[str], mg.Loss]] = {
+    "TokenNCE": lambda gather: mg.TokenNCE(weights=None, gather=gather),
+    "Decorrelation": lambda gather: mg.Decorrelation(gather=gather),
+    "Distillation": lambda gather: mg.Distillation(
+        mg.VideoSentence(), mg.FrameWord("mean_max"), scale=5.0, gather=gather
+    ),
+    "sum of losses": lambda gather: (
+        mg.RetrievalLoss(mg.MultiGrain(mg.VideoSentence()), mg.InfoNCE(1.0) + mg.MarginRanking(), gather)
+        + 0.5 * mg.TokenNCE(weights=None, gather=gather)
+    ),
+}
 
 
 def poisoned(x: Tensor, mask: Tensor | None) -> mg.Tokens:
@@ -109,10 +135,10 @@ class Model(nn.Module):
         return self.loss(text, video, ids, **settings)
 
 
-def shard(towers: Towers, size: int) -> nn.Module:
-    """Each layer under FSDP2, then the whole: FSDP2 sees no tensor in Features, so it needs layers that return some."""
+def shard(towers: Towers, size: int, layers: bool = True) -> nn.Module:
+    """The whole under FSDP2, which returns Features, and before it each layer or none."""
     mesh = dist.init_device_mesh("cpu", (size,))
-    for layer in (towers.text, towers.video, towers.sentence):
+    for layer in (towers.text, towers.video, towers.sentence) if layers else ():
         fully_shard(layer, mesh=mesh)
     return fully_shard(towers, mesh=mesh)
 

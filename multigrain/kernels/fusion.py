@@ -7,11 +7,11 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from ..aggregators import AOSM, Aggregator, TwoLevel
+from ..aggregators import AOSM, Aggregator, TokenWeighted, TwoLevel
 from ..reduce import without_autocast
 from ..tokens import Tokens
 from .ops import fused_scores
-from .spec import Operand, Spec
+from .spec import Operand, Spec, Weights
 
 LINEAR = ("mean", "sum")
 
@@ -22,18 +22,21 @@ def fuses(aggregator: Aggregator, backend: str) -> TypeGuard[TwoLevel]:
     if not isinstance(aggregator, TwoLevel) or (_mixes(aggregator) and backend != "triton"):
         return False
     forward = vars(aggregator).get("forward") or type(aggregator).forward  # an instance may have been patched
-    return forward in (TwoLevel.forward, AOSM.forward) and not any(getattr(aggregator, hooks) for hooks in _HOOKS)
+    return forward in _KNOWN and not any(getattr(aggregator, hooks) for hooks in _HOOKS)
 
 
 def _mixes(aggregator: TwoLevel) -> TypeGuard[AOSM]:
     return isinstance(aggregator, AOSM) and aggregator.mixes
 
 
+_KNOWN = (TwoLevel.forward, AOSM.forward, TokenWeighted.forward)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def scores(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
-    """Scores [q, c] of an aggregator that `fuses`."""
+def scores(
+    aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str, weights: Weights = (None, None)
+) -> Tensor:
+    """Scores [q, c] of an aggregator that `fuses`; weights take the place of a linear outer reduction's own."""
     direction = aggregator.direction
     if _mixes(aggregator):
         return _mixed(aggregator, query, candidate, backend)
@@ -42,8 +45,8 @@ def scores(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str)
     if direction == "both" and _commutes(aggregator, query, candidate):
         direction = "query" if candidate.length > 1 else "candidate"
     if direction == "candidate":
-        return _fused(aggregator, candidate, query, False, backend).T
-    return _fused(aggregator, query, candidate, direction == "both", backend)
+        return _fused(aggregator, candidate, query, False, backend, weights[::-1]).T
+    return _fused(aggregator, query, candidate, direction == "both", backend, weights)
 
 
 def _commutes(aggregator: TwoLevel, query: Tokens, candidate: Tokens) -> bool:
@@ -52,13 +55,20 @@ def _commutes(aggregator: TwoLevel, query: Tokens, candidate: Tokens) -> bool:
     return aggregator.outer == aggregator.inner and (coarse or aggregator.inner.kind == "logsumexp")
 
 
-def _fused(aggregator: TwoLevel, query: Tokens, candidate: Tokens, both: bool, backend: str) -> Tensor:
+def _fused(
+    aggregator: TwoLevel,
+    query: Tokens,
+    candidate: Tokens,
+    both: bool,
+    backend: str,
+    weights: tuple[Tensor | None, ...] = (None, None),
+) -> Tensor:
     outer, inner = aggregator.outer, aggregator.inner
     kind = "linear" if outer.kind in LINEAR else outer.kind
     dtype = _wide(query, candidate)
     return fused_scores(
-        _operand(query, outer.kind, dtype),
-        _operand(candidate, outer.kind if both else None, dtype),
+        _operand(query, outer.kind, dtype, weights[0]),
+        _operand(candidate, outer.kind if both else None, dtype, weights[1]),
         Spec(inner.kind, inner.temperature, kind, outer.temperature, both),
         backend,
     )
@@ -87,9 +97,11 @@ def _wide(query: Tokens, candidate: Tokens) -> torch.dtype | None:
     return torch.float64 if torch.float64 in (query.dtype, candidate.dtype) else None
 
 
-def _operand(tokens: Tokens, outer: str | None, dtype: torch.dtype | None) -> Operand:
+def _operand(tokens: Tokens, outer: str | None, dtype: torch.dtype | None, given: Tensor | None = None) -> Operand:
     tokens = tokens.tokenwise().to(dtype=dtype)
-    weights = linear_weights(tokens, outer) if outer in LINEAR else None
+    weights = None
+    if outer in LINEAR:
+        weights = linear_weights(tokens, outer) if given is None else given.to(dtype=dtype)
     return Operand(tokens.features, tokens.mask, weights, not tokens.unit)
 
 

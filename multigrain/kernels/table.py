@@ -11,6 +11,7 @@ it. Every other exception surfaces.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -23,11 +24,12 @@ from ..aggregators import Aggregator
 from ..reduce import without_autocast
 from ..tokens import Tokens
 from . import fusion, recompute
-from .spec import Unsupported
+from .spec import Unsupported, Weights
 
-# (aggregator, query tokens, candidate tokens) -> scores [q, c]: finite, and passing on no gradient but its own,
-# where an item has no real token; the grain zeroes both.
-Backend = Callable[[Aggregator, Tokens, Tokens], Tensor]
+# (aggregator, query tokens, candidate tokens, weights of both) -> scores [q, c]: finite, and passing on no gradient
+# but its own, where an item has no real token; the grain zeroes both.
+Backend = Callable[[Aggregator, Tokens, Tokens, Weights], Tensor]
+UNWEIGHTED: Weights = (None, None)
 
 
 def similarity(query: Tokens, candidate: Tokens) -> Tensor:
@@ -39,11 +41,12 @@ def similarity(query: Tokens, candidate: Tokens) -> Tensor:
     return rearrange(sim, "(q m) (c n) -> q c m n", q=len(query), c=len(candidate))
 
 
-def eager(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
+def eager(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Weights = UNWEIGHTED) -> Tensor:
     """The definition of every score."""
     sim = similarity(query, candidate)
     with without_autocast(sim):
-        return aggregator(sim, _nonempty(query.mask), _nonempty(candidate.mask))
+        more = () if weights[0] is None and weights[1] is None else weights
+        return aggregator(sim, _nonempty(query.mask), _nonempty(candidate.mask), *more)
 
 
 def _nonempty(mask: Tensor | None) -> Tensor | None:
@@ -51,21 +54,21 @@ def _nonempty(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask | ~mask.any(1, keepdim=True)
 
 
-def blocked(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
+def blocked(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Weights = UNWEIGHTED) -> Tensor:
     """Block by block: the closed form for two-level aggregators, the definition recomputed for all others."""
     if fusion.fuses(aggregator, "blocked"):
-        return fusion.scores(aggregator, query, candidate, "blocked")
-    return recompute.scores(lambda q, c: eager(aggregator, q, c), query, candidate)
+        return fusion.scores(aggregator, query, candidate, "blocked", weights)
+    return recompute.scores(functools.partial(eager, aggregator), query, candidate, weights)
 
 
-def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> Tensor:
+def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Weights = UNWEIGHTED) -> Tensor:
     """Fused, on CUDA."""
     for tokens in (query, candidate):
         if tokens.device.type != "cuda":
             raise Unsupported(f"triton serves features on CUDA, not on {tokens.device}")
     if not fusion.fuses(aggregator, "triton"):
         raise Unsupported(f"triton serves two-level aggregators as they are, not {aggregator!r}")
-    return fusion.scores(aggregator, query, candidate, "triton")
+    return fusion.scores(aggregator, query, candidate, "triton", weights)
 
 
 BACKENDS: dict[str, Backend] = {"triton": triton, "blocked": blocked, "eager": eager}
@@ -87,20 +90,40 @@ def choice(backend: str | None) -> str:
     return checks.choice(f"the variable {VARIABLE}", os.environ.get(VARIABLE) or "auto", CHOICES)
 
 
-def scores(aggregator: Aggregator, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
-    """Scores [q, c] by the backend of a name (see `choice`).
+def scores(
+    aggregator: Aggregator, query: Tokens, candidate: Tokens, backend: str, weights: Weights = UNWEIGHTED
+) -> Tensor:
+    """Scores [q, c] by the backend of a name (see `choice`), under the weights of `Aggregator.weigh`.
 
     Raises:
         Unsupported: a backend asked for by name cannot serve.
     """
     if backend != "auto":
-        return BACKENDS[backend](aggregator, query, candidate)
+        return BACKENDS[backend](aggregator, query, candidate, weights)
     for serve in _automatic(aggregator, query, candidate):
         try:
-            return serve(aggregator, query, candidate)
+            return serve(aggregator, query, candidate, weights)
         except Unsupported:
             continue
-    return eager(aggregator, query, candidate)
+    return eager(aggregator, query, candidate, weights)
+
+
+def by_blocks(definition: recompute.Definition, query: Tokens, candidate: Tokens, backend: str, size: int) -> Tensor:
+    """Scores [q, c] of a definition that is no aggregation of similarities, such as query-conditioned pooling.
+
+    Args:
+        backend: as for `scores`.
+        size: how many numbers it holds for a pair.
+
+    Raises:
+        Unsupported: the backend "triton" was asked for.
+    """
+    if backend == "triton":
+        raise Unsupported("triton serves two-level aggregators of similarities, not a pooling by the query")
+    whole = torch.compiler.is_compiling() or _transformed() or len(query) * len(candidate) * size < SMALL
+    if backend == "eager" or (backend == "auto" and whole):
+        return definition(query, candidate, UNWEIGHTED)
+    return recompute.scores(definition, query, candidate, size=size)
 
 
 def _automatic(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> list[Backend]:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..tokens import Features, Tokens
+from .base import Loss
 
 Chunk = TypeVar("Chunk")
 Encode: TypeAlias = "Callable[[Chunk], tuple[Features, Features]]"
@@ -26,7 +27,7 @@ NoSync: TypeAlias = "Callable[[], AbstractContextManager[Any]]"
 _Layout: TypeAlias = "dict[tuple[int, str], tuple[torch.Size, Tensor | None, bool]]"
 
 
-class CachedLoss(nn.Module):
+class CachedLoss(Loss):
     """loss(text, video, ids) of a batch that is encoded chunk by chunk, and once more in the backward pass.
 
     `backward()` of what it returns does the second pass: gradient scaling, accumulation and clipping are as ever.
@@ -70,6 +71,10 @@ class CachedLoss(nn.Module):
         anchor = torch.empty(0, requires_grad=torch.is_grad_enabled())
         text, video = tape.rebuild(cast("tuple[Tensor, ...]", _Replay.apply(anchor, tape)))
         return self.loss(text, video, ids, **settings)
+
+    def _terms_of(self, loss: Tensor) -> dict[str, Tensor]:
+        inner = getattr(self.loss, "module", self.loss)  # as DistributedDataParallel wraps it
+        return inner.terms if isinstance(inner, Loss) else super()._terms_of(loss)
 
 
 class _Tape(Generic[Chunk]):

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..reduce import without_autocast
+from ..reduce import widen, without_autocast
+from .criterion import Ids, PartialCriterion, matches
 
-Ids: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
+Targets = Tensor | tuple[Tensor, Tensor]
 
 
-class InfoNCE(nn.Module):
+class InfoNCE(PartialCriterion):
     """Cross-entropy of exp(logit_scale) * scores in both directions.
 
         L_q = -1/q sum_i sum_j y_ij log softmax_j(s x_ij),   L_c the same down the columns
         L   = (L_q + L_c) / 2    ("mean", as CLIP and the code of X-CLIP)   or their sum ("sum", ALIGN)
 
     y_i is spread evenly over the positives of row i: the diagonal, or all columns with the same id, so that
-    captions of one video are not each other's negatives. Sources: Radford et al. 2021 (arXiv 2103.00020);
-    X-CLIP (arXiv 2207.07285) section 3.4.
+    captions of one video are not each other's negatives. Or it is given: soft targets. Sources: Radford et al. 2021
+    (arXiv 2103.00020); X-CLIP (arXiv 2207.07285) section 3.4; ALIGN (arXiv 2102.05918).
 
     Args:
         init_logit_scale: start of `logit_scale`, the logarithm of the multiplier s.
@@ -32,6 +32,7 @@ class InfoNCE(nn.Module):
             itself, so that its gradient never vanishes).
         label_smoothing: in [0, 1): the share of y spread over all columns.
         reduction: "mean" or "sum" of the two directions.
+        direction: "both", or only "query" (L_q) or "candidate" (L_c).
 
     Raises:
         ValueError: settings out of range.
@@ -46,8 +47,9 @@ class InfoNCE(nn.Module):
         max_logit_scale: float = math.log(100),
         label_smoothing: float = 0.0,
         reduction: str = "mean",
+        direction: str = "both",
     ) -> None:
-        super().__init__()
+        super().__init__(direction, reduction)
         if not init_logit_scale <= max_logit_scale:
             raise ValueError(
                 f"init_logit_scale: expected a number up to max_logit_scale = {max_logit_scale}, got {init_logit_scale}"
@@ -56,64 +58,72 @@ class InfoNCE(nn.Module):
             raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing}")
         self.max_logit_scale = max_logit_scale
         self.label_smoothing = label_smoothing
-        self.reduction = checks.choice("reduction", reduction, ("mean", "sum"))
         self.logit_scale = nn.Parameter(torch.tensor(float(init_logit_scale)), requires_grad=learn_logit_scale)
 
-    def forward(self, scores: Float[Tensor, "q c"], ids: Ids | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self, scores: Float[Tensor, "q c"], ids: Ids | None = None, targets: Targets | None = None
+    ) -> Float[Tensor, ""]:
         """The loss, a scalar.
 
         Args:
-            scores: [queries, candidates]; square unless both ids are given.
+            scores: [queries, candidates]; square unless both ids or targets are given.
             ids: integers [B] shared by both sides (row i and column i are a pair), or a pair
                 ([queries], [candidates]); equal ids are positives. None: the diagonal.
+            targets: in place of ids, weights [queries, candidates] from 0, which are normalised in each row for L_q
+                and in each column for L_c; or a pair of them, for L_q and for L_c. No gradient reaches them.
 
         Raises:
-            ValueError: scores or ids of the wrong shape; a row or column without a positive.
+            ValueError: scores, ids or targets of the wrong shape, ids beside targets; a row or column without a
+                positive.
         """
+        if targets is None:
+            positives = matches(scores, ids)
+            return self._both_ways(scores, positives, positives)
+        if ids is not None:
+            raise ValueError("targets: expected without ids, got both")
         checks.scores(scores)
-        positives = self._positives(scores, ids)
-        rows, columns = self.partial(scores, positives), self.partial(scores.T, positives.T)
-        return self.join(rows[None]).mean() + self.join(columns[None]).mean()
+        of_rows, of_columns = targets if isinstance(targets, tuple) else (targets, targets)
+        for weights in (of_rows, of_columns):
+            checks.targets(weights, scores)
+        return self._both_ways(scores, of_rows.detach(), of_columns.detach())
 
-    def partial(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q 6"]:
+    def partial(self, scores: Float[Tensor, "q c"], positives: Tensor) -> Float[Tensor, "q 6"]:
         """What `join` needs of some columns of each row: who holds no whole row exchanges this in place of scores.
 
         With z = s x - m: m = max_j s x_j (a constant to autograd), log sum_j exp z_j, the sum of z over positives and
-        their number, the sum of z over all columns and their number.
+        their number (or by soft targets and theirs), the sum of z over all columns and their number.
         """
-        if self.training and self.logit_scale.requires_grad:
-            with torch.no_grad():
-                self.logit_scale.clamp_(max=self.max_logit_scale)
-        with without_autocast(scores):
-            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-            logits = self.logit_scale.exp().to(scores.dtype) * scores
+        logits = self.logits(scores)
+        with without_autocast(logits):
             highest = logits.detach().amax(1)
             z = logits - highest[:, None]
-            of_positives, positives_number = torch.where(positives, z, 0.0).sum(1), positives.sum(1).to(z.dtype)
-            number = torch.full_like(highest, z.shape[1])
-            return torch.stack([highest, z.logsumexp(1), of_positives, positives_number, z.sum(1), number], 1)
+            # Not a product alone: 0 times the -inf of a score so low would be NaN.
+            of_positives, number = torch.where(positives > 0, positives * z, 0.0).sum(1), positives.to(z.dtype).sum(1)
+            columns = torch.full_like(highest, z.shape[1])
+            return torch.stack([highest, z.logsumexp(1), of_positives, number, z.sum(1), columns], 1)
 
     def join(self, parts: Float[Tensor, "parts q 6"]) -> Float[Tensor, "q"]:
-        """Each row's share of the loss in one direction, from all its columns, part by part.
-
-        The loss is the mean over rows, plus the mean over columns in the rows' place.
-        """
+        """The loss of each row in one direction, from all its columns, part by part."""
         highest, log_sum, of_positives, positives_number, of_all, number = parts.unbind(2)
         shift = highest - highest.amax(0)
         positive = (of_positives + positives_number * shift).sum(0) / positives_number.sum(0)
         mean = (of_all + number * shift).sum(0) / number.sum(0)
-        loss = (log_sum + shift).logsumexp(0) - torch.lerp(positive, mean, self.label_smoothing)
-        return loss / 2 if self.reduction == "mean" else loss
+        return (log_sum + shift).logsumexp(0) - torch.lerp(positive, mean, self.label_smoothing)
 
-    def _positives(self, scores: Tensor, ids: Ids | None) -> Tensor:
-        """bool [queries, candidates]: the diagonal, or equal ids."""
-        if ids is None:
-            checks.square(scores, "pass ids otherwise")
-            return torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-        queries, candidates = ids if isinstance(ids, tuple) else (ids, ids)
-        checks.labels("ids of the queries", queries, scores.shape[0])
-        checks.labels("ids of the candidates", candidates, scores.shape[1])
-        positives = queries[:, None] == candidates
-        if isinstance(ids, tuple):
-            checks.positives(positives)
-        return positives
+    def logits(self, scores: Float[Tensor, "q c"]) -> Float[Tensor, "q c"]:
+        """s x, fp32 or wider; in training the scale is held to its limit first."""
+        if self.training and self.logit_scale.requires_grad:
+            with torch.no_grad():
+                self.logit_scale.clamp_(max=self.max_logit_scale)
+        scores = widen(scores)
+        return self.logit_scale.exp().to(scores.dtype) * scores
+
+    @torch.no_grad()
+    def distilled(self, scores: Tensor, positives: Tensor, alpha: float) -> Float[Tensor, "q c"]:
+        """Soft targets of whole rows: alpha softmax_j(s x_ij) of another model's scores x, the rest to the positives.
+
+        Each row sums to 1. The momentum distillation of ALBEF (Li et al. 2021, arXiv 2107.07651).
+        """
+        soft = self.logits(scores).softmax(1)
+        hard = positives.to(soft.dtype)
+        return torch.lerp(hard / hard.sum(1, keepdim=True), soft, alpha)

@@ -5,7 +5,7 @@
     global   scorer(texts of all, videos of all), on every rank
 
 Local needs the videos of all ranks, and no texts: a row of scores is whole on its rank, and what a column needs of the
-rows elsewhere are six numbers of each rank (`InfoNCE.partial`).
+rows elsewhere are its scores there, or for InfoNCE and Sigmoid a few numbers of each rank (`PartialCriterion`).
 
 On R ranks the loss of rank r is R times its share of the loss L of the whole batch (`global`: L itself), so that the
 mean over ranks is L. With the gather's summed gradient, what DDP, FSDP2, Fabric and accelerate leave after they average
@@ -14,50 +14,51 @@ gradients over ranks is the gradient of L: as if one process had the whole batch
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
 from ..distributed import Gathered, Group, alone, deal, gather, world
-from ..grains import Grain
-from ..scorer import MultiGrain
 from ..tokens import Features
-from .infonce import Ids
+from .base import Loss
+from .criterion import Criterion, Ids, PartialCriterion
+from .infonce import InfoNCE
 from .queue import FeatureQueue
+from .whole import grains_read, only, pair, problem, whole_batch
 
 GATHERS = ("auto", "local", "global", "none")
 
 
-class _InParts(Protocol):
-    """A criterion that can be computed from parts of its rows: see `InfoNCE`."""
-
-    def partial(self, scores: Tensor, positives: Tensor) -> Tensor: ...
-    def join(self, parts: Tensor) -> Tensor: ...
-
-
-class RetrievalLoss(nn.Module):
+class RetrievalLoss(Loss):
     """criterion(scorer(text, video), ids), over the batches of all ranks.
+
+    Its `terms` are those of a criterion that is a sum; their means over the ranks are those of the whole batch.
 
     Args:
         scorer: Features x Features -> scores [texts, videos], such as MultiGrain.
-        criterion: scores [texts, videos], ids -> scalar, such as InfoNCE. `local`, queues and keys need it in parts:
-            methods `partial` and `join` as those of InfoNCE.
+        criterion: scores [texts, videos], ids -> scalar, such as InfoNCE or a sum of such. `local`, queues and keys
+            need a Criterion, which is a mean over rows, or a sum of them.
         gather: "none"; "local": each rank scores its texts with all videos; "global": all texts with all videos;
-            "auto": local (global for a criterion without parts) where torch.distributed has more than one rank, else
+            "auto": local (global for what is no Criterion) where torch.distributed has more than one rank, else
             none. In a group of one rank all are the same. All ranks have to call, with the same grains, widths and
             dtypes, but batches and lengths may differ.
         group: the process group; None: the default one.
         exchange_dtype: of the features while they travel, such as torch.bfloat16; None: their own.
+        distillation: alpha from 0 to 1, for InfoNCE with keys: that share of the targets is what the keys say, the
+            softmax of the scores of keys with keys, the rest is the positives' (ALBEF's momentum distillation, alpha
+            .4: Li et al. 2021, arXiv 2107.07651). An attribute that may be changed between steps.
 
     The scorer and the criterion may learn: wrap this module, or one that holds it, as you wrap the towers, such as
     DistributedDataParallel(RetrievalLoss(...)), so that their gradients are averaged too.
 
     Raises:
-        ValueError: an unknown gather.
-        TypeError: local, queues or keys with a criterion that has no parts.
+        ValueError: an unknown gather, or distillation out of range or without keys.
+        TypeError: local, queues or keys with what is no Criterion; distillation with another than InfoNCE.
 
     Example:
         >>> scorer = mg.MultiGrain(mg.Grain("sentence", "video"))
@@ -73,13 +74,16 @@ class RetrievalLoss(nn.Module):
         gather: str = "auto",
         group: Group = None,
         exchange_dtype: torch.dtype | None = None,
+        distillation: float = 0.0,
     ) -> None:
         super().__init__()
+        checks.require(0 <= distillation <= 1, "distillation", "a number from 0 to 1", distillation)
         self.scorer, self.criterion = scorer, criterion
         self.gather = checks.choice("gather", gather, GATHERS)
-        self.group, self.exchange_dtype = group, exchange_dtype
+        self.group, self.exchange_dtype, self.distillation = group, exchange_dtype, distillation
+        self._found: dict[str, Tensor] = {}
         if gather == "local":
-            self._need_parts('gather="local"')
+            self._criteria('gather="local"')
 
     def forward(
         self,
@@ -103,18 +107,19 @@ class RetrievalLoss(nn.Module):
         Raises:
             ValueError: features or ids that do not fit together; over several ranks, the same error on each.
         """
+        if self.distillation and keys is None:
+            raise ValueError("keys: expected those of momentum encoders for distillation, got none")
         text, video = _scored(self.scorer, text, video)
         ranks = 1 if self.gather == "none" else world(self.group)[1]
-        extras = keys is not None or text_queue is not None or video_queue is not None
-        if extras:
-            self._need_parts("keys and queues")
-        elif ranks == 1:
-            return self.criterion(self.scorer(text, video), ids)
-        elif self.gather == "global" or not self._has_parts:
-            batch = self._gather({"text": text, "video": video}, ids, _problem(text, video, keys, ids))
-            everyone = (batch.ids if isinstance(ids, tuple) else batch.ids[0]) if batch.ids else None
-            return self.criterion(self.scorer(batch.features["text"], batch.features["video"]), everyone)
-        return ranks * self._share(text, video, ids, keys, (text_queue, video_queue))
+        if keys is not None or text_queue is not None or video_queue is not None:
+            return self._shared(ranks, text, video, ids, keys, (text_queue, video_queue))
+        if ranks > 1 and self.gather != "global" and self._has_rows:
+            return self._shared(ranks, text, video, ids, None, (None, None))
+        if ranks > 1:
+            text, video, ids = whole_batch(text, video, ids, self.group, self.exchange_dtype)
+        loss = self.criterion(self.scorer(text, video), ids)
+        self._found = self.criterion.terms if isinstance(self.criterion, Loss) else {}
+        return loss
 
     def _gather(
         self, sides: dict[str, Features], ids: Ids | None, problem: str | None, kept: dict[str, Features] | None = None
@@ -124,52 +129,132 @@ class RetrievalLoss(nn.Module):
             return alone(sides, given, problem)
         return gather(sides, given, self.group, self.exchange_dtype, problem, kept)
 
-    def _share(
+    def _shared(
         self,
+        ranks: int,
         text: Features,
         video: Features,
         ids: Ids | None,
         keys: tuple[Features, Features] | None,
         queues: tuple[FeatureQueue | None, FeatureQueue | None],
     ) -> Tensor:
-        """What this rank's texts and videos add to the loss of the whole batch."""
+        """What this rank's texts and videos add to the loss of the whole batch, times the ranks."""
+        terms = self._criteria("keys and queues")
         kept, sides = {"text": text}, {"video": video}
         if keys is not None:
             kept = {"online text": text, "online video": video}
-            text_keys, video_keys = _scored(self.scorer, keys[0].detach(), keys[1].detach())
-            sides = {"text": text_keys, "video": video_keys}
-        batch = self._gather(sides, ids, _problem(text, video, keys, ids), kept)
+            keys = _scored(self.scorer, keys[0].detach(), keys[1].detach())
+            sides = {"text": keys[0], "video": keys[1]}
+        batch = self._gather(sides, ids, problem(text, video, ids, keys), kept)
         own, text_ids, video_ids = _labels(batch, ids)
         text_queue, video_queue = (_queued(queue, ids is not None, text.device) for queue in queues)
         if len(batch.ids) == 2:  # a single set of ids matches itself
             _check_positives("query", text_ids, torch.cat([video_ids, video_queue.ids]))
             _check_positives("candidate", video_ids, torch.cat([text_ids, text_queue.ids]))
 
-        criterion = cast("_InParts", self.criterion)
-        scores = self.scorer(text, video_queue.after(batch.features["video"]))
-        rows = criterion.partial(scores, own[0][:, None] == torch.cat([video_ids, video_queue.ids]))[None]
+        videos = video_queue.after(batch.features["video"])
+        of_rows = own[0][:, None] == torch.cat([video_ids, video_queue.ids])
+        of_columns = own[1][:, None] == torch.cat([text_ids, text_queue.ids])
+        scores = self.scorer(text, videos)
         if keys is None:
-            columns = criterion.partial(scores[:, : len(video_ids)].T, video_ids[:, None] == own[0])
-            columns = deal(columns, batch.sizes["video"], self.group)
-            if text_queue.features is not None:
-                scores = self.scorer(text_queue.features, batch.features["video"][batch.own("video")])
-                queued = criterion.partial(scores.T, own[1][:, None] == text_queue.ids)
-                columns = torch.cat([columns, queued[None]])
+            rows = [term.loss.rows(scores, of_rows) for term in terms]
+            video = batch.features["video"][batch.own("video")]
+            queued = None if text_queue.features is None else self.scorer(text_queue.features, video).T
+            here = scores[:, : len(video_ids)].T, video_ids[:, None] == own[0]
+            columns = _columns([term.loss for term in terms], here, queued, of_columns, batch, self.group)
         else:
-            scores = self.scorer(text_queue.after(batch.features["text"]), video)
-            columns = criterion.partial(scores.T, own[1][:, None] == torch.cat([text_ids, text_queue.ids]))[None]
-        return criterion.join(rows).sum() / len(text_ids) + criterion.join(columns).sum() / len(video_ids)
+            texts = text_queue.after(batch.features["text"])
+            rows = self._by_keys(terms, scores, of_rows, lambda: self.scorer(keys[0], videos))
+            scores = self.scorer(texts, video).T
+            columns = self._by_keys(terms, scores, of_columns, lambda: self.scorer(texts, keys[1]).T)
+
+        values: list[Tensor] = []
+        for (_, weight, criterion), row, column in zip(terms, rows, columns, strict=True):
+            by_query, by_candidate = criterion.shares
+            value = by_query * row.sum() / len(text_ids) + by_candidate * column.sum() / len(video_ids)
+            values.append(ranks * weight * value)
+        self._found = {term.name: value.detach() for term, value in zip(terms, values, strict=True)}
+        cast("Loss", self.criterion).terms = self._found  # the criterion itself is not called
+        return torch.stack(values).sum()
+
+    def _by_keys(
+        self, terms: Sequence[_Term], scores: Tensor, positives: Tensor, of_keys: Callable[[], Tensor]
+    ) -> list[Tensor]:
+        """Each criterion's loss of each row; `of_keys` computes the same scores by momentum encoders alone."""
+        if not self.distillation:
+            return [term.loss.rows(scores, positives) for term in terms]
+        with torch.no_grad():
+            momentum = of_keys()
+        losses: list[Tensor] = []
+        for term in terms:
+            if not isinstance(term.loss, InfoNCE):
+                raise TypeError(f"criterion: for distillation, expected InfoNCE, got {type(term.loss).__name__}")
+            losses.append(term.loss.rows(scores, term.loss.distilled(momentum, positives, self.distillation)))
+        return losses
+
+    def _terms_of(self, loss: Tensor) -> dict[str, Tensor]:
+        return self._found if len(self._found) > 1 else super()._terms_of(loss)
 
     @property
-    def _has_parts(self) -> bool:
-        return all(callable(getattr(self.criterion, name, None)) for name in ("partial", "join"))
+    def _has_rows(self) -> bool:
+        return all(isinstance(loss, Criterion) for _, _, loss in _summands(self.criterion))
 
-    def _need_parts(self, what: str) -> None:
-        if not self._has_parts:
-            raise TypeError(
-                f"criterion: for {what}, expected one that can be computed in parts (methods partial and join, as "
-                f"those of InfoNCE), got {type(self.criterion).__name__}"
-            )
+    def _criteria(self, what: str) -> list[_Term]:
+        """The terms of the criterion, each a Criterion."""
+        terms: list[_Term] = []
+        for name, weight, loss in _summands(self.criterion):
+            if not isinstance(loss, Criterion):
+                raise TypeError(
+                    f"criterion: for {what}, expected a Criterion (a mean over rows: see its method `rows`) or a sum "
+                    f"of them, got {type(loss).__name__}"
+                )
+            terms.append(_Term(name, weight, loss))
+        return terms
+
+
+class _Term(NamedTuple):
+    name: str
+    weight: float
+    loss: Criterion
+
+
+def _summands(criterion: nn.Module) -> list[tuple[str, float, nn.Module]]:
+    if isinstance(criterion, Loss):
+        return [(term.name, term.weight, term.loss) for term in criterion.summands()]
+    return [(type(criterion).__name__, 1.0, criterion)]
+
+
+def _columns(
+    criteria: Sequence[Criterion],
+    here: tuple[Tensor, Tensor],
+    queued: Tensor | None,
+    positives: Tensor,
+    batch: Gathered,
+    group: Group,
+) -> list[Tensor]:
+    """Each criterion's loss of each of this rank's videos, whose scores are on all ranks.
+
+    Args:
+        here: [all videos, this rank's texts], scores and positives.
+        queued: [this rank's videos, queued texts], scores.
+        positives: [this rank's videos, all texts, and then those of the queue].
+    """
+    scores, sizes = here[0], batch.sizes["video"]
+    if not any(criterion.shares[1] for criterion in criteria):
+        return [scores.new_zeros(1) for _ in criteria]
+    in_parts = [criterion for criterion in criteria if isinstance(criterion, PartialCriterion)]
+    if len(in_parts) == len(criteria):
+        parts = [criterion.partial(*here) for criterion in in_parts]
+        dealt = deal(torch.cat(parts, 1), sizes, group).split([part.shape[1] for part in parts], 2)
+        if queued is not None:
+            old = queued, positives[:, -queued.shape[1] :]
+            dealt = [torch.cat([x, c.partial(*old)[None]]) for x, c in zip(dealt, in_parts, strict=True)]
+        return [criterion.join(x) for criterion, x in zip(in_parts, dealt, strict=True)]
+    numbers = batch.sizes.get("text", [scores.shape[1]])
+    padded = F.pad(scores, (0, max(numbers) - scores.shape[1]))
+    whole = [part[:, :number] for part, number in zip(deal(padded, sizes, group), numbers, strict=True)]
+    whole = torch.cat(whole if queued is None else [*whole, queued], 1)
+    return [criterion.rows(whole, positives) for criterion in criteria]
 
 
 class _Queued(NamedTuple):
@@ -202,43 +287,14 @@ def _labels(batch: Gathered, ids: Ids | None) -> tuple[tuple[Tensor, Tensor], Te
         order = torch.arange(len(videos), device=videos.device)
         own = order[batch.own("video")]
         return (own, own), order, order
-    text_ids, video_ids = (x.to(videos.device, torch.int64) for x in _pair(ids))
+    text_ids, video_ids = (x.to(videos.device, torch.int64) for x in pair(ids))
     return (text_ids, video_ids), batch.ids[0], batch.ids[-1]
 
 
-def _pair(ids: Ids) -> tuple[Tensor, Tensor]:
-    return ids if isinstance(ids, tuple) else (ids, ids)
-
-
-def _problem(text: Features, video: Features, keys: tuple[Features, Features] | None, ids: Ids | None) -> str | None:
-    """What is wrong with this rank's sizes and ids, to be raised on every rank."""
-    texts, videos = len(text), len(video)
-    if keys is not None and (len(keys[0]), len(keys[1])) != (texts, videos):
-        return f"keys: expected {texts} texts and {videos} videos, got {len(keys[0])} and {len(keys[1])}"
-    if not isinstance(ids, tuple) and texts != videos:
-        return f"expected as many videos as texts ({texts}; a pair of ids says otherwise which match), got {videos}"
-    try:
-        for name, side, length in zip(
-            ("texts", "videos"), _pair(ids) if ids is not None else (), (texts, videos), strict=False
-        ):
-            checks.labels(f"ids of the {name}", side, length)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return None
-
-
 def _scored(scorer: nn.Module, text: Features, video: Features) -> tuple[Features, Features]:
-    """The grains that a MultiGrain reads: no other needs to travel."""
-    if not isinstance(scorer, MultiGrain):
-        return text, video
-    grains = cast("list[Grain]", list(scorer.grains))
-    return _only(text, {grain.query for grain in grains}), _only(video, {grain.candidate for grain in grains})
-
-
-def _only(features: Features, names: set[str]) -> Features:
-    """The grains of these names; those that are missing are the scorer's to miss."""
-    kept = {name: features[name] for name in features.names if name in names}
-    return Features(**kept) if kept else features
+    """The grains that the scorer reads: no other needs to travel."""
+    names = grains_read(scorer)
+    return (text, video) if names is None else (only(text, names[0]), only(video, names[1]))
 
 
 def _check_positives(name: str, rows: Tensor, columns: Tensor) -> None:

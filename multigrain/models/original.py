@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
 from .clip_weights import openai_architecture
 from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains
 from .state import check_state, read_state, safetensors
-from .temporal import TemporalLSTM, TemporalTransformer
 
 if TYPE_CHECKING:
     from .xclip import XCLIP

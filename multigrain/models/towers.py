@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .transformer import Transformer
+from ..transformer import Transformer
 
 _SPREAD = 0.3  # of embeddings and positions at first
 _WORD = re.compile(r"\w+|[^\w\s]")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..aggregators import AOSM, Aggregator, TwoLevel
 from ..grains import Grain
+from ..poolers import PooledGrain
 from ..reduce import Reduction
 from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
@@ -35,7 +36,10 @@ class Levels:
 
 @dataclass(frozen=True)
 class Weights:
-    """How one pair's score weighs its token similarities x [m, n]: score = sum_ij cells_ij x_ij."""
+    """How one pair's score weighs its token similarities x [m, n]: score = sum_ij cells_ij x_ij.
+
+    Of a PooledGrain, whose score is no such sum, cells are what each candidate token adds to it.
+    """
 
     cells: Float[Tensor, "m n"]
     """the weight of every token pair, both levels and directions together"""
@@ -74,19 +78,30 @@ def explain(scorer: MultiGrain, text: Features, video: Features) -> dict[str, Pa
             raise ValueError(f"{name}: expected the features of one item, got {len(features)}")
     scores = scorer.scores_by_grain(text, video)
     parts: dict[str, Part] = {}
-    for grain, share in zip(cast("list[Grain]", list(scorer.grains)), scorer.weights, strict=True):
+    for grain, share in zip(cast("list[Grain | PooledGrain]", list(scorer.grains)), scorer.weights, strict=True):
         sim = grain.similarity(text, video)[0, 0]
         sim = sim[_real(text[grain.query])][:, _real(video[grain.candidate])]
-        weights = token_weights(grain.aggregator, sim)
+        if isinstance(grain, PooledGrain):
+            weights = Weights(_contributions(grain, text, video, scores[grain.name]))
+        else:
+            sides = zip(grain.token_weights(text, video), (text[grain.query], video[grain.candidate]), strict=True)
+            given = [None if w is None else w[0][_real(side)] for w, side in sides]
+            weights = token_weights(grain.aggregator, sim, *given)
         parts[grain.name] = Part(grain.query, grain.candidate, sim, weights, float(scores[grain.name]), float(share))
     return parts
 
 
-def token_weights(aggregator: Aggregator | None, sim: Float[Tensor, "m n"]) -> Weights:
+def token_weights(
+    aggregator: Aggregator | None,
+    sim: Float[Tensor, "m n"],
+    query_weights: Float[Tensor, "m"] | None = None,
+    candidate_weights: Float[Tensor, "n"] | None = None,
+) -> Weights:
     """The weights by which an aggregator turns the similarities [m, n] of one pair's real tokens into its score.
 
-    Exact for means, sums, maxima (ties share) and AOSM, its mixing matrices included. For `LogSumExp` and for an
-    aggregator of your own, `cells` are the gradient of the score instead; the latter has no levels.
+    Exact for means, sums, maxima (ties share), TokenWeighted under the weights that it gave to the tokens, and AOSM,
+    its mixing matrices included. For `LogSumExp` and for an aggregator that is not two-level, one of your own say,
+    `cells` are the gradient of the score instead; the latter has no levels.
     """
     if aggregator is None:
         return Weights(torch.ones_like(sim))
@@ -98,13 +113,24 @@ def token_weights(aggregator: Aggregator | None, sim: Float[Tensor, "m n"]) -> W
     query = candidate = None
     terms: list[Tensor] = []
     if aggregator.direction != "candidate":
-        query = _levels(aggregator, sim, "candidate", "query")
+        query = _levels(aggregator, sim, "candidate", "query", query_weights)
         terms.append(query.outer[:, None] * query.inner)
     if aggregator.direction != "query":
-        turned = _levels(aggregator, sim.T, "query", "candidate")
+        turned = _levels(aggregator, sim.T, "query", "candidate", candidate_weights)
         candidate = Levels(turned.inner.T, turned.outer)
         terms.append(candidate.outer * candidate.inner)
     return Weights(torch.stack(terms).mean(0), query, candidate)
+
+
+def _contributions(grain: PooledGrain, text: Features, video: Features, score: Tensor) -> Tensor:
+    """[1, n]: the score, less that without the token, for each of a single item's real ones."""
+    tokens = video[grain.candidate].tokenwise()
+    real = _real(tokens)
+    slots = real.nonzero()[:, 0]
+    without = real.repeat(len(slots), 1)
+    without[torch.arange(len(slots)), slots] = False
+    each = Tokens(tokens.features.expand(len(slots), -1, -1), without, unit=tokens.unit)
+    return score - grain(text, Features(**{grain.candidate: each}))
 
 
 def _real(tokens: Tokens) -> Tensor:
@@ -114,9 +140,11 @@ def _real(tokens: Tokens) -> Tensor:
     return tokens.mask[0]
 
 
-def _levels(aggregator: TwoLevel, x: Tensor, inner_side: str, outer_side: str) -> Levels:
-    """Inner along the last axis of x, outer along the first."""
+def _levels(aggregator: TwoLevel, x: Tensor, inner_side: str, outer_side: str, given: Tensor | None) -> Levels:
+    """Inner along the last axis of x, outer along the first, unless its weights are given."""
     inner = _level(aggregator.inner, x, _mixing(aggregator, f"inner_{inner_side}", x.shape[1]))
+    if given is not None:
+        return Levels(inner, given)
     logs = aggregator.inner.kind == "logsumexp"
     value = aggregator.inner(x, None, 1) if logs else (inner * x).sum(1)
     return Levels(inner, _level(aggregator.outer, value, _mixing(aggregator, f"outer_{outer_side}", len(x))))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..grains import Grain
-from ..scorer import MultiGrain
+from ..scorer import MultiGrain, grains_of
 from ..tokens import Features, Tokens
 from .explain import Part, Weights, explain
 
@@ -57,7 +56,7 @@ class Pair:
         return sum(self.added.values())
 
 
-def look(scorer: MultiGrain, text: Features, video: Features, words: int, frames: int) -> Pair:
+def look(scorer: nn.Module, text: Features, video: Features, words: int, frames: int) -> Pair:
     """What is to be seen of one text and one video.
 
     Weights are drawn where they explain: where their sum over the similarities is the grain's score. Those of means,
@@ -70,13 +69,16 @@ def look(scorer: MultiGrain, text: Features, video: Features, words: int, frames
 
     Raises:
         KeyError: no word or no frame among the features.
+        TypeError: what scores is no MultiGrain.
         ValueError: more than one item, or masks that leave other numbers of words and frames.
     """
+    if not isinstance(scorer, MultiGrain):
+        raise TypeError(f"scorer: expected a MultiGrain, whose grains can be drawn, got {type(scorer).__name__}")
     parts = explain(scorer, text, video)
     _check_count("words", words, text["word"])
     _check_count("frames", frames, video["frame"])
     sizes = {"word": words, "frame": frames}
-    aggregators = {grain.name: grain.aggregator for grain in cast("list[Grain]", list(scorer.grains))}
+    kinds = {grain.name: type(grain.aggregator or grain).__name__ for grain in grains_of(scorer)}
     drawn: dict[Sides, tuple[Part, Weights | None]] = {}
     notes: list[str] = []
     for name, part in parts.items():
@@ -86,7 +88,7 @@ def look(scorer: MultiGrain, text: Features, video: Features, words: int, frames
             notes.append(f"{name} is not drawn: {why}")
             continue
         expected = tuple(sizes.get(side, 1) for side in sides)
-        why = _unexplained(part, expected, type(aggregators[name]).__name__)
+        why = _unexplained(part, expected, kinds[name])
         drawn[sides] = part, None if why else part.weights
         notes += [f"{name}: {why}: similarities alone"] * bool(why)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from .. import viz
-from ..grains import Grain
-from ..scorer import MultiGrain
+from ..scorer import MultiGrain, grains_of
 from ..tokens import Features
 from ..training import ClipsConfig, Evaluation, checkpoint
 from ..training.data import Pairs
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..data.babyai import BabyAI
     from ..models import XCLIP
+    from ..recipes import Recipe
     from ..runs import Run
 
 POINTS = 120  # of a loss curve
@@ -97,7 +99,7 @@ def write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, pag
 
 
 def write_features_page(
-    evaluation: Evaluation, text: Features, video: Features, scorer: MultiGrain, page: Path
+    evaluation: Evaluation, text: Features, video: Features, scorer: nn.Module | Recipe, page: Path
 ) -> Path:
     """Write the page of saved features; returns it."""
     report = summarize(
@@ -178,6 +180,8 @@ def _about(run: Run, model: XCLIP) -> dict[str, str]:
     }
 
 
-def _grains(scorer: MultiGrain) -> str:
-    grains = cast("list[Grain]", list(scorer.grains))
-    return "; ".join(f"{grain.name}: {grain.aggregator or 'one vector each'}" for grain in grains)
+def _grains(scorer: nn.Module | Recipe) -> str:
+    """What scores, in words."""
+    if not isinstance(scorer, MultiGrain):
+        return str(scorer)
+    return "; ".join(f"{grain.name}: {grain.aggregator or 'one vector each'}" for grain in grains_of(scorer))

@@ -43,6 +43,12 @@ def rows(metrics: Mapping[str, RetrievalMetrics], candidates: int) -> list[Row]:
     return [Row(together if kind == "all" else name, _cells(values), kind) for name, values, kind in lines]
 
 
+def title(texts: int, videos: int, hubness: str | None = None) -> str:
+    """What was measured, and whether it was corrected by the scores of the other queries of the test."""
+    measured = f"{texts:,} sentences against {videos:,} videos"
+    return measured if hubness is None else f"{measured}, corrected by {hubness} (transductive)"
+
+
 def recall_at_1(metrics: RetrievalMetrics) -> float:
     """R@1 in per cent, the mean of both directions."""
     return (metrics["t2v"]["R@1"] + metrics["v2t"]["R@1"]) / 2

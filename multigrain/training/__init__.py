@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from .config import BabyAIConfig, ClipsConfig, OptimizerConfig, StageConfig, TrainConfig, load_config
 from .data import Data, Pairs, load_data
-from .evaluation import Evaluation, encode, evaluate, evaluate_features, metrics_by_grain, protocol_of, scores_by_grain
+from .evaluation import (
+    Evaluation,
+    check_hubness,
+    corrected,
+    encode,
+    evaluate,
+    evaluate_features,
+    metrics_by_grain,
+    protocol_of,
+    scores_by_grain,
+)
 from .loop import Progress, device, train
 
 __all__ = [
@@ -23,6 +33,8 @@ __all__ = [
     "Progress",
     "StageConfig",
     "TrainConfig",
+    "check_hubness",
+    "corrected",
     "device",
     "encode",
     "evaluate",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import multigrain as mg
 from multigrain.aggregators import TwoLevel
+from multigrain.kernels import fusion
 from multigrain.reduce import Reduction
 from tests.strategies import CASES, MASKS, POISONS, Case, mask, randomise
 
@@ -53,6 +54,7 @@ class OwnCase(Case):
         return Attentive().double()
 
 
+STEEP = ("isa", "normalized_softmax")
 KINDS = ("mean", "sum", "max", "logsumexp", "softmax")
 
 
@@ -76,22 +78,36 @@ MIXED = [
     for direction in ("query", "candidate", "both")
 ]
 MIXED += [Case("aosm", {"query_tokens": TOKENS}), Case("aosm", {"candidate_tokens": TOKENS})]
+MIXED_ISA = [
+    Case("isa", {"query_tokens": TOKENS, "candidate_tokens": TOKENS}),
+    Case("isa", {"query_tokens": TOKENS}),
+    Case("isa", {"candidate_tokens": TOKENS}),
+]
+LEARNED = [Case("token_weighted", {"direction": direction, "dim": 1}) for direction in ("query", "candidate", "both")]
+GIVEN = [
+    Case("token_weighted", {"query_weights": "weight", "candidate_weights": "weight"}),
+    Case("token_weighted", {"candidate_weights": "weight", "dim": 1}),
+]
+WEIGHTED = [*LEARNED, *GIVEN]
 OWN = OwnCase("own")
-ALL_CASES = [*CASES, *MIXED, OWN]
+FUSED = [case for case in CASES if fusion.fuses(case.build(), "blocked")]
+ALL_CASES = [*CASES, *MIXED, *MIXED_ISA, Case("top_k", {"k": 2}), *WEIGHTED, OWN]
 
 
 @dataclass
 class Side:
-    """One side: the leaf that collects gradients, how it becomes [B, L, D], its mask."""
+    """One side: the leaf that collects gradients, how it becomes [B, L, D], its mask, weights of its tokens."""
 
     base: Tensor
     layout: str
     items: int
     mask: Tensor | None
+    weights: Tensor  # [B, L, 1], the grain "weight"
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Side:
         moved = None if self.mask is None else self.mask.to(device)
-        return dataclasses.replace(self, base=self.base.detach().to(device, dtype), mask=moved)
+        base, weights = (x.detach().to(device, dtype) for x in (self.base, self.weights))
+        return dataclasses.replace(self, base=base, mask=moved, weights=weights)
 
     def tokens(self, unit: bool) -> mg.Tokens:
         x = self.base
@@ -146,11 +162,16 @@ class Problem:
         sides = {"query": self.query, "candidate": self.candidate}
         for name, side in sides.items():
             side.base = side.base.detach().clone().requires_grad_(self.wants in ("both", name))
+            side.weights = side.weights.detach().clone().requires_grad_()
         grain.zero_grad()
-        features = [mg.Features(**{name: side.tokens(self.unit)}) for name, side in sides.items()]
+        features = [
+            mg.Features(**{name: side.tokens(self.unit), "weight": (side.weights, side.mask)})
+            for name, side in sides.items()
+        ]
         scores = grain(*features, backend)
         scores.backward(self.weight)
         leaves = {name: side.base for name, side in sides.items()} | dict(grain.named_parameters())
+        leaves |= {f"weights of {name}": side.weights for name, side in sides.items()}
         return {"scores": scores.detach()} | {k: v.grad for k, v in leaves.items() if v.grad is not None}
 
 
@@ -164,14 +185,16 @@ def problems(draw: st.DrawFn, case: Case, items: int = 4) -> Problem:
         m = 1
     dim = draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
-    # Of a mean, which tokens tie is a matter of rounding.
-    tied = case.name not in ("max_mean", "max of mean") and draw(st.integers(0, 3)) == 0
+    # Of a mean, which tokens tie is a matter of rounding; and so is the direction of similarities that cancel.
+    tied = case.name not in ("max_mean", "max of mean", "normalized_softmax") and draw(st.integers(0, 3)) == 0
     unit = draw(st.booleans())
     numbers = _tied if tied else _normal
     query, candidate = (_side(draw, b, t, dim, lambda *s: numbers(generator, unit, *s)) for b, t in ((q, m), (c, n)))
-    temperatures = TEMPERATURES[2:] if case in MIXED else TEMPERATURES
-    tempered = any(word in case.name for word in ("aosm", "logsumexp", "softmax"))
+    temperatures = TEMPERATURES[2:] if case in MIXED or case.name in STEEP else TEMPERATURES
+    tempered = any(word in case.name for word in ("aosm", "isa", "logsumexp", "softmax"))
     settings = {"temperature": draw(st.sampled_from(temperatures))} if tempered else {}
+    if "dim" in case.options:
+        settings["dim"] = dim
     matrix = None
     if not tied and draw(st.booleans()):
         matrix = torch.eye(dim, dtype=torch.float64) + 0.3 * _normal(generator, False, dim, dim)
@@ -206,16 +229,18 @@ def _side(draw: st.DrawFn, items: int, length: int, dim: int, numbers) -> Side:
     layout = draw(st.sampled_from(LAYOUTS))
     real = mask(draw, items, length, MASKS)
     poison = draw(st.sampled_from(POISONS))
-    x = numbers(items, length, dim)
+    x, weights = numbers(items, length, dim), 0.5 + numbers(items, length, 1).abs()
+    if real is not None:
+        weights = weights.masked_fill(~real[..., None], poison)
     if layout == "expanded":
-        return Side(x[:1].clone(), layout, items, real)  # a slot padded in one item may be real in another
+        return Side(x[:1].clone(), layout, items, real, weights)  # a slot padded in one item may be real in another
     if real is not None:
         x = x.masked_fill(~real[..., None], poison)
     if layout == "transposed":
         x = x.transpose(0, 1).contiguous()
     if layout == "strided":
         x = torch.stack([x, torch.full_like(x, 7.0)], -1).flatten(-2)
-    return Side(x, layout, items, real)
+    return Side(x, layout, items, real, weights)
 
 
 def agree(actual: Outcome, problem: Problem, share: float = 1.0) -> None:
@@ -240,8 +265,12 @@ def tolerance(problem: Problem) -> float:
     """A similarity's last bits count 1 / temperature times in a weight of a softmax, squared behind a mixing matrix."""
     coarsest = min((problem.query.base.dtype, problem.candidate.base.dtype), key=lambda dtype: dtype.itemsize)
     eps = torch.finfo(torch.promote_types(coarsest, torch.float32)).eps
-    mixes = isinstance(problem.aggregator, mg.AOSM) and problem.aggregator.mixes
-    return 30 * eps * max(1.0, 1 / problem.temperature) ** (2 if mixes else 1)
+    steep = isinstance(problem.aggregator, mg.ISA) or (
+        isinstance(problem.aggregator, mg.AOSM) and problem.aggregator.mixes
+    )
+    # Similarities of a level that nearly cancel have a length of which rounding takes a larger share.
+    scale = 100 if isinstance(problem.aggregator, mg.NormalizedSoftmax) else 1
+    return 30 * eps * scale * max(1.0, 1 / problem.temperature) ** (2 if steep else 1)
 
 
 @contextmanager

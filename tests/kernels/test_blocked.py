@@ -16,11 +16,11 @@ import multigrain as mg
 from multigrain.kernels import blocked, ops
 from multigrain.kernels.side import Side
 from multigrain.kernels.spec import Operand
-from tests.kernels.problems import ALL_CASES, CASES, DTYPES, OWN, agree, constants, problems
+from tests.kernels.problems import ALL_CASES, CASES, DTYPES, FUSED, OWN, agree, constants, problems
 from tests.strategies import mask, numbers
 
 every_case = pytest.mark.parametrize("case", ALL_CASES, ids=str)
-every_fused_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_fused_case = pytest.mark.parametrize("case", FUSED, ids=str)
 BLOCKS = st.fixed_dictionaries(
     {
         "blocked__ELEMENTS": st.sampled_from([1, 7, 64, 500]),
@@ -172,12 +172,15 @@ def test_no_tensor_is_larger_than_a_few_blocks(case, inputs, largest):
     """Nor than what is given; a single step over the whole [q, c, m, n] would be."""
     lengths = {"query": 5, "candidate": 60 if "patches" in inputs else 5}
     limits = {f"{name}_tokens": n for name, n in lengths.items() if f"{name}_tokens" in case.options}
+    if "dim" in case.options:
+        limits["dim"] = 2
     grain = mg.Grain("query", "candidate", case.build(**limits).float())
     features, given = [], [p.numel() for p in grain.parameters()]
     for name, items in (("query", 80), ("candidate", 40)):
         length = 1 if lone(case, name) else lengths[name]
         x = torch.randn(items, length, 2, requires_grad=True)
-        features.append(mg.Features(**{name: (x, torch.rand(items, length) < 0.7 if "ragged" in inputs else None)}))
+        mask = torch.rand(items, length) < 0.7 if "ragged" in inputs else None
+        features.append(mg.Features(**{name: (x, mask), "weight": torch.rand(items, length, 1)}))
         given.append(x.numel())
     block = 2048
     small = constants(blocked__ELEMENTS=block, blocked__QUERY_SLOTS=32, blocked__LANES=8, recompute__ELEMENTS=block)

@@ -23,7 +23,7 @@ from multigrain.kernels import fused, fusion, table
 from multigrain.kernels.fused_launch import Tiling, streamed_slots
 from multigrain.kernels.spec import Operand, Spec, Unsupported
 from multigrain.reduce import Reduction
-from tests.kernels.problems import CASES, DTYPES, MIXED, Problem, agree, constants, problems
+from tests.kernels.problems import DTYPES, FUSED, MIXED, WEIGHTED, Problem, agree, constants, problems
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -140,7 +140,7 @@ def test_scores_and_all_gradients_equal_eager(spec, seed):
         assert error <= tolerance, f"{name}: error {error:.3g}, allowed {tolerance:.3g}"
 
 
-@pytest.mark.parametrize("case", [*CASES, *MIXED], ids=str)
+@pytest.mark.parametrize("case", [*FUSED, *MIXED, *WEIGHTED], ids=str)
 @settings(max_examples=5 if INTERPRETED else 40)
 @given(st.data(), st.sampled_from(DTYPES[1:]), st.sampled_from(DTYPES[1:]))
 def test_property_backend_equals_eager_for_every_aggregator(case, data, dtype, other):
@@ -159,7 +159,7 @@ def serving() -> Iterator[None]:
     """The backend is there for the asking."""
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:  # the table's row is for CUDA
-            patch.setitem(table.BACKENDS, "triton", lambda *grain: fusion.scores(*grain, "triton"))
+            patch.setitem(table.BACKENDS, "triton", lambda *grain: fusion.scores(*grain[:3], "triton", *grain[3:]))
         yield
 
 

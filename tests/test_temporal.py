@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multigrain.models import TemporalConfig, TemporalLSTM, TemporalTransformer
-from multigrain.models.transformer import QuickGELU, Transformer
+from multigrain.models import TemporalConfig
+from multigrain.temporal import TemporalLSTM, TemporalTransformer
+from multigrain.transformer import QuickGELU, Transformer
 
 
 @pytest.fixture

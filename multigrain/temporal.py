@@ -54,9 +54,11 @@ class TemporalTransformer(nn.Module):
         """Frame features [B, N, D] -> [B, N, D]; padded frames (mask False) are neither read nor written.
 
         Raises:
-            ValueError: more frames than max_frames.
+            ValueError: more frames than max_frames, or of another width.
         """
-        n = frames.shape[1]
+        n, width = frames.shape[1], self.position.shape[1]
+        if frames.shape[2] != width:
+            raise ValueError(f"frames: expected features of width {width}, got {frames.shape[2]}")
         if n > self.max_frames:
             raise ValueError(f"frames: expected at most {self.max_frames} frames (max_frames), got {n}")
         return frames + self.transformer(frames + self.position[:n], mask)

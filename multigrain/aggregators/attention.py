@@ -1,0 +1,153 @@
+"""AOSM and ISA: attention of similarities over themselves, with learned mixing matrices where they are asked for."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .. import checks
+from ..reduce import Reduction, attend, attend_twice
+from .base import DIRECTIONS, Aggregator, register_aggregator, two_orders
+from .two_level import TwoLevel
+
+
+class Mixing(Aggregator):
+    """Learned matrices that mix the attention over the tokens of a side, one for each side and depth."""
+
+    inner_query: Tensor | None
+    outer_query: Tensor | None
+    inner_candidate: Tensor | None
+    outer_candidate: Tensor | None
+
+    def add_mixing(self, query_tokens: int | None, candidate_tokens: int | None) -> None:
+        """Register identities of these sizes: inner and outer of both sides, or the inner one of the side given."""
+        both = query_tokens is not None and candidate_tokens is not None
+        for side, size in (("query", query_tokens), ("candidate", candidate_tokens)):
+            self.register_parameter(f"inner_{side}", _identity(f"{side}_tokens", size))
+            self.register_parameter(f"outer_{side}", _identity(f"{side}_tokens", size) if both else None)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether there are learned mixing matrices."""
+        return self.inner_query is not None or self.inner_candidate is not None
+
+    def mixing(self, side: str, length: int) -> tuple[Tensor | None, Tensor | None]:
+        """The inner and the outer matrix [length, length] of a side of so many tokens; None where there is none.
+
+        Raises:
+            ValueError: more tokens than the matrices have, or a side without a matrix that is not coarse.
+        """
+        inner, outer = getattr(self, f"inner_{side}"), getattr(self, f"outer_{side}")
+        limit = 1 if inner is None else inner.shape[0]
+        if self.mixes and length > limit:
+            raise ValueError(
+                f"sim: expected at most {limit} {side} tokens (the size of {type(self).__name__}'s mixing matrix; "
+                f"1 where it has none), got {length}"
+            )
+        return tuple(None if w is None else w[:length, :length] for w in (inner, outer))  # type: ignore[return-value]
+
+    def order(self, direction: str) -> str:
+        """The direction in which a single matrix is the inner one: the other side has one token, whose attention to
+        itself is nothing. The given direction with all matrices, or with none."""
+        if self.mixes and self.inner_query is None:
+            return "query"
+        return "candidate" if self.mixes and self.inner_candidate is None else direction
+
+
+@register_aggregator("aosm")
+class AOSM(TwoLevel, Mixing):
+    """Attention over the similarity matrix (Ma et al. 2022, arXiv 2207.07285, section 3.3).
+
+    One level is sum_k softmax(x / t)_k x_k. The query direction attends over candidate tokens, then over query
+    tokens; the candidate direction the converse; "both" averages them, as the paper. Where a side has one token
+    this is the single softmax of the paper's video-word and sentence-frame scores. It tends to MeanMean as the
+    temperature grows and to MaxMax as it goes to 0.
+
+    Args:
+        temperature: sharpness t, the paper's tau.
+        direction: "both", "query" or "candidate".
+        query_tokens, candidate_tokens: the most tokens of that side. They switch on the identity-initialised
+            mixing matrices that the code of X-CLIP (not the paper) multiplies into the attention after the
+            softmax; shorter inputs slice them from the top left. With one of the two given, the other side
+            must be coarse and one matrix is learned (`inner_query` or `inner_candidate`); with both, four.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite, an unknown direction; in forward, more tokens
+            than the matrices have, or a side without a matrix that is not coarse.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.01,
+        direction: str = "both",
+        query_tokens: int | None = None,
+        candidate_tokens: int | None = None,
+    ) -> None:
+        super().__init__(Reduction("softmax", temperature), Reduction("softmax", temperature), direction)
+        self.add_mixing(query_tokens, candidate_tokens)
+
+    def forward(
+        self,
+        sim: Float[Tensor, "q c m n"],
+        query_mask: Bool[Tensor, "q m"] | None = None,
+        candidate_mask: Bool[Tensor, "c n"] | None = None,
+    ) -> Float[Tensor, "q c"]:
+        """Scores [q, c]; 0 with zero gradient where an item has no real token."""
+        return two_orders(self._level, sim, query_mask, candidate_mask, self.order(self.direction))
+
+    def _level(self, x: Tensor, mask: Tensor | None, dim: int, side: str, depth: str) -> Tensor:
+        mixing = self.mixing(side, x.shape[dim])[depth == "outer"]
+        return attend(x, mask, dim, self.inner.temperature, mixing)
+
+
+@register_aggregator("isa")
+class ISA(Mixing):
+    """UCoFiA's interactive similarity aggregation (Wang et al. 2023, arXiv 2309.10091): a softmax of a softmax.
+
+    One level is sum_k a_k x_k with p = softmax(x / t), a = softmax(p W / t); W is the identity where no matrix is
+    learned. The orders of the axes are those of AOSM. As p lies between 0 and 1, the second softmax tends to the mean
+    of all where none stands out, and to the maximum where one does.
+
+    Args:
+        temperature: sharpness t of both softmaxes.
+        direction: "both", as published, "query" or "candidate".
+        query_tokens, candidate_tokens: the most tokens of that side. They switch on the identity-initialised W, of
+            both sides or of the one that is not coarse, as in AOSM. The code of UCoFiA learns them.
+
+    Raises:
+        ValueError: as AOSM.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.01,
+        direction: str = "both",
+        query_tokens: int | None = None,
+        candidate_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.temperature = checks.positive("temperature", temperature)
+        self.direction = checks.choice("direction", direction, DIRECTIONS)
+        self.add_mixing(query_tokens, candidate_tokens)
+
+    def forward(
+        self,
+        sim: Float[Tensor, "q c m n"],
+        query_mask: Bool[Tensor, "q m"] | None = None,
+        candidate_mask: Bool[Tensor, "c n"] | None = None,
+    ) -> Float[Tensor, "q c"]:
+        """Scores [q, c]; 0 with zero gradient where an item has no real token."""
+        return two_orders(self._level, sim, query_mask, candidate_mask, self.order(self.direction))
+
+    def _level(self, x: Tensor, mask: Tensor | None, dim: int, side: str, depth: str) -> Tensor:
+        mixing = self.mixing(side, x.shape[dim])[depth == "outer"]
+        return attend_twice(x, mask, dim, self.temperature, mixing)
+
+    def extra_repr(self) -> str:
+        """The settings that repr shows."""
+        return f"temperature={self.temperature}, direction={self.direction!r}"
+
+
+def _identity(name: str, size: int | None) -> nn.Parameter | None:
+    return None if size is None else nn.Parameter(torch.eye(checks.count(name, size)))

@@ -1,0 +1,144 @@
+"""Aggregator, the two orders of its token axes, and the registry of names.
+
+    sim             [q, c, m, n]   q queries of m tokens, c candidates of n tokens
+    query_mask      [q, m]         bool, True = a real token; None = all
+    candidate_mask  [c, n]
+    scores          [q, c]         fp32 (fp64 stays), before any logit scale
+
+Most aggregators reduce one token axis, then the other. With direction "query" the outer reduction runs over query
+tokens of the inner reduction over candidate tokens, with "candidate" the converse; "both" is the mean of the two.
+A score depends on its own pair alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .. import checks
+from ..tokens import Features
+
+DIRECTIONS = ("both", "query", "candidate")
+
+
+class Aggregator(nn.Module, ABC):
+    """Turns sim [q, c, m, n] into scores [q, c]. Subclass it and write `forward`; nothing else is needed.
+
+    A score may depend on its own pair alone, and not on what lies behind a mask. The grain zeroes the scores of
+    items without a real token, so `forward` need not.
+    """
+
+    @abstractmethod
+    def forward(
+        self,
+        sim: Float[Tensor, "q c m n"],
+        query_mask: Bool[Tensor, "q m"] | None = None,
+        candidate_mask: Bool[Tensor, "c n"] | None = None,
+    ) -> Float[Tensor, "q c"]:
+        """Scores [q, c] of sim [q, c, m, n] under masks [q, m] and [c, n]."""
+
+    def reads(self, side: str) -> tuple[str, ...]:
+        """Names of the grains that `weigh` reads of a side ("query" or "candidate"), beside the compared one."""
+        return ()
+
+    def weigh(self, side: str, features: Features, grain: str) -> Float[Tensor, "b l"] | None:
+        """Weights of the tokens of a side's grain, for `forward` to take as query_weights or candidate_weights.
+
+        None, as here, where similarities are all that counts: `forward` then takes sim and masks alone.
+
+        Args:
+            side: "query" or "candidate".
+            features: that side, as given to the grain: neither normalised nor behind a bilinear matrix.
+            grain: the name of the compared grain.
+        """
+        return None
+
+
+class Level(Protocol):
+    """A reduction of the axis `dim` of x: of the tokens of a side, at a depth ("inner" or "outer")."""
+
+    def __call__(self, x: Tensor, mask: Tensor | None, dim: int, side: str, depth: str, /) -> Tensor:
+        """X without the axis; the mask, broadcastable to x, says which entries are real."""
+        ...
+
+
+def two_orders(
+    level: Level, sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None, direction: str
+) -> Float[Tensor, "q c"]:
+    """Scores [q, c] of an inner, then an outer level in one or both orders of the token axes.
+
+    0 with zero gradient where an item has no real token.
+    """
+    sim = clean(sim, query_mask, candidate_mask)
+    q_mask = None if query_mask is None else query_mask[:, None, :, None]
+    c_mask = None if candidate_mask is None else candidate_mask[None, :, None, :]
+    scores: list[Tensor] = []
+    if direction != "candidate":
+        by_query = level(sim, c_mask, 3, "candidate", "inner")
+        scores.append(level(by_query, None if q_mask is None else q_mask[..., 0], 2, "query", "outer"))
+    if direction != "query":
+        by_candidate = level(sim, q_mask, 2, "query", "inner")
+        scores.append(level(by_candidate, None if c_mask is None else c_mask[:, :, 0], 2, "candidate", "outer"))
+    return zero_empty(sum(scores[1:], scores[0]) / len(scores), query_mask, candidate_mask)
+
+
+def clean(sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> Tensor:
+    """A checked sim [q, c, m, n] with zeros behind the masks, so that NaN there stays out of every gradient."""
+    checks.similarity(sim, query_mask, candidate_mask)
+    if query_mask is not None:
+        sim = torch.where(query_mask[:, None, :, None], sim, 0.0)
+    if candidate_mask is not None:
+        sim = torch.where(candidate_mask[None, :, None, :], sim, 0.0)
+    return sim
+
+
+def zero_empty(scores: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> Tensor:
+    """Scores [q, c] with zeros, and zero gradient, where the query or the candidate has no real token."""
+    if query_mask is not None:
+        scores = torch.where(query_mask.any(1)[:, None], scores, 0.0)
+    if candidate_mask is not None:
+        scores = torch.where(candidate_mask.any(1)[None], scores, 0.0)
+    return scores
+
+
+_REGISTRY: dict[str, type[Aggregator]] = {}
+
+AggregatorClass = TypeVar("AggregatorClass", bound=type[Aggregator])
+
+
+def register_aggregator(name: str) -> Callable[[AggregatorClass], AggregatorClass]:
+    """A class decorator that gives an Aggregator a name, so that Grain("word", "frame", name) and YAML find it.
+
+    Raises:
+        ValueError: the name is taken by another class.
+        TypeError: the class is not an Aggregator.
+    """
+
+    def decorate(cls: AggregatorClass) -> AggregatorClass:
+        if not issubclass(cls, Aggregator):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"aggregator {name!r}: expected a subclass of Aggregator, got {cls!r}")
+        if _REGISTRY.get(name, cls) is not cls:
+            raise ValueError(f"aggregator {name!r}: the name is taken by {_REGISTRY[name].__name__}")
+        _REGISTRY[name] = cls
+        return cls
+
+    return decorate
+
+
+def aggregator_names() -> tuple[str, ...]:
+    """The registered names."""
+    return tuple(_REGISTRY)
+
+
+def build_aggregator(name: str, **settings: Any) -> Aggregator:
+    """The aggregator of a registered name, with its settings.
+
+    Raises:
+        ValueError: no such name; the message lists them.
+    """
+    return _REGISTRY[checks.choice("aggregator", name, _REGISTRY)](**settings)

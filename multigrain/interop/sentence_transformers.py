@@ -1,0 +1,101 @@
+"""sentence-transformers: a grain as the similarity of its MultiVectorEncoder, and as PyLate's `score_metric`.
+
+Neither package is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..aggregators import Aggregator, build_aggregator
+from ..grains import Grain
+from ._features import as_features, grain_names
+
+Embeddings: TypeAlias = "Tensor | Sequence[Tensor]"
+
+
+def as_similarity_fct(scorer: nn.Module | str, own: bool = False) -> SimilarityFct:
+    """The `similarity_fct` of a loss or an evaluator of sentence-transformers' MultiVectorEncoder.
+
+    Args:
+        scorer: a Grain, an Aggregator or the name of one, or a MultiGrain, whose grains then all read the same tokens.
+        own: score each query with its own documents alone, for MultiVectorDistillKLDivLoss and
+            MultiVectorMarginMSELoss, in place of all with all.
+
+    Raises:
+        TypeError: a scorer that does not tell which grains it reads.
+        ValueError: no aggregator of that name.
+    """
+    if isinstance(scorer, str):
+        scorer = build_aggregator(scorer)
+    if isinstance(scorer, Aggregator):
+        scorer = Grain("query", "document", scorer)
+    if not all(grain_names(scorer)):
+        raise TypeError(f"scorer: expected a Grain, an Aggregator or a MultiGrain, got {type(scorer).__name__}")
+    return SimilarityFct(scorer, own)
+
+
+class SimilarityFct(nn.Module):
+    """See `as_similarity_fct`. A module, so that a trainer finds the parameters of the scorer."""
+
+    def __init__(self, scorer: nn.Module, own: bool) -> None:
+        super().__init__()
+        self.scorer, self.own = scorer, own
+
+    def forward(
+        self,
+        queries_embeddings: Embeddings,
+        documents_embeddings: Embeddings,
+        queries_mask: Tensor | None = None,
+        documents_mask: Tensor | None = None,
+    ) -> Float[Tensor, "q c"] | Float[Tensor, "q"]:
+        """Scores in fp32 (fp64 stays), on the device of the documents. Embeddings are compared as they are.
+
+        Args:
+            queries_embeddings: [Q, q, D], or a list of [q, D], or one [q, D].
+            documents_embeddings: [B, N, t, D], the N documents of each of B queries; or [C, t, D], or a list of
+                [t, D], or one [t, D].
+            queries_mask, documents_mask: [Q, q], and [B, N, t] or [C, t]; not 0 = a real token. None: a token that is
+                zero throughout is padding, as in sentence-transformers. An item without a real token scores 0 (there:
+                below all others).
+
+        Returns:
+            [Q, B * N], the first of query i's own documents in column i * N, or [Q, C]. With own: [Q, N], or [Q].
+
+        Raises:
+            ValueError: embeddings that do not fit together.
+        """
+        documents, documents_mask = _padded(documents_embeddings, documents_mask)
+        queries, queries_mask = _padded(queries_embeddings, queries_mask)
+        queries, queries_mask = queries.to(documents.device), queries_mask.to(documents.device)
+        names = grain_names(self.scorer)
+        query = as_features("queries_embeddings", (queries, queries_mask), names[0])
+        flat = documents.flatten(0, -3), documents_mask.flatten(0, -2)
+        document = as_features("documents_embeddings", flat, names[1])
+        if not self.own:
+            return self.scorer(query, document)
+        each = documents.shape[1] if documents.ndim == 4 else 1
+        if len(document) != len(query) * each:
+            raise ValueError(
+                f"documents_embeddings: expected those of {len(query)} queries, got shape {list(documents.shape)}"
+            )
+        scores = torch.cat([self.scorer(query[i], document[i * each : (i + 1) * each]) for i in range(len(query))])
+        return scores if documents.ndim == 4 else scores[:, 0]
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What sentence-transformers writes on a model card."""
+        return {"scorer": repr(self.scorer), "own": self.own}
+
+
+def _padded(embeddings: Embeddings, mask: Tensor | None) -> tuple[Tensor, Bool[Tensor, "..."]]:
+    """Embeddings [..., length, D] and their mask [..., length]."""
+    if not isinstance(embeddings, Tensor):
+        embeddings = nn.utils.rnn.pad_sequence(list(embeddings), batch_first=True)
+    elif embeddings.ndim == 2:
+        embeddings = embeddings[None]
+    return embeddings, embeddings.any(-1) if mask is None else mask.reshape(embeddings.shape[:-1]) != 0

@@ -1,0 +1,108 @@
+"""Criterion: a loss of a matrix of scores that is a mean over its rows, and the same over its columns.
+
+    L_q = 1/q sum_i row(x_i)        every query among the candidates
+    L_c = 1/c sum_j row(x^T_j)      every candidate among the queries
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .. import checks
+from .base import Loss
+
+Ids: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
+DIRECTIONS = ("both", "query", "candidate")
+
+
+class Criterion(Loss):
+    """A loss of scores [q, c]. Subclass it and write `rows`; RetrievalLoss can then use it in every way.
+
+    Args:
+        direction: "both", or only "query" (each query among the candidates) or "candidate".
+        reduction: "mean" (L_q + L_c) / 2 or "sum" L_q + L_c; with one direction both are that one.
+
+    Raises:
+        ValueError: an unknown direction or reduction.
+    """
+
+    def __init__(self, direction: str = "both", reduction: str = "mean") -> None:
+        super().__init__()
+        self.direction = checks.choice("direction", direction, DIRECTIONS)
+        self.reduction = checks.choice("reduction", reduction, ("mean", "sum"))
+
+    @abstractmethod
+    def rows(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q"]:
+        """The loss of each query, from its scores of all candidates; positives: which of them belong to it.
+
+        Scores may come in half precision: widen them.
+        """
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """How much L_q and L_c count."""
+        if self.direction != "both":
+            return (1.0, 0.0) if self.direction == "query" else (0.0, 1.0)
+        return (0.5, 0.5) if self.reduction == "mean" else (1.0, 1.0)
+
+    def forward(self, scores: Float[Tensor, "q c"], ids: Ids | None = None) -> Float[Tensor, ""]:
+        """The loss, a scalar.
+
+        Args:
+            scores: [queries, candidates]; square unless both ids are given. Half precision is widened to fp32.
+            ids: integers [B] shared by both sides (row i and column i are a pair), or a pair
+                ([queries], [candidates]); equal ids are positives. None: the diagonal.
+
+        Raises:
+            ValueError: scores or ids of the wrong shape; a row or column without a positive.
+        """
+        positives = matches(scores, ids)
+        return self._both_ways(scores, positives, positives)
+
+    def _both_ways(self, scores: Tensor, of_rows: Tensor, of_columns: Tensor) -> Tensor:
+        by_query, by_candidate = self.shares
+        parts = list[Tensor]()
+        if by_query:
+            parts.append(by_query * self.rows(scores, of_rows).mean())
+        if by_candidate:
+            parts.append(by_candidate * self.rows(scores.T, of_columns.T).mean())
+        return torch.stack(parts).sum()
+
+
+class PartialCriterion(Criterion):
+    """A criterion whose rows need not be whole: of some columns of each, a few numbers say all.
+
+    Ranks exchange these numbers in place of scores. Subclass it and write `partial` and `join`.
+    """
+
+    @abstractmethod
+    def partial(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q k"]:
+        """What `join` needs of some columns of each row."""
+
+    @abstractmethod
+    def join(self, parts: Float[Tensor, "parts q k"]) -> Float[Tensor, "q"]:
+        """The loss of each row, from all its columns, part by part."""
+
+    def rows(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q"]:
+        """The loss of each query, from its scores of all candidates."""
+        return self.join(self.partial(scores, positives)[None])
+
+
+def matches(scores: Tensor, ids: Ids | None) -> Tensor:
+    """bool [queries, candidates]: the diagonal, or equal ids; an error where they do not fit the scores."""
+    checks.scores(scores)
+    if ids is None:
+        checks.square(scores, "pass ids otherwise")
+        return torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    queries, candidates = ids if isinstance(ids, tuple) else (ids, ids)
+    checks.labels("ids of the queries", queries, scores.shape[0])
+    checks.labels("ids of the candidates", candidates, scores.shape[1])
+    positives = queries[:, None] == candidates
+    if isinstance(ids, tuple):
+        checks.positives(positives)
+    return positives

@@ -1,0 +1,99 @@
+"""Decorrelation: matched tokens agree channel by channel, and no two channels say the same."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import checks
+from ..distributed import Group
+from ..reduce import without_autocast
+from ..tokens import Features, Tokens
+from .criterion import Ids
+from .whole import Reads, WholeBatchLoss, token_weights
+
+# A channel that varies less than this over the batch is constant: it correlates with nothing.
+VARIANCE = 1e-12
+
+
+class Decorrelation(WholeBatchLoss):
+    """DRL's channel decorrelation regularisation (CDCR) of the matched tokens of pairs.
+
+        partner(m) = the token of item i's candidate with the highest cosine to its query token m, and the converse
+        z          = (x - mean) / std of unit tokens over those of the batch, channel by channel
+        C          = 1/2 (sum_m w_m z_m z'_m^T / sum w over query tokens, partners z'  +  the same of candidates')
+        L          = on_diagonal sum_d (C_dd - 1)^2 + off_diagonal sum_{d != e} C_de^2
+
+    Sums over real tokens alone; a constant channel has z = 0. std divides by the number of tokens (the code of DRL by
+    one less). The partner is a choice without a gradient. It is for features by their pairs: text i and video i.
+    Sources: DRL (Wang et al. 2022, arXiv 2203.07111) and its code, which adds .001 times this, with 1 and .06 by
+    default, .11 and 0 for MSR-VTT; Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230).
+
+    Args:
+        query, candidate: the grains, such as "word" and "frame", of one width.
+        weights: None (w = 1), or the grains of w [B, M, 1] in text and [B, N, 1] in video.
+        on_diagonal, off_diagonal: as in the formula.
+        gather, group, exchange_dtype: see WholeBatchLoss.
+
+    Raises:
+        KeyError, ValueError: a grain that is missing, or sides that are no pairs or of two widths.
+    """
+
+    def __init__(
+        self,
+        query: str = "word",
+        candidate: str = "frame",
+        weights: tuple[str, str] | None = None,
+        on_diagonal: float = 1.0,
+        off_diagonal: float = 0.06,
+        gather: str = "auto",
+        group: Group = None,
+        exchange_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(gather, group, exchange_dtype)
+        self.query, self.candidate, self.weights = query, candidate, weights
+        self.on_diagonal, self.off_diagonal = on_diagonal, off_diagonal
+
+    @property
+    def reads(self) -> Reads:
+        """The grains of tokens and weights."""
+        of_query, of_candidate = self.weights or (self.query, self.candidate)
+        return frozenset({self.query, of_query}), frozenset({self.candidate, of_candidate})
+
+    def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
+        """The loss of the whole batch; ids are of no use to it."""
+        if len(text) != len(video):
+            raise ValueError(f"video: expected as many as texts ({len(text)}), text i with video i, got {len(video)}")
+        query, candidate = text[self.query].normalized(), video[self.candidate].normalized()
+        names = self.weights or (None, None)
+        q_weights, c_weights = token_weights(text, self.query, names[0]), token_weights(video, self.candidate, names[1])
+        checks.sides(f"{self.query}-{self.candidate}", query, candidate)
+        c = (_correlation(query, candidate, q_weights) + _correlation(candidate, query, c_weights).T) / 2
+        diagonal = c.diagonal()
+        off = c.square().sum() - diagonal.square().sum()
+        return self.on_diagonal * (diagonal - 1).square().sum() + self.off_diagonal * off
+
+
+def _correlation(tokens: Tokens, others: Tokens, weights: Tensor) -> Tensor:
+    """C [D, D] of each real token with its partner among the other side's."""
+    with without_autocast(tokens.features):
+        sim = (tokens.features @ others.features.mT).detach()
+        real = torch.ones_like(sim[..., 0], dtype=torch.bool) if tokens.mask is None else tokens.mask
+        if others.mask is not None:
+            sim = torch.where(others.mask[:, None], sim, torch.finfo(sim.dtype).min)
+            real = real & others.mask.any(1)[:, None]
+        partner = sim.argmax(2, keepdim=True).expand(-1, -1, others.dim)
+        z, z_partner = _standard(tokens.features[real]), _standard(others.features.gather(1, partner)[real])
+        w = weights[real][:, None].to(z.dtype)
+        return z.T @ (w * z_partner) / w.sum().clamp_min(torch.finfo(w.dtype).tiny)
+
+
+def _standard(x: Tensor) -> Tensor:
+    """(x - mean) / std of each channel of x [n, D]; 0 where it is constant."""
+    if len(x) == 0:
+        return x
+    x = x - x.mean(0)
+    variance = x.square().mean(0)
+    varies = variance > VARIANCE
+    return torch.where(varies, x * torch.where(varies, variance, 1.0).rsqrt(), 0.0)

@@ -1,0 +1,103 @@
+"""Distillation: a scorer learns how another one ranks."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import checks
+from ..distributed import Group
+from ..reduce import widen
+from ..tokens import Features
+from .criterion import DIRECTIONS, Ids
+from .whole import Reads, WholeBatchLoss, grains_read
+
+# Probabilities whose distance from their mean is shorter than this are all equal: they correlate with nothing.
+LENGTH = 1e-12
+
+
+class Distillation(WholeBatchLoss):
+    """The distance of a student's scores from a teacher's, row by row and column by column.
+
+        p_i = softmax_j(scale * student_ij),   t_i = softmax_j(teacher_scale * teacher_ij)
+        row = 1 - Pearson correlation of p_i and t_i    ("pearson")    or    sum_j t_ij (log t_ij - log p_ij)    ("kl")
+        L   = mean over rows + the same down the columns    ("sum", as TeachCLIP)    or half of that    ("mean")
+
+    No gradient reaches the teacher: it scores features of its own, such as grains of other names in the same text and
+    video. The correlation with equal probabilities is 0. Source: TeachCLIP (Tian et al., CVPR 2024) and its code, whose
+    loss is .2 InfoNCE + this ("pearson") + a term of the frames' weights.
+
+    Args:
+        student, teacher: scorers, (text, video) -> scores [texts, videos]. Freeze the teacher's parameters where it
+            has any.
+        kind: "pearson" or "kl".
+        scale, teacher_scale: multipliers of the scores, above 0; CLIP's ends at 100. None: that of the student.
+        reduction, direction: of the two directions, as in InfoNCE.
+        gather, group, exchange_dtype: see WholeBatchLoss.
+
+    Raises:
+        ValueError: settings out of range, or scores of two shapes.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        kind: str = "pearson",
+        scale: float = 100.0,
+        teacher_scale: float | None = None,
+        reduction: str = "sum",
+        direction: str = "both",
+        gather: str = "auto",
+        group: Group = None,
+        exchange_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(gather, group, exchange_dtype)
+        self.student, self.teacher = student, teacher
+        self.kind = checks.choice("kind", kind, ("pearson", "kl"))
+        self.scale = checks.positive("scale", scale)
+        self.teacher_scale = self.scale if teacher_scale is None else checks.positive("teacher_scale", teacher_scale)
+        self.reduction = checks.choice("reduction", reduction, ("mean", "sum"))
+        self.direction = checks.choice("direction", direction, DIRECTIONS)
+
+    @property
+    def reads(self) -> Reads | None:
+        """The grains of both scorers."""
+        student, teacher = grains_read(self.student), grains_read(self.teacher)
+        return None if student is None or teacher is None else (student[0] | teacher[0], student[1] | teacher[1])
+
+    def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
+        """The loss of the whole batch; ids are of no use to it."""
+        with torch.no_grad():
+            teacher = self.teacher(text, video)
+        student = self.student(text, video)
+        if student.shape != teacher.shape:
+            raise ValueError(f"teacher: expected scores {checks.shape(student)}, got {checks.shape(teacher)}")
+        student, teacher = self.scale * widen(student), self.teacher_scale * widen(teacher)
+        distance = _pearson if self.kind == "pearson" else _divergence
+        losses: list[Tensor] = []
+        if self.direction != "candidate":
+            losses.append(distance(student, teacher).mean())
+        if self.direction != "query":
+            losses.append(distance(student.T, teacher.T).mean())
+        return torch.stack(losses).sum() if self.reduction == "sum" else torch.stack(losses).mean()
+
+
+def _pearson(student: Tensor, teacher: Tensor) -> Tensor:
+    """[rows]."""
+    return 1 - (_centred(student.softmax(1)) * _centred(teacher.softmax(1))).sum(1)
+
+
+def _centred(p: Tensor) -> Tensor:
+    """Rows less their mean, of length one; 0 where all are equal."""
+    p = p - p.mean(1, keepdim=True)
+    square = p.square().sum(1, keepdim=True)
+    differs = square > LENGTH**2
+    return torch.where(differs, p * torch.where(differs, square, 1.0).rsqrt(), 0.0)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """[rows]."""
+    t = teacher.log_softmax(1)
+    return (t.exp() * (t - student.log_softmax(1))).sum(1)

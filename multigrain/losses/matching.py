@@ -1,0 +1,162 @@
+"""Matching: is this text of this video, yes or no, asked of a scorer that reads both together.
+
+Each of its pairs costs a pass of a transformer, so a few negatives are chosen for every text and video.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .. import checks
+from ..reduce import logsumexp, mean, widen
+from ..tokens import Features
+from .base import Loss
+
+DIRECTIONS = ("both", "query", "candidate")
+Negatives: TypeAlias = 'tuple[Int[Tensor, "q k"], Bool[Tensor, "q k"]]'
+
+
+class _Pairs(Protocol):
+    def pairs(self, query: Features, candidate: Features) -> Tensor: ...
+
+
+def random_negatives(positives: Bool[Tensor, "q c"], k: int = 1) -> Negatives:
+    """k candidates of each query that are no positives of it, drawn evenly without replacement.
+
+    Torch's generator of the device is drawn from.
+
+    Args:
+        positives: which candidates belong to which query.
+        k: how many; a query with fewer negatives has them all.
+
+    Returns:
+        Columns [q, k], and a mask [q, k] that is True where there is one.
+    """
+    return hard_negatives(torch.zeros(positives.shape, device=positives.device), positives, k)
+
+
+def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"], k: int = 1) -> Negatives:
+    """As `random_negatives`, drawn with the chances softmax(scores) over the negatives of a row (ALBEF, k = 1).
+
+    Args:
+        scores: of a ranker, times its logit scale.
+    """
+    logits = widen(scores.detach())
+    # Gumbel's trick: the k largest are a draw without replacement, and no chance ever underflows.
+    return cascade_negatives(logits - torch.empty_like(logits).exponential_().log(), positives, k)
+
+
+def cascade_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"], k: int = 8) -> Negatives:
+    """The k negatives of each query that a cheap ranker scores highest, best first (TACo; its k is 8)."""
+    checks.count("k", k)
+    same = positives.shape == scores.shape and positives.dtype == torch.bool
+    checks.require(same, "positives", f"a bool matrix of shape {checks.shape(scores)}", checks.shape(positives))
+    best = torch.where(positives, -torch.inf, scores.detach()).topk(min(k, scores.shape[1]), 1).indices
+    return best, ~positives.gather(1, best)
+
+
+class Matching(Loss):
+    """Cross-entropy of a scorer's logits [., 2] over pairs that belong together and chosen ones that do not.
+
+        L = mean over B pairs, k negatives of each text and k of each video of CE(logits, belongs together)
+
+    LXMERT, OSCAR and VideoBERT ("random"), ALBEF ("hard", "both", k = 1); TACo's cascade with contrastive=True:
+    the mean over texts, and over videos, of the softmax cross-entropy of logits_1 - logits_0 of a pair against its
+    negatives. Over several ranks it is of this rank's batch.
+
+    Args:
+        scorer: has pairs(text, video) -> logits [B, 2] of aligned pairs, as CrossEncoder.
+        negatives: "random"; "hard": drawn from softmax(ranker's scores / temperature); "cascade": the ranker's best.
+        ranker: Features x Features -> scores [texts, videos], without a gradient; None: the scorer itself, at the
+            cost of all pairs.
+        k: negatives of each text and each video; None: 1, and 8 for the cascade. An item may have fewer.
+        temperature: of the draw of hard negatives.
+        direction: "query": negative videos for each text alone; "candidate": texts for each video; "both".
+        contrastive: choose among a pair and its negatives in place of deciding on each.
+
+    Raises:
+        ValueError: settings out of range.
+        TypeError: a scorer without `pairs`.
+
+    Example:
+        >>> loss = Matching(mg.CrossEncoder(16, depth=1, heads=2), "hard", ranker=mg.VideoSentence())
+        >>> text = mg.Features(sentence=torch.randn(4, 16), word=torch.randn(4, 7, 16))
+        >>> video = mg.Features(video=torch.randn(4, 16), frame=torch.randn(4, 3, 16))
+        >>> loss(text, video).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        scorer: nn.Module,
+        negatives: str = "hard",
+        ranker: nn.Module | None = None,
+        k: int | None = None,
+        temperature: float = 0.07,
+        direction: str = "both",
+        contrastive: bool = False,
+    ) -> None:
+        super().__init__()
+        if not callable(getattr(scorer, "pairs", None)):
+            raise TypeError(f"scorer: expected one with a method pairs, as CrossEncoder, got {type(scorer).__name__}")
+        self.scorer, self.ranker = scorer, ranker
+        self.negatives = checks.choice("negatives", negatives, ("random", "hard", "cascade"))
+        self.k = checks.count("k", (8 if negatives == "cascade" else 1) if k is None else k)
+        self.temperature = checks.positive("temperature", temperature)
+        self.direction = checks.choice("direction", direction, DIRECTIONS)
+        self.contrastive = contrastive
+
+    def forward(self, text: Features, video: Features, ids: Int[Tensor, "b"] | None = None) -> Float[Tensor, ""]:
+        """The loss of a batch in which text i belongs to video i.
+
+        Args:
+            ids: [B]; a negative never has the id of its pair. None: all differ.
+
+        Raises:
+            ValueError: other numbers of texts than of videos, or ids that do not fit.
+        """
+        size = len(text)
+        checks.require(len(video) == size, "video", f"as many videos as texts, {size}", len(video))
+        checks.require(not isinstance(ids, tuple), "ids", "integers [B] that both sides share", "a pair")
+        own = torch.arange(size, device=text.device)
+        ids = own if ids is None else ids.to(text.device)
+        checks.labels("ids", ids, size)
+        positives = ids[:, None] == ids
+        pairs, real = [(own, own)], [torch.ones_like(own, dtype=torch.bool)]
+        scores = self._rank(text, video)
+        for direction, chances, belong in (("query", scores, positives), ("candidate", scores.T, positives.T)):
+            if self.direction in ("both", direction):
+                others, exist = (x.T for x in self._choose(chances, belong))  # [k, B]
+                mine = own.expand_as(others)
+                chosen = (mine, others) if direction == "query" else (others, mine)
+                pairs.append((chosen[0].flatten(), chosen[1].flatten()))
+                real.append(exist.flatten())
+        texts, videos = (torch.cat(side) for side in zip(*pairs, strict=True))
+        logits = widen(cast("_Pairs", self.scorer).pairs(text[texts], video[videos]))
+        if not self.contrastive:
+            labels = (torch.arange(len(logits), device=own.device) < size).long()
+            return mean(F.cross_entropy(logits, labels, reduction="none"), torch.cat(real))
+        odds = (logits[:, 1] - logits[:, 0]).split([len(mask) for mask in real])
+        among = [
+            (torch.cat([odds[0], x]).view(-1, size), torch.cat([real[0], exist]).view(-1, size))
+            for x, exist in zip(odds[1:], real[1:], strict=True)
+        ]
+        losses = [logsumexp(x, exist, 0) for x, exist in among]
+        return (sum(losses[1:], losses[0]) / len(losses) - odds[0]).mean()
+
+    @torch.no_grad()
+    def _rank(self, text: Features, video: Features) -> Tensor:
+        """Scores [texts, videos] to choose by."""
+        if self.negatives == "random":
+            return torch.zeros(len(text), len(video), device=text.device)
+        return (self.scorer if self.ranker is None else self.ranker)(text, video)
+
+    def _choose(self, scores: Tensor, positives: Tensor) -> Negatives:
+        if self.negatives == "cascade":
+            return cascade_negatives(scores, positives, self.k)
+        return hard_negatives(scores / self.temperature, positives, self.k)

@@ -1,0 +1,252 @@
+"""Scorers that read the tokens of both sides together, and what makes them affordable.
+
+    CrossEncoder   a transformer over [CLS; query tokens; candidate tokens] and a matching head: logits [., 2]
+    SegmentScorer  a scorer of short segments of the candidate, aggregated over segments
+    rerank         the best candidates of a cheap scorer, in the order of a dear one
+
+A score depends on its own (query, candidate) pair alone, as everywhere; no product of features gives it, so all
+pairs cost one pass of the transformer each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from . import checks
+from .aggregators import Aggregator, build_aggregator, zero_empty
+from .reduce import widen
+from .tokens import Features, Tokens
+from .transformer import Transformer
+
+# Numbers in the token sequences of a block of pairs; each layer of the transformer holds about twelve times as many.
+ELEMENTS = 1 << 22
+
+
+class CrossEncoder(nn.Module):
+    """Whether a query and a candidate belong together, from all their tokens at once.
+
+        x      = [cls; sqrt(D) query tokens + side_q; sqrt(D) candidate tokens + side_c]      of unit tokens
+        logits = head(LN(Transformer(x)_cls))          [., 2]: no match, match
+        score  = logits_1 - logits_0                   the log-odds of a match
+
+    The form that VideoBERT's alignment, LXMERT, OSCAR, ALBEF's matching, CLIP4Clip's tight similarity and TACo's
+    fusion share, over features in place of their encoders. Tokens come with their positions from their encoders:
+    here their order changes nothing, nor does the length of a vector.
+
+    Args:
+        dim: D of both grains.
+        depth, heads, dropout: of the transformer.
+        query, candidate: names of the grains in the two Features.
+
+    Raises:
+        ValueError: settings out of range; in the methods, features of another width.
+
+    Example:
+        >>> scorer = CrossEncoder(16, depth=1, heads=2)
+        >>> text, video = mg.Features(word=torch.randn(3, 7, 16)), mg.Features(frame=torch.randn(5, 4, 16))
+        >>> scorer(text, video).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int = 2,
+        heads: int = 8,
+        query: str = "word",
+        candidate: str = "frame",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.query, self.candidate = query, candidate
+        checks.count("dim", dim)
+        self.cls = nn.Parameter(0.02 * torch.randn(dim))
+        self.sides = nn.Parameter(0.02 * torch.randn(2, dim))
+        self.transformer = Transformer(dim, checks.count("depth", depth), checks.count("heads", heads), dropout)
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 2)
+
+    def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:
+        """Scores [queries, candidates] of all pairs; 0 where an item has no real token.
+
+        In blocks, each of which is computed again in the backward pass: memory is that of one.
+        """
+        q, c = self._tokens(query, candidate)
+        size = self._block(q, c)
+        rows = min(len(q), max(1, int(size**0.5)))
+        queries, candidates = _split(q, rows), _split(c, max(1, size // rows))
+        again = len(queries) * len(candidates) > 1
+
+        def block(a: Tokens, b: Tokens) -> Tensor:
+            every = torch.arange(len(a) * len(b), device=a.device)
+            return _log_odds(self._logits(a[every // len(b)], b[every % len(b)])).view(len(a), len(b))
+
+        scores = torch.cat([torch.cat([_computed(block, a, b, again) for b in candidates], 1) for a in queries])
+        return zero_empty(scores, q.mask, c.mask)
+
+    def pairs(self, query: Features, candidate: Features) -> Float[Tensor, "b 2"]:
+        """Logits [B, 2] (no match, match) of query i with candidate i; 0 where one has no real token. Also in blocks.
+
+        Raises:
+            ValueError: another number of candidates than of queries.
+        """
+        q, c = self._tokens(query, candidate)
+        checks.require(len(q) == len(c), "candidate", f"as many items as queries, {len(q)}", len(c))
+        size = self._block(q, c)
+        blocks = zip(_split(q, size), _split(c, size), strict=True)
+        logits = torch.cat([_computed(self._logits, a, b, len(q) > size) for a, b in blocks])
+        for mask in (q.mask, c.mask):
+            logits = logits if mask is None else torch.where(mask.any(1)[:, None], logits, 0.0)
+        return widen(logits)
+
+    def _tokens(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
+        """The two grains, padding zero, in the dtype of the parameters."""
+        q, c = query[self.query].normalized(), candidate[self.candidate].normalized()
+        name = f"{self.query}-{self.candidate}"
+        checks.sides(name, q, c)
+        if q.dim != self.head.in_features:
+            raise ValueError(f"grain {name!r}: expected features of width {self.head.in_features}, got {q.dim}")
+        return q.to(dtype=self.cls.dtype), c.to(dtype=self.cls.dtype)
+
+    def _block(self, query: Tokens, candidate: Tokens) -> int:
+        """Pairs of a block."""
+        return max(1, ELEMENTS // ((1 + query.length + candidate.length) * query.dim))
+
+    def _logits(self, query: Tokens, candidate: Tokens) -> Tensor:
+        """Logits [B, 2] of aligned tokens."""
+        scale = query.dim**0.5  # entries of about 1, which the transformer starts from
+        sides = [scale * x.features + side for x, side in zip((query, candidate), self.sides, strict=True)]
+        x = torch.cat([self.cls.expand(len(query), 1, -1), *sides], 1)
+        mask = None
+        if query.mask is not None or candidate.mask is not None:
+            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+            cls, q, c = real.split((1, query.length, candidate.length), 1)
+            q, c = (m if side.mask is None else side.mask for m, side in ((q, query), (c, candidate)))
+            mask = torch.cat([cls, q, c], 1)
+        return self.head(self.norm(self.transformer(x, mask)[:, 0]))
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """The score of logits [..., 2]."""
+    logits = widen(logits)
+    return logits[..., 1] - logits[..., 0]
+
+
+def _split(tokens: Tokens, size: int) -> list[Tokens]:
+    # torch.split, not slices: the backward pass of a slice would allocate the whole.
+    features = tokens.features.split(size)
+    masks = [None] * len(features) if tokens.mask is None else tokens.mask.split(size)
+    return [Tokens(x, mask, unit=True) for x, mask in zip(features, masks, strict=True)]
+
+
+def _computed(function: Callable[[Tokens, Tokens], Tensor], query: Tokens, candidate: Tokens, again: bool) -> Tensor:
+    """function(query, candidate), computed `again` in the backward pass in place of being kept."""
+    if not (again and torch.is_grad_enabled()):
+        return function(query, candidate)
+
+    def compute(q: Tensor, c: Tensor) -> Tensor:
+        return function(Tokens(q, query.mask, unit=True), Tokens(c, candidate.mask, unit=True))
+
+    out = checkpoint(compute, query.features, candidate.features, use_reentrant=False)
+    assert isinstance(out, Tensor)
+    return out
+
+
+class SegmentScorer(nn.Module):
+    """aggregator_s scorer(query, segment s): each segment of a candidate's tokens is scored as its own candidate.
+
+    ClipBERT's scores of short clips (Lei et al. 2021, arXiv 2102.06183), pooled by mean (MeanMean), max (MaxMax) or
+    log-sum-exp (LogSumExp(temperature=1) of logits) over the segments that have a real token.
+
+    Args:
+        scorer: Features x Features -> scores [q, c], such as CrossEncoder or MultiGrain.
+        length: tokens of a segment; the last one may have fewer.
+        aggregator: an Aggregator or its registered name; it sees sim [q, c, 1, segments].
+        grain: which grain of the candidate is cut. Its other grains go, whole, with every segment.
+
+    Raises:
+        ValueError: a length below 1, an unknown aggregator.
+
+    Example:
+        >>> scorer = SegmentScorer(mg.Grain("sentence", "frame", "mean_mean"), length=2, aggregator="max_max")
+        >>> text, video = mg.Features(sentence=torch.randn(3, 8)), mg.Features(frame=torch.randn(5, 7, 8))
+        >>> scorer(text, video).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(
+        self, scorer: nn.Module, length: int, aggregator: Aggregator | str = "mean_mean", grain: str = "frame"
+    ) -> None:
+        super().__init__()
+        self.scorer, self.length, self.grain = scorer, checks.count("length", length), grain
+        self.aggregator = build_aggregator(aggregator) if isinstance(aggregator, str) else aggregator
+
+    def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:
+        """Scores [queries, candidates]; 0 where a candidate has no real token."""
+        segments, real = self._segments(candidate)
+        sim = self.scorer(query, segments).unflatten(1, (len(candidate), -1))[:, :, None]
+        if real is None:
+            return self.aggregator(sim)
+        scores = self.aggregator(sim, None, real | ~real.any(1, keepdim=True))
+        return zero_empty(scores, None, real)
+
+    def _segments(self, candidate: Features) -> tuple[Features, Tensor | None]:
+        """The segments of all candidates as items [c * S], and which have a real token [c, S] (None = all)."""
+        tokens = candidate[self.grain].tokenwise()
+        count = -(-tokens.length // self.length)
+        missing = count * self.length - tokens.length
+        mask = tokens.mask
+        if missing and mask is None:
+            mask = torch.ones(len(tokens), tokens.length, dtype=torch.bool, device=tokens.device)
+        cut = Tokens(
+            F.pad(tokens.features, (0, 0, 0, missing)).reshape(-1, self.length, tokens.dim),
+            None if mask is None else F.pad(mask, (0, missing)).reshape(-1, self.length),
+            unit=tokens.unit,
+        )
+        rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(count)
+        others = {name: candidate[name][rows] for name in candidate.names if name != self.grain}
+        real = None if cut.mask is None else cut.mask.any(1).view(-1, count)
+        return Features(**others, **{self.grain: cut}), real
+
+
+@torch.no_grad()
+def rerank(
+    scores: Float[Tensor, "q c"],
+    scorer: Callable[[Features, Features], Tensor],
+    k: int,
+    text: Features,
+    video: Features,
+) -> Float[Tensor, "q c"]:
+    """The k best candidates of each row scored anew; they stay above the rest, which keeps its order.
+
+    As OSCAR and ALBEF search: `scores` are cheap, `scorer` is dear and sees q k pairs in place of q c. The k hold the
+    scorer's scores as they are, the rest falls below the lowest of them in even steps, equal ones together. Only the
+    order within a row means something. The other direction is
+    `rerank(scores.T, lambda video, text: scorer(text, video).T, k, video, text)`.
+
+    Args:
+        scores: [queries, candidates] of the first stage; of equal ones the lower index comes first.
+        scorer: Features x Features -> scores [q, c], such as CrossEncoder, in eval mode.
+        k: from 1 to the number of candidates; all: the scorer's own matrix.
+        text, video: queries and candidates of the scorer.
+
+    Raises:
+        ValueError: a k out of range, or features of other numbers of items than the scores.
+    """
+    checks.scores(scores)
+    expected = [len(text), len(video)]
+    checks.require(list(scores.shape) == expected, "scores", f"shape {expected} as the features", checks.shape(scores))
+    checks.count("k", k, at_most=len(video))
+    ordered, order = scores.sort(dim=1, descending=True, stable=True)
+    best = order[:, :k].to(video.device)
+    again = widen(torch.cat([scorer(text[i], video[columns]) for i, columns in enumerate(best)])).to(scores.device)
+    lowest = again.amin(1, keepdim=True)
+    below = 1 + F.pad(ordered[:, k + 1 :] != ordered[:, k:-1], (1, 0)).cumsum(1)[:, : scores.shape[1] - k]
+    # A step is as large as the scores are, for a small one would vanish beside them.
+    rest = lowest - lowest.abs().clamp_min(1) * below
+    return again.new_empty(scores.shape).scatter_(1, order, torch.cat([again, rest], 1))

@@ -1,0 +1,306 @@
+"""Poolers: from the tokens of an item to one vector, by themselves or as the query sees them.
+
+    tokens        [B, L, D]    of their own length: cosines are taken by whoever compares them
+    mask          [B, L]       bool, True = a real token; None = all
+    pooled        [B, D]       fp32 (fp64 stays); zeros where an item has no real token
+
+A `Pooler` sees one item: `Pool` makes a grain of it. A `QueryPooler` sees the query [q, D] as well and gives a vector
+for each pair, [q, c, D]: `PooledGrain` compares it with the query. Both are called with padded slots that are zero.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from . import checks
+from .aggregators import zero_empty
+from .kernels import table
+from .kernels.spec import Weights
+from .reduce import mean, project, softmax, without_autocast
+from .tokens import Features, Tokens
+
+
+class Pooler(nn.Module, ABC):
+    """One vector of each item's tokens. Subclass it and write `forward`."""
+
+    @abstractmethod
+    def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
+        """Vectors [B, D] of tokens [B, L, D]."""
+
+
+class QueryPooler(nn.Module, ABC):
+    """One vector of a candidate's tokens for each query. Subclass it and write `forward`.
+
+    A vector may depend on its own pair alone, and not on what lies behind the mask.
+    """
+
+    @abstractmethod
+    def forward(
+        self,
+        query: Float[Tensor, "q d"],
+        tokens: Float[Tensor, "c n d"],
+        mask: Bool[Tensor, "c n"] | None = None,
+    ) -> Float[Tensor, "q c d"]:
+        """Vectors [q, c, D] of tokens [c, n, D] under each query [q, D]."""
+
+
+class MeanPool(Pooler):
+    """The mean of the real tokens.
+
+    Args:
+        normalize: the mean of unit tokens, as CLIP4Clip (Luo et al. 2021, arXiv 2104.08860); otherwise long tokens
+            count more.
+    """
+
+    def __init__(self, normalize: bool = False) -> None:
+        super().__init__()
+        self.normalize = normalize
+
+    def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
+        """Vectors [B, D] of tokens [B, L, D]."""
+        if self.normalize:
+            tokens = _unit(tokens)
+        return mean(tokens, None if mask is None else mask.unsqueeze(-1), 1)
+
+
+class AttentionPool(Pooler):
+    """sum_k a_k x_k, a = softmax over the real tokens of <w, x_k>, w learned.
+
+    HERO's query (Li et al. 2020, arXiv 2005.00200): one vector of a sentence's words, compared with every frame.
+
+    Args:
+        dim: D, the width of the tokens.
+
+    Raises:
+        ValueError: dim below 1; in forward, tokens of another width.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(checks.count("dim", dim), 1, bias=False)  # softmax takes no notice of a bias
+
+    def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
+        """Vectors [B, D] of tokens [B, L, D]."""
+        checks.width("AttentionPool", self.score.in_features, tokens.shape[-1])
+        attention = softmax(project(self.score, tokens).squeeze(-1), mask)
+        return (attention.unsqueeze(1) @ tokens).squeeze(1)
+
+
+class SoftmaxPool(QueryPooler):
+    """v = sum_k a_k x_k, a = softmax over the real tokens of cos(query, x_k) / t; the tokens at their own length.
+
+    The query scoring of CLIP-Hitchhiker (Bain et al. 2022, arXiv 2205.08508), its mode "feats". Its mode "scores",
+    sum_k a_k cos(query, x_k), is `AOSM(t, direction="candidate")` of one query token. It tends to the mean of the
+    tokens as the temperature grows and to the best one as it goes to 0.
+
+    Args:
+        temperature: sharpness t.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = checks.positive("temperature", temperature)
+
+    def forward(
+        self,
+        query: Float[Tensor, "q d"],
+        tokens: Float[Tensor, "c n d"],
+        mask: Bool[Tensor, "c n"] | None = None,
+    ) -> Float[Tensor, "q c d"]:
+        """Vectors [q, c, D] of tokens [c, n, D] under each query [q, D]."""
+        sim = torch.einsum("qd,cnd->qcn", _unit(query), _unit(tokens))
+        attention = softmax(sim / self.temperature, None if mask is None else mask[None])
+        return torch.einsum("qcn,cnd->qcd", attention, tokens)
+
+    def extra_repr(self) -> str:
+        """The settings that repr shows."""
+        return f"temperature={self.temperature}"
+
+
+class CrossAttentionPool(QueryPooler):
+    """X-Pool's cross-attention of one query over frames (Gorti et al. 2022, arXiv 2203.15086).
+
+        q = W_q LN(query), k = W_k LN(x), v = W_v LN(x)
+        o = LN'(W_o sum_k softmax(<q, k> / sqrt(D / heads))_k v_k)
+        pooled = LN''(o + dropout(W o))
+
+    The two LN at the entrance are one. All five projections begin as the identity with no bias, so that the pool
+    begins as a softmax of normalised tokens.
+
+    Args:
+        dim: D, the width of query and tokens.
+        heads: attention heads, a divisor of dim.
+        dropout: in training, of W o.
+
+    Raises:
+        ValueError: heads that do not divide dim, dropout outside [0, 1); in forward, tokens of another width.
+    """
+
+    def __init__(self, dim: int, heads: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dim, self.heads = checks.count("dim", dim), checks.count("heads", heads)
+        checks.require(dim % heads == 0, "heads", f"a divisor of dim ({dim})", heads)
+        checks.require(0 <= dropout < 1, "dropout", "a share from 0 to below 1", dropout)
+        self.query, self.key, self.value, self.output, self.linear = (_identity(dim) for _ in range(5))
+        self.norm_input, self.norm_attended, self.norm_output = (nn.LayerNorm(dim) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        query: Float[Tensor, "q d"],
+        tokens: Float[Tensor, "c n d"],
+        mask: Bool[Tensor, "c n"] | None = None,
+    ) -> Float[Tensor, "q c d"]:
+        """Vectors [q, c, D] of tokens [c, n, D] under each query [q, D]."""
+        checks.width("CrossAttentionPool", self.dim, tokens.shape[-1])
+        x = _layer_norm(self.norm_input, tokens)
+        q = self._heads(project(self.query, _layer_norm(self.norm_input, query)))
+        k, v = (self._heads(project(layer, x)) for layer in (self.key, self.value))
+        logits = torch.einsum("qhd,cnhd->qchn", q, k) / q.shape[-1] ** 0.5
+        attention = softmax(logits, None if mask is None else mask[None, :, None])
+        attended = torch.einsum("qchn,cnhd->qchd", attention, v).flatten(2)
+        out = _layer_norm(self.norm_attended, project(self.output, attended))
+        return _layer_norm(self.norm_output, out + self.dropout(project(self.linear, out)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class Pool(nn.Module):
+    """A head: Features -> Features with one more grain, the pooled vector of another.
+
+    Args:
+        source, target: names of the grain that is pooled and of the new one.
+        pooler: a Pooler.
+
+    Raises:
+        TypeError: no Pooler.
+        KeyError, ValueError: in forward, features without the source, or that have the target already.
+
+    Example:
+        >>> video = Pool("frame", "video", MeanPool())(Features(frame=torch.randn(5, 4, 16)))
+        >>> video.names, video["video"].features.shape
+        (('frame', 'video'), torch.Size([5, 16]))
+    """
+
+    def __init__(self, source: str, target: str, pooler: Pooler) -> None:
+        super().__init__()
+        self.source, self.target, self.pooler = source, target, checks.instance("pooler", pooler, Pooler)
+
+    def forward(self, features: Features) -> Features:
+        """The features and the new grain [B, D]; an item without a real token of the source has none of the target."""
+        tokens = features[self.source].tokenwise()
+        if self.target in features:
+            raise ValueError(f"target: expected a new grain, got {self.target!r}, which the features have")
+        with without_autocast(tokens.features):
+            pooled = self.pooler(tokens.filled(), _nonempty(tokens.mask))
+        real = None if tokens.mask is None else tokens.mask.any(1, keepdim=True)
+        if real is not None:
+            pooled = torch.where(real, pooled, 0.0)
+        return Features(**{name: features[name] for name in features.names}, **{self.target: Tokens(pooled, real)})
+
+    def extra_repr(self) -> str:
+        """The settings that repr shows."""
+        return f"{self.source!r}, {self.target!r}"
+
+
+class PooledGrain(nn.Module):
+    """A grain whose candidate tokens are pooled as each query sees them: cos(query, pool(query, tokens)).
+
+    It goes where a Grain goes, into MultiGrain too. Memory is that of blocks of pairs: the tokens of all pairs
+    [q, c, n, D] never exist, and the vectors [q, c, D] only for a block.
+
+    Args:
+        query, candidate: names of the grains in the two Features, such as "sentence" and "frame"; the query is one
+            token.
+        pooler: a QueryPooler.
+        name: how `scores_by_grain` calls it; default "query-candidate".
+
+    Raises:
+        TypeError: no QueryPooler.
+        KeyError, ValueError: in forward, a grain that is missing, sides that do not fit, or more than one query token.
+
+    Example:
+        >>> grain = PooledGrain("sentence", "frame", SoftmaxPool())
+        >>> grain(Features(sentence=torch.randn(3, 16)), Features(frame=torch.randn(5, 4, 16))).shape
+        torch.Size([3, 5])
+    """
+
+    aggregator: None = None
+
+    def __init__(self, query: str, candidate: str, pooler: QueryPooler, name: str | None = None) -> None:
+        super().__init__()
+        self.query, self.candidate = query, candidate
+        self.name = name or f"{query}-{candidate}"
+        self.pooler = checks.instance("pooler", pooler, QueryPooler)
+
+    def forward(self, query: Features, candidate: Features, backend: str | None = None) -> Float[Tensor, "q c"]:
+        """Scores [q, c] of all pairs, fp32 (fp64 stays), before any logit scale.
+
+        Args:
+            backend: as for `Grain`; "triton" does not serve.
+
+        Raises:
+            Unsupported: the backend "triton" was asked for.
+        """
+        backend = table.choice(backend)
+        q, c = self._sides(query, candidate)
+        scores = table.by_blocks(self._scores, q, c, backend, size=c.dim + c.length)
+        return zero_empty(scores, q.mask, c.mask)
+
+    @property
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The names of all grains that the scores depend on, of the query and of the candidate."""
+        return frozenset({self.query}), frozenset({self.candidate})
+
+    def similarity(self, query: Features, candidate: Features) -> Float[Tensor, "q c 1 n"]:
+        """Cosines [q, c, 1, n] of the query with the candidate's tokens, before any pooling; 0 at padded tokens."""
+        return table.similarity(*self._sides(query, candidate))
+
+    def _sides(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
+        q, c = query[self.query].tokenwise(), candidate[self.candidate].tokenwise()
+        checks.sides(self.name, q, c)
+        checks.one_query_token(self.name, q)
+        return q, c
+
+    def _scores(self, query: Tokens, candidate: Tokens, weights: Weights) -> Tensor:
+        q, c = query.filled().squeeze(1), candidate.filled()
+        wide = torch.promote_types(q.dtype, c.dtype)
+        q, c = q.to(wide), c.to(wide)
+        with without_autocast(q):
+            pooled = self.pooler(q, c, _nonempty(candidate.mask))
+            return (_unit(q).unsqueeze(1) * _unit(pooled)).sum(-1)
+
+    def extra_repr(self) -> str:
+        """The settings that repr shows."""
+        return f"{self.query!r}, {self.candidate!r}"
+
+
+def _unit(x: Tensor) -> Tensor:
+    """The vectors along the last axis at length 1; zeros stay zeros."""
+    return Tokens(x.reshape(-1, x.shape[-1])).normalized().features.view(x.shape)
+
+
+def _nonempty(mask: Tensor | None) -> Tensor | None:
+    """An item without a real token passes as one of zeros: no pooler meets an empty softmax."""
+    return None if mask is None else mask | ~mask.any(1, keepdim=True)
+
+
+def _identity(dim: int) -> nn.Linear:
+    layer = nn.Linear(dim, dim)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    return nn.functional.layer_norm(
+        x, layer.normalized_shape, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps
+    )

@@ -1,0 +1,256 @@
+"""Recipe: a published system as parts of this library; the registry of recipes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import checks
+from ..losses import FeatureQueue, Loss
+from ..losses.infonce import Ids
+from ..pairs import rerank
+from ..scoring import score_matrix
+from ..tokens import Features
+
+DIRECTIONS = ("t2v", "v2t")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a recipe compares and at what price, for tables.
+
+    Args:
+        system: what its authors call it.
+        paper: who, when, and the arXiv number.
+        grains: which are compared, "text-video".
+        aggregation: how the similarities of tokens become one score.
+        loss: what is minimised.
+        extras: what else it needs: queues, given weights, a second stage; "" for nothing.
+        cost: the dominant multiplications of one score beyond the encoders, of D-wide features, M words, N frames;
+            or those of a batch, where it says so.
+        figure: a result that was published for it; "" where none could be checked. Results of other papers, data
+            and encoders do not compare.
+        source: where the figure was read.
+    """
+
+    system: str
+    paper: str
+    grains: str
+    aggregation: str
+    loss: str
+    cost: str
+    extras: str = ""
+    figure: str = ""
+    source: str = ""
+
+
+class Recipe(nn.Module):
+    """Heads, a scorer and a loss: from the raw features of any two encoders to scores and a loss.
+
+        raw text  Features(sentence [B, D], word [B, M, D] + mask)  -> text_head  -> text  -+-> scorer -> scores
+        raw video Features(frame [B, N, D] + mask)                  -> video_head -> video -+-> loss   -> scalar
+
+    A recipe reads those of the grains that it compares. It may have parameters: train them beside the encoders'.
+
+    Args:
+        scorer: Features x Features -> scores [texts, videos]. It ranks the videos of a text.
+        loss: (text, video, ids) -> scalar, of features behind the heads. It shares the scorer's parameters.
+        text_head, video_head: Features -> Features with more grains, or None for the identity.
+        reverse: the scorer that ranks the texts of a video, [texts, videos] too, where it is another (FILIP).
+        reranker: a scorer of single pairs, too slow for all, for the best `rerank_k` of a ranking.
+        momentum: the decay of momentum encoders (see `momentum_update`) that make `keys`; None: there are none.
+        queue_size: of the two queues of keys; None: there are none.
+
+    Attributes:
+        name, about: the registered name and what the recipe is, set by `register_recipe`.
+
+    Example:
+        >>> recipe = mg.recipes.filip()
+        >>> text = mg.Features(word=torch.randn(4, 7, 16))
+        >>> video = mg.Features(frame=torch.randn(4, 5, 16))
+        >>> recipe(text, video).shape, recipe.scores(text, video).shape
+        (torch.Size([]), torch.Size([4, 4]))
+    """
+
+    name: str
+    about: About | None
+
+    def __init__(
+        self,
+        scorer: nn.Module,
+        loss: Loss,
+        *,
+        text_head: nn.Module | None = None,
+        video_head: nn.Module | None = None,
+        reverse: nn.Module | None = None,
+        reranker: nn.Module | None = None,
+        rerank_k: int | None = None,
+        momentum: float | None = None,
+        queue_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if (reranker is None) != (rerank_k is None):
+            raise ValueError("rerank_k: expected a number with a reranker, and none without")
+        self.text_head = nn.Identity() if text_head is None else text_head
+        self.video_head = nn.Identity() if video_head is None else video_head
+        self.scorer, self.loss = scorer, loss
+        self.reverse, self.reranker = reverse, reranker
+        self.rerank_k = None if rerank_k is None else checks.count("rerank_k", rerank_k)
+        self.momentum = momentum
+        self.queue_size = None if queue_size is None else checks.count("queue_size", queue_size)
+        self.name, self.about = "", None
+
+    def encode(self, text: Features, video: Features) -> tuple[Features, Features]:
+        """What the scorer and the loss read, from what the encoders gave."""
+        return self.text_head(text), self.video_head(video)
+
+    def forward(self, text: Features, video: Features, ids: Ids | None = None, **settings: Any) -> Float[Tensor, ""]:
+        """The loss of raw features.
+
+        Args:
+            ids: which texts and videos belong together; None: text i and video i. See InfoNCE.
+            settings: more for the loss: `keys`, `text_queue` and `video_queue` of RetrievalLoss, features behind the
+                heads of momentum encoders. With `momentum` and no keys, the batch's own features, without a
+                gradient, are the keys.
+        """
+        return self.loss_of(*self.encode(text, video), ids, **settings)
+
+    def loss_of(self, text: Features, video: Features, ids: Ids | None = None, **settings: Any) -> Float[Tensor, ""]:
+        """The loss of features behind the heads; otherwise as a call."""
+        if self.momentum is not None and settings.get("keys") is None:
+            settings["keys"] = text.detach(), video.detach()
+        return self.loss(text, video, ids, **settings)
+
+    def scores(self, text: Features, video: Features, direction: str = "t2v") -> Float[Tensor, "t v"]:
+        """Scores [texts, videos] of all pairs of raw features, without the reranker.
+
+        Args:
+            direction: "t2v" ranks the videos of each text, along the rows; "v2t" the texts of each video, down the
+                columns. They differ where there is a `reverse`.
+        """
+        checks.choice("direction", direction, DIRECTIONS)
+        scorer = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
+        return scorer(*self.encode(text, video))
+
+    def reranked(self, text: Features, video: Features, direction: str = "t2v") -> Float[Tensor, "t v"]:
+        """`scores` in which the reranker has ordered the `rerank_k` best of each row ("t2v") or column ("v2t").
+
+        Without a reranker, the scores. Only the order along the rows, or down the columns, means something then: see
+        `rerank`. In blocks and without a graph; put the recipe in eval mode first.
+        """
+        with torch.no_grad():
+            return self.reranked_of(*self.encode(text, video), direction)
+
+    @torch.no_grad()
+    def reranked_of(self, text: Features, video: Features, direction: str = "t2v") -> Float[Tensor, "t v"]:
+        """The same, of features behind the heads."""
+        checks.choice("direction", direction, DIRECTIONS)
+        first = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
+        scores = score_matrix(first, text, video)
+        if self.reranker is None or self.rerank_k is None:
+            return scores
+        if direction == "t2v":
+            return rerank(scores, self.reranker, min(self.rerank_k, len(video)), text, video)
+        return rerank(scores.T, _Turned(self.reranker), min(self.rerank_k, len(text)), video, text).T
+
+    def queues(self) -> tuple[FeatureQueue, FeatureQueue] | None:
+        """New queues (of texts, of videos) of the recipe's size, or None where it has none."""
+        return None if self.queue_size is None else (FeatureQueue(self.queue_size), FeatureQueue(self.queue_size))
+
+    def extra_repr(self) -> str:
+        """The name and the settings that repr shows."""
+        settings = {key: getattr(self, key) for key in ("rerank_k", "momentum", "queue_size")}
+        return ", ".join([self.name] * bool(self.name) + [f"{k}={v}" for k, v in settings.items() if v is not None])
+
+    def __repr__(self) -> str:
+        """As of any module, but what is a part of the loss too is shown there alone."""
+        again = set(self.loss.modules())
+        shown = {n: m for n, m in self.named_children() if m not in again or m is self.loss}
+        lines = [self.extra_repr(), *(f"({n}): {m!r}" for n, m in shown.items() if not isinstance(m, nn.Identity))]
+        return "Recipe(\n" + textwrap.indent("\n".join(line for line in lines if line), "  ") + "\n)"
+
+
+class _Turned(nn.Module):
+    """A scorer of texts and videos as one of videos and texts."""
+
+    def __init__(self, scorer: nn.Module) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, video: Features, text: Features) -> Tensor:
+        return self.scorer(text, video).T
+
+
+_REGISTRY: dict[str, Callable[..., Recipe]] = {}
+_ABOUT: dict[str, About] = {}
+
+
+def register_recipe(about: About) -> Callable[[Callable[P, Recipe]], Callable[P, Recipe]]:
+    """A decorator that registers a function under its own name: `build`, `names` and the table find it.
+
+    Args:
+        about: what the recipe is; its recipes get it as `recipe.about`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def decorate(function: Callable[P, Recipe]) -> Callable[P, Recipe]:
+        name = function.__name__
+        if name in _REGISTRY:
+            raise ValueError(f"recipe {name!r}: the name is taken by {inspect.getmodule(_REGISTRY[name])}")
+
+        @functools.wraps(function)
+        def recipe(*args: P.args, **settings: P.kwargs) -> Recipe:
+            made = function(*args, **settings)
+            made.name, made.about = name, about
+            return made
+
+        _REGISTRY[name], _ABOUT[name] = recipe, about
+        return recipe
+
+    return decorate
+
+
+def names() -> tuple[str, ...]:
+    """The registered names, in alphabetical order."""
+    return tuple(sorted(_REGISTRY))
+
+
+def about(name: str) -> About:
+    """What a recipe is, without building it.
+
+    Raises:
+        ValueError: no such name; the message lists them.
+    """
+    return _ABOUT[checks.choice("recipe", name, names())]
+
+
+def build(name: str, dim: int | None = None, **settings: Any) -> Recipe:
+    """The recipe of a registered name.
+
+    Args:
+        dim: D, the width of the features, for the recipes with parameters of that width; the others ignore it.
+        settings: of the function of that name.
+
+    Raises:
+        ValueError: no such name, the message lists them; or a recipe that needs `dim`, without.
+        TypeError: settings that the function does not have.
+    """
+    function = _REGISTRY[checks.choice("recipe", name, names())]
+    parameters = inspect.signature(function).parameters
+    if "dim" in parameters:
+        if dim is not None:
+            settings["dim"] = dim
+        elif parameters["dim"].default is inspect.Parameter.empty:
+            raise ValueError(f"dim: recipe {name!r} expected the width of the features, got None")
+    return function(**settings)
