@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..grains import Grain
-from ..scorer import MultiGrain, grains_of
+from ..scorer import grains_of
 from ..tokens import Features, Tokens
 from .explain import Part, Weights, explain
 
@@ -72,8 +72,6 @@ def look(scorer: nn.Module, text: Features, video: Features, words: int, frames:
         TypeError: what scores is no MultiGrain.
         ValueError: more than one item, or masks that leave other numbers of words and frames.
     """
-    if not isinstance(scorer, MultiGrain):
-        raise TypeError(f"scorer: expected a MultiGrain, whose grains can be drawn, got {type(scorer).__name__}")
     parts = explain(scorer, text, video)
     _check_count("words", words, text["word"])
     _check_count("frames", frames, video["frame"])
