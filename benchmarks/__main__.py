@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import report, runner, terminal
+from . import headline, report, runner, terminal
 from .measure import ParityError
 from .registry import Benchmark, benchmarks
 
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "report":
         results = report.load(options.results)
         options.page.write_text(report.render(results))
+        for page in options.headline:
+            headline.write(results, page)
         print(f"{options.page}: {len(results)} results")
         return 0
     return max(_run(benchmark, options) for benchmark in _chosen(options.name))
@@ -70,9 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     run.add_argument("--rounds", type=int, help="interleaved rounds; default: the benchmark's own")
     run.add_argument("--results", type=Path, help="where to write; default: benchmarks/results, quick: runs/benchmarks")
-    page = commands.add_parser("report", help="render docs/benchmarks.md from the results")
+    page = commands.add_parser("report", help="render docs/benchmarks.md, and the small tables elsewhere")
     page.add_argument("--results", type=Path, default=report.RESULTS)
     page.add_argument("--page", type=Path, default=report.PAGE)
+    page.add_argument("--headline", type=Path, nargs="*", default=headline.PAGES, help="pages with the small table")
     return parser
 
 

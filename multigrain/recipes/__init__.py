@@ -1,8 +1,8 @@
 """Published systems as compositions of the parts of this library: one function each, for raw features of any encoders.
 
-recipe = mg.recipes.build("drl", dim=512)
-loss = recipe(text, video)
-scores = recipe.scores(text, video)
+    recipe = mg.recipes.build("drl", dim=512)
+    loss = recipe(text, video)
+    scores = recipe.scores(text, video)
 """
 
 from .base import About, Recipe, about, build, names, register_recipe
