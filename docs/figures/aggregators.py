@@ -12,8 +12,8 @@ from multigrain.report.explain import token_weights
 # The same numbers as in docs/concepts/aggregators.md.
 SIM = torch.tensor(
     [
-        [0.10, 0.20, 0.15, 0.05, 0.10],
-        [0.30, 0.70, 0.25, 0.20, 0.10],
+        [0.11, 0.20, 0.15, 0.05, 0.10],
+        [0.30, 0.72, 0.25, 0.20, 0.10],
         [0.20, 0.60, 0.90, 0.30, 0.20],
         [-0.20, -0.10, -0.30, -0.10, -0.20],
     ]
