@@ -13,7 +13,9 @@ import torch
 
 from . import headline, report, runner, terminal
 from .measure import ParityError
-from .registry import Benchmark, benchmarks
+from .registry import Benchmark, benchmarks, studies
+from .study import CACHE, Study, StudyResult
+from .study import run as run_study
 
 GROUPS = ("cpu", "cuda")
 # Quick sizes show that a benchmark works, not how fast anything is: they stay out of the repository.
@@ -25,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command in ("list", None):
         rows = [[b.name, b.group, b.title] for b in benchmarks().values()]
+        rows += [[s.name, "cpu, long", s.title] for s in studies().values()]
         terminal.table("Benchmarks", ["name", "for", "title"], rows)
         return 0
     if options.command == "report":
@@ -33,7 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for page in options.headline:
             headline.write(results, page)
         print(f"{options.page}: {len(results)} results")
+        for study in studies().values():
+            if (path := options.results / f"{study.name}.json").is_file():
+                page = options.page.with_name(study.page)
+                page.write_text(study.render(StudyResult.load(path)))
+                print(page)
         return 0
+    if options.name in studies():
+        return _study(studies()[options.name], options)
     return max(_run(benchmark, options) for benchmark in _chosen(options.name))
 
 
@@ -56,6 +66,15 @@ def _run(benchmark: Benchmark, options: argparse.Namespace) -> int:
     return 0
 
 
+def _study(study: Study, options: argparse.Namespace) -> int:
+    try:
+        result = run_study(study, options.quick, (QUICK_RESULTS if options.quick else CACHE), options.workers)
+    except KeyboardInterrupt:
+        return 130
+    print(result.save(options.results or (QUICK_RESULTS if options.quick else report.RESULTS)))
+    return 0
+
+
 def _chosen(name: str) -> list[Benchmark]:
     known = benchmarks()
     return [b for b in known.values() if b.group == name] if name in GROUPS else [known[name]]
@@ -66,11 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("list", help="the names of all benchmarks")
     run = commands.add_parser("run", help="measure, and write one JSON file for each benchmark")
-    names = [*GROUPS, *benchmarks()]
+    names = [*GROUPS, *benchmarks(), *studies()]
     run.add_argument("name", choices=names, metavar="NAME", help="a benchmark, or cpu or cuda for all of a kind")
     run.add_argument("--device", help="cpu or cuda; default: the one that the benchmark is for")
     run.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     run.add_argument("--rounds", type=int, help="interleaved rounds; default: the benchmark's own")
+    run.add_argument("--workers", type=int, help="of a study: processes; default: one per core; 0: only this one")
     run.add_argument("--results", type=Path, help="where to write; default: benchmarks/results, quick: runs/benchmarks")
     page = commands.add_parser("report", help="render docs/benchmarks.md, and the small tables elsewhere")
     page.add_argument("--results", type=Path, default=report.RESULTS)

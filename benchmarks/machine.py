@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ def machine(device: str) -> dict[str, Any]:
     return found
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of every package whose speed is at stake."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Of Python and of some packages; by default of those whose speed is at stake."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
 def commit() -> str:

@@ -6,12 +6,17 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from .records import Section, Target
 
+if TYPE_CHECKING:
+    from .study import Study
+
 FAMILIES = ("aosm", "four_grains", "memory", "scaling", "maxsim", "top_k", "evaluate", "gather", "cached", "cuda")
+STUDIES = ("ablation",)
 
 
 @dataclass(frozen=True)
@@ -84,3 +89,9 @@ def benchmarks() -> dict[str, Benchmark]:
     """All benchmarks by name, in the order of the report."""
     found = [b for family in FAMILIES for b in importlib.import_module(f"benchmarks.{family}").BENCHMARKS]
     return {benchmark.name: benchmark for benchmark in found}
+
+
+def studies() -> dict[str, Study]:
+    """All studies by name: what is trained and scored rather than timed."""
+    found = [importlib.import_module(f"benchmarks.{module}").STUDY for module in STUDIES]
+    return {study.name: study for study in found}

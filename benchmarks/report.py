@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .machine import ROOT
 from .records import Figure, Result, Section, Timing
 from .registry import Benchmark, benchmarks
+
+if TYPE_CHECKING:
+    from .study import StudyResult
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -34,7 +38,8 @@ python -m benchmarks report
 def load(folder: Path) -> list[Result]:
     """The results of a folder, in the order of the registry."""
     order = list(benchmarks())
-    found = [Result.load(path) for path in sorted(folder.glob("*.json"))]
+    # Those of studies have no device in their names.
+    found = [Result.load(path) for path in sorted(folder.glob("*-*.json"))]
     return sorted((r for r in found if r.name in order), key=lambda r: (order.index(r.name), r.device))
 
 
@@ -67,7 +72,7 @@ def _targets(results: Sequence[Result]) -> Iterator[str]:
         for name, target in b.targets.items()
         if (b.name, name) not in measured
     ]
-    yield from _table(["benchmark", "figure", "target", "found", ""], rows)
+    yield from table(["benchmark", "figure", "target", "found", ""], rows)
 
 
 def _result(benchmark: Benchmark, result: Result) -> Iterator[str]:
@@ -75,10 +80,10 @@ def _result(benchmark: Benchmark, result: Result) -> Iterator[str]:
     for section in result.sections:
         yield f"\n### {section.title}\n"
         yield f"{section.inputs}.\n"
-        yield from _table(["figure", "median (quartiles)", "target", ""], figure_rows(section))
+        yield from table(["figure", "median (quartiles)", "target", ""], figure_rows(section))
         if section.timings:
             yield ""
-            yield from _table(["candidate", "time"], timing_rows(section))
+            yield from table(["candidate", "time"], timing_rows(section))
         yield "\n" + footnote(section)
 
 
@@ -100,15 +105,32 @@ def footnote(section: Section) -> str:
 
 def provenance(result: Result) -> str:
     """Machine, versions, commit and date in one sentence."""
-    m = result.machine
-    where = f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, load average {m['load_average_1min']}"
-    if m["gpu"]:
-        where = f"{m['gpu']}, {m['gpu_memory_gb']} GB, CUDA {m['cuda']}; {where}"
-    versions = ", ".join(f"{name} {v}" for name, v in result.versions.items() if v != "not installed")
     quick = "quick sizes, " if result.quick else ""
-    changed = " with changes" if result.commit.endswith("-dirty") else ""
-    when = f"{result.date} at commit {result.commit[:12]}{changed}"
-    return f"{quick}{result.rounds} rounds on {when}: {where}; {versions}."
+    when = f"{result.date} at commit {_short(result.commit)}"
+    return f"{quick}{result.rounds} rounds on {when}: {_machine(result.machine)}; {_versions(result.versions)}."
+
+
+def study_provenance(result: StudyResult) -> str:
+    """The same of a study, whose runs may have been done at several times and commits."""
+    quick = "quick sizes, " if result.quick else ""
+    dates = sorted(run["date"] for run in result.runs)
+    commits = ", ".join(sorted({_short(run["commit"]) for run in result.runs}))
+    what = f"`python -m benchmarks run {result.name}`, {quick}{len(result.runs)} runs of one thread each"
+    when = f"from {dates[0]} to {dates[-1]} at commit {commits}"
+    return f"{what}, {when}: {_machine(result.machine)}; {_versions(result.versions)}."
+
+
+def _machine(m: dict[str, Any]) -> str:
+    where = f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, load average {m['load_average_1min']}"
+    return f"{m['gpu']}, {m['gpu_memory_gb']} GB, CUDA {m['cuda']}; {where}" if m["gpu"] else where
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {v}" for name, v in versions.items() if v != "not installed")
+
+
+def _short(commit: str) -> str:
+    return commit[:12] + (" with changes" if commit.endswith("-dirty") else "")
 
 
 def amount(figure: Figure) -> str:
@@ -128,7 +150,8 @@ def _seconds(timing: Timing) -> str:
     return f"{s:.2f} s" if s >= 1 else f"{s * 1e3:.3g} ms"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table in Markdown."""
     yield "| " + " | ".join(header) + " |"
     yield "|" + "---|" * len(header)
     for row in rows:

@@ -246,7 +246,7 @@ def one_query_token(grain: str, query: Tokens) -> None:
         raise ValueError(f"grain {grain!r}: expected one query token, got {query.length}; pool them first")
 
 
-def instance(name: str, value: T, kind: type[T]) -> T:
+def instance(name: str, value: object, kind: type[T]) -> T:
     """An object of a class, or an error."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""The command line: multigrain demo | prepare | train | evaluate | extract | search.
+"""The command line: multigrain demo | prepare | train | evaluate | extract | search | explain.
 
 An error is one line on stderr and exit code 2 (MULTIGRAIN_TRACEBACK=1 shows where it comes from); Ctrl-C is one line
 that says how to go on, and exit code 130; so is SIGTERM in training, 143. `demo`, `train` and `evaluate` also
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _Warnings().show
             getattr(commands, f"run_{options.command}")(options, overrides)
     except KeyboardInterrupt:
-        if options.command in ("evaluate", "search"):
+        if options.command in ("evaluate", "search", "explain"):
             return _say("interrupted", 130)
         return _say(f"interrupted; {_again(arguments)}", 130)
     except SystemExit as leaving:
@@ -140,13 +140,28 @@ def _parser() -> _Parser:
         "(transductive: it needs the whole test at once), into OUT/CORRECTION. QB-Norm, which needs a bank of training "
         "queries instead, is multigrain.dynamic_inverted_softmax",
     )
+    evaluate.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write a page of the results too: one HTML file (default OUT/index.html; BabyAI runs always have it)",
+    )
     extract = command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
     _extract_options(extract)
     search = command("search", "find videos by a sentence", "Print the best videos of a folder of features.")
     search.add_argument("sentence")
     search.add_argument("--in", dest="features", type=Path, required=True, help="folder that `extract` wrote")
     search.add_argument("--model", help=f"{_MODEL} (default: that of the features)")
-    for made in (evaluate, extract, search):
+    explain = command("explain", "why a sentence and a video have their score", _EXPLAIN)
+    explain.add_argument("--model", required=True, help=_MODEL)
+    explain.add_argument("--video", help="a video file or a folder of frames")
+    explain.add_argument("--pair", type=_natural, metavar="N", help="or a pair of the run's test split, from 0 on")
+    explain.add_argument("--text", help="the sentence (default with --pair: its own)")
+    explain.add_argument("--out", type=Path, help="a .png or .html file to write (default explain.png)")
+    explain.add_argument("--fps", type=float, default=1.0, help="candidate frames per second of --video (default 1)")
+    explain.add_argument("--cache", help="with --pair: folder of the generated pairs (default: that of the run)")
+    for made in (evaluate, extract, search, explain):
         made.add_argument("--architecture", help="of a file of CLIP: openai, or an open_clip name such as ViT-B-32")
     search.add_argument("-k", type=_positive, default=10, help="how many (default 10)")
     return parser
@@ -154,6 +169,10 @@ def _parser() -> _Parser:
 
 _MODEL = "folder of a model or of a run, or a checkpoint of X-CLIP's code or of CLIP"
 _OVERRIDES = "Any setting of the config may follow: --seed=1 --model.frame_source=raw --data.pairs=2000"
+_EXPLAIN = (
+    "Draw the frames of a video against the words of a sentence: similarities, where the attention lies, and each "
+    "grain's part in the score."
+)
 _PREPARE = (
     "Read the annotation files of a data set as CLIP4Clip and X-CLIP use them, find its videos, write a manifest."
 )

@@ -21,6 +21,9 @@ from .training import parallel
 
 if TYPE_CHECKING:
     from .data.babyai import BabyAI
+    from .models import XCLIP
+    from .training import Evaluation
+    from .training.data import Pairs
 
 
 def run_demo(options: argparse.Namespace, _: list[str]) -> None:
@@ -65,6 +68,8 @@ def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     """The test split of a run, or features that were saved."""
+    if options.report is not None:
+        runs.require("matplotlib", "viz")
     if options.text is not None or options.video is not None:
         with parallel.launched(torch.device("cpu")):
             _evaluate_features(options, overrides)
@@ -84,15 +89,38 @@ def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
     )
     if options.hubness is not None:
         run = dataclasses.replace(run, results=run.results / options.hubness)
+    explained = _only_sums_are_explained(model, options)
     data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test, options.hubness)
-    # The page explains scores, which corrected ones are not.
-    if isinstance(run.config.data, training.BabyAIConfig) and options.hubness is None:
-        print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation)}")
+    if isinstance(run.config.data, training.BabyAIConfig) and explained:
+        page = Path(options.report) if options.report else None
+        print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation, page)}")
     else:
         runs.report(run, evaluation, data.test)
+        if options.report is not None:
+            _write_page(run, model, data.test, evaluation, Path(options.report or run.results / "index.html"))
         print(f"Time: {run.clock}")
         print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
+
+
+def _only_sums_are_explained(model: XCLIP, options: argparse.Namespace) -> bool:
+    """Whether a page can say how grains add up to scores; an error where one was asked for that cannot."""
+    if options.hubness is None and model.recipe is None:
+        return True
+    if options.report is not None:
+        got = f"the recipe {model.recipe.name!r}" if model.recipe is not None else f"--hubness {options.hubness}"
+        raise ValueError(f"report: expected scores that are sums of grains, got those of {got}")
+    return False
+
+
+def _write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, page: Path) -> None:
+    """The page of a run on videos. Collective; rank 0 writes."""
+    from .report.run import write_page
+
+    evaluation = evaluation.whole()
+    if parallel.first():
+        with run.clock.phase("page"):
+            print(f"Open {write_page(run, model, pairs, evaluation, page)}")
 
 
 def _targets(path: str, texts: int) -> torch.Tensor:
@@ -123,14 +151,16 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
         raise ValueError("features: expected --text FILE and --video FILE, no --config and no setting of one")
     if options.hubness is not None:
         training.check_hubness(options.hubness)
+        if options.report is not None:
+            raise ValueError("report: expected scores that are sums of grains, got --hubness with it")
     text, video = (Features.load(path) for path in (options.text, options.video))
     targets = None if options.targets is None else _targets(options.targets, len(text))
     protocol = options.protocol or "diagonal"
-    scorer = (
-        ModelConfig().scorer()
-        if options.model is None
-        else runs.load_model(options.model, options.architecture).scorer.cpu()
-    )
+    scorer = ModelConfig().scorer()
+    if options.model is not None:
+        model = runs.load_model(options.model, options.architecture).cpu()
+        _only_sums_are_explained(model, options)
+        scorer = model.scorer if model.recipe is None else model.recipe
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
     out = options.out or Path("runs", "features")
@@ -138,7 +168,35 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
         evaluation, out = training.corrected(evaluation, options.hubness, protocol), out / options.hubness
     names = [[str(i) for i in range(len(side))] for side in (text, video)]
     runs.write_report(out, evaluation, protocol, *names)
+    if options.report is not None:
+        from .report.run import write_features_page
+
+        evaluation, page = evaluation.whole(), Path(options.report or out / "index.html")
+        if parallel.first():
+            print(f"Open {write_features_page(evaluation, text, video, scorer, page)}")
     print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
+
+
+def run_explain(options: argparse.Namespace, _: list[str]) -> None:
+    """The picture of one pair."""
+    if (options.video is None) == (options.pair is None):
+        raise ValueError("expected --video FILE or --pair NUMBER, and not both")
+    out = options.out or Path("explain.png")
+    if out.suffix.lower() not in (".png", ".html"):
+        raise ValueError(f"--out: expected a name that ends with .png or .html, got {out}")
+    runs.require("matplotlib", "viz")
+    from .report.pair_page import PairPage, numbered_pair
+
+    if options.pair is not None:
+        sentence, video, what = numbered_pair(options.model, options.pair, options.cache)
+    else:
+        if options.text is None:
+            raise ValueError("--text: expected a sentence beside --video")
+        sentence, video, what = options.text, options.video, Path(options.video).name
+    model = runs.load_model(options.model, options.architecture)
+    page = PairPage.of(model, options.text or sentence, video, what, options.fps)
+    print(page.table())
+    print(f"Open {page.write(out)}")
 
 
 def run_extract(options: argparse.Namespace, _: list[str]) -> None:

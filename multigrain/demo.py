@@ -67,14 +67,16 @@ def check(run: Run) -> None:
     runs.check(run)
 
 
-def show(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation) -> Path:
-    """Report (see `runs.report`), draw the pictures and write the page; returns the page, which rank 0 writes."""
+def show(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation, page: Path | None = None) -> Path:
+    """Report (see `runs.report`), draw the pictures and write the page (default index.html in the folder of the
+    results); returns the page, which rank 0 writes.
+    """
     from .report.run import write_pictures
 
     runs.report(run, evaluation, data.test, data=data.metadata)
-    evaluation, page = evaluation.whole(), run.results / "index.html"
+    evaluation, page = evaluation.whole(), page or run.results / "index.html"
     if parallel.first():
         with run.clock.phase("pictures"):
-            page = write_pictures(run, model, data, evaluation)
+            page = write_pictures(run, model, data, evaluation, page)
     print(f"Time: {run.clock}")
     return page

@@ -184,7 +184,8 @@ def list_videos(sources: Iterable[Location]) -> list[str]:
 def describe(model: XCLIP) -> dict[str, Any]:
     """What decides the video features of a model: the settings of its video side and a digest of its weights."""
     config: dict[str, Any] = {} if model.config is None else asdict(model.config)
-    parts = (("vision", model.vision), ("temporal", model.temporal))
+    head = None if model.recipe is None else model.recipe.video_head
+    parts = (("vision", model.vision), ("temporal", model.temporal), ("recipe", head))
     digest = hashlib.sha256()
     for part, module in parts:
         if isinstance(module, nn.Module):
@@ -199,6 +200,8 @@ def describe(model: XCLIP) -> dict[str, Any]:
         "masked": model.masked,
         "max_frames": model.max_frames,
         "weights": digest.hexdigest(),
+        # Without a recipe, nothing: features of before there were any remain what they are.
+        **({} if model.recipe is None else {"recipe": config.get("recipe")}),
     }
     return json.loads(json.dumps(described, default=str))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from . import training
 from .data.manifest import missing_videos
 from .metrics import ranks
-from .models import XCLIP
+from .models import XCLIP, ModelConfig
 from .models.original import is_original
 from .report import tables
 from .report.console import Bars, Clock, print_table
@@ -167,11 +167,11 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     if isinstance(asked.data, BabyAIConfig):
         _same_pairs(trained.data, asked.data, run.out)
     model = XCLIP.from_pretrained(run.out / "model")
-    settings = dataclasses.replace(trained.model, **{name: getattr(asked.model, name) for name in SCORING})
-    scorer, results = settings.scorer(), run.out
+    settings, results = _rescored(trained.model, asked.model), run.out
     # Another default aggregator means something only where a grain names none.
     same = dataclasses.replace(settings, aggregator=trained.model.aggregator) == trained.model
-    if not same or str(scorer) != str(trained.model.scorer()):
+    if not same or str(settings.scorer()) != str(trained.model.scorer()):
+        scorer = settings.scorer()
         if any(True for part in (scorer, model.scorer) for _ in part.parameters()):
             raise ValueError("model: expected the grains of the training, since grains have parameters; got others")
         print("multigrain: scored by other grains or aggregators than it was trained with", file=sys.stderr)
@@ -180,6 +180,16 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     restored = dataclasses.replace(run, config=config, results=results)
     restored.count_training()
     return restored, model
+
+
+def _rescored(trained: ModelConfig, asked: ModelConfig) -> ModelConfig:
+    """The settings of the training with the grains that are asked for."""
+    if trained.recipe != asked.recipe:
+        raise ValueError(f"model.recipe: expected that of the training, {trained.recipe}, got {asked.recipe}")
+    scoring = {name: getattr(asked, name) for name in SCORING}
+    if trained.recipe is not None and any(getattr(trained, name) != value for name, value in scoring.items()):
+        raise ValueError(f"model: expected no grains, aggregator or weights for the recipe {trained.recipe.name!r}")
+    return dataclasses.replace(trained, **scoring)
 
 
 def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:

@@ -81,3 +81,8 @@ class MultiGrain(nn.Module):
                 for name in sorted({name for grain in grains for name in grain.reads[i]}):
                     checks.finite(name, features[name])
         return {grain.name: grain(query, candidate, self.backend) for grain in grains}
+
+
+def grains_of(scorer: nn.Module) -> list[Grain]:
+    """Those of a MultiGrain; what scores pairs otherwise has none."""
+    return cast("list[Grain]", list(scorer.grains)) if isinstance(scorer, MultiGrain) else []

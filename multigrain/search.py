@@ -19,6 +19,7 @@ from . import checks
 from .collection import Collection, Shard
 from .extract import describe
 from .models.evaluating import evaluating
+from .scorer import MultiGrain
 from .scoring import top_k
 from .tokens import Features
 
@@ -61,11 +62,13 @@ def search(
     """The k best videos of a collection for a sentence, or for each of several, best first.
 
     Exact: every video is scored by the model's scorer, shard by shard, and of equal scores the earlier video comes
-    first (see multigrain.top_k). One shard of features and k results a sentence are held at a time.
+    first (see multigrain.top_k). One shard of features and k results a sentence are held at a time. The reranker of a
+    recipe has no part in it.
 
     Args:
         k: how many; a smaller collection gives what it has.
-        by_grain: fill in the scores by grain, which reads the shards of the results again.
+        by_grain: fill in the scores by grain, which reads the shards of the results again; a recipe that scores
+            pairs otherwise has none.
         block: sentences and videos scored at a time.
 
     Raises:
@@ -88,7 +91,8 @@ def search(
         text = model.encode_text(queries)
         scores, indices = _best(model, text, collection, shards, k, block)
         names = collection.videos
-        grains = _grains(model, text, collection, shards, indices) if by_grain else None
+        scorer = model.scorer if by_grain and isinstance(model.scorer, MultiGrain) else None
+        grains = None if scorer is None else _grains(scorer, text, collection, shards, indices)
     found = [
         [
             Result(names[index], score, {} if grains is None else grains[query, slot])
@@ -120,7 +124,7 @@ def _best(
 
 
 def _grains(
-    model: XCLIP, text: Features, collection: Collection, shards: Sequence[Shard], indices: Tensor
+    scorer: MultiGrain, text: Features, collection: Collection, shards: Sequence[Shard], indices: Tensor
 ) -> dict[tuple[int, int], dict[str, float]]:
     """(query, slot) -> scores by grain, of the places in the collection [queries, k]."""
     found: dict[tuple[int, int], dict[str, float]] = {}
@@ -131,7 +135,7 @@ def _grains(
             features = collection.load(shard, text.device)
             for query in inside.any(1).nonzero()[:, 0].tolist():
                 slots = inside[query].nonzero()[:, 0]
-                scores = model.scorer.scores_by_grain(text[query], features[indices[query, slots] - first])
+                scores = scorer.scores_by_grain(text[query], features[indices[query, slots] - first])
                 for column, slot in enumerate(slots.tolist()):
                     found[query, slot] = {name: float(value[0, column]) for name, value in scores.items()}
         first += len(shard.videos)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Any, TypeAlias, cast, overload
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from . import checks
 
@@ -24,6 +26,9 @@ Index: TypeAlias = "int | slice | Tensor | Sequence[int]"
 EPS = 1e-12
 
 
+# A dataclass and a pytree node, as Features: wrappers such as DDP and FSDP2 look for the tensors of a module's inputs
+# and outputs, some of their versions in the one, some in the other.
+@dataclass(init=False, repr=False, eq=False)
 class Tokens:
     """One grain of a batch of items.
 
@@ -124,6 +129,7 @@ class Tokens:
         return Tokens(torch.where(norm <= EPS, 0.0, x / norm.clamp_min(EPS)), self.mask, unit=True)
 
 
+@dataclass(init=False, repr=False, eq=False)
 class Features:
     """The grains of a batch of items, by name.
 
@@ -142,8 +148,11 @@ class Features:
 
     __slots__ = ("_grains",)
 
+    _grains: dict[str, Tokens]
+
     def __init__(self, **grains: Tokens | Tensor | tuple[Tensor, Tensor | None]) -> None:
-        self._grains = {name: _tokens(name, value) for name, value in grains.items()}
+        given = cast("dict[str, Any]", grains.pop("_grains", grains))  # dataclasses.replace gives the field by its name
+        self._grains = {name: _tokens(name, value) for name, value in given.items()}
         checks.same_batch(self._grains)
 
     @property
@@ -244,6 +253,23 @@ class Features:
             raise ValueError(
                 f"path: expected a file written by Features.save, got {os.fspath(path)}{reason}"
             ) from error
+
+
+def _bare_tokens(parts: Iterable[Any], unit: bool) -> Tokens:
+    """Unchecked: the leaves of a pytree may be anything."""
+    tokens = object.__new__(Tokens)
+    (tokens.features, tokens.mask), tokens.unit = parts, unit
+    return tokens
+
+
+def _bare_features(parts: Iterable[Tokens], names: tuple[str, ...]) -> Features:
+    features = object.__new__(Features)
+    features._grains = dict(zip(names, parts, strict=True))  # pyright: ignore[reportPrivateUsage]
+    return features
+
+
+pytree.register_pytree_node(Tokens, lambda tokens: ([tokens.features, tokens.mask], tokens.unit), _bare_tokens)
+pytree.register_pytree_node(Features, lambda features: ([*features._grains.values()], features.names), _bare_features)
 
 
 def _tokens(name: str, value: Tokens | Tensor | tuple[Tensor, Tensor | None]) -> Tokens:

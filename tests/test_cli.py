@@ -170,6 +170,12 @@ def test_train_and_evaluate_from_yaml(
     assert results["seconds"].keys() >= {"pairs", "training towers", "training grains", "evaluation"}
     assert "MeanMax(direction='both')" in unescape(Path("runs/three/index.html").read_text())
 
+    assert main(["explain", "--model", "runs/three", "--pair", "17", "--out", "why.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["sentence-video", "sentence-frame", "word-frame", "together"]
+    assert lines[-1] == "Open why.png"
+    assert Path("why.png").stat().st_size > 10_000
+
     # The same weights under another aggregator leave the results of the training alone.
     before = Path("runs/three/metrics.json").read_bytes()
     one = "--model.grains=[{query: word, candidate: frame, aggregator: max_max}]"

@@ -188,17 +188,25 @@ def test_features_may_travel_in_half_precision(pair: World) -> None:
 
 
 def sharded(rank: int, size: int, case: Case) -> None:
-    """Towers under FSDP2, the loss and its few parameters under DDP."""
+    """Towers under FSDP2 or DDP, the loss and its few parameters under DDP; Features go from one to the other."""
     expected, expected_gradients = one_process(case, size)
-    model, own = Model(case, "auto"), parts(size, case.layout)[rank]
-    towers, criterion = shard(model.towers, size), DistributedDataParallel(model.loss)
-    loss = criterion(*towers(own), case.labels([own]))
-    loss.backward()
-    torch.testing.assert_close(mean(loss, size), expected)
-    assert_same(gradients(model), expected_gradients)
+    own = parts(size, case.layout)[rank]
+    for wrap in (
+        lambda towers: shard(towers, size),
+        lambda towers: shard(towers, size, layers=False),
+        lambda towers: DistributedDataParallel(towers, find_unused_parameters=True),
+    ):
+        model = Model(case, "auto")
+        model.towers = wrap(model.towers)
+        criterion = DistributedDataParallel(model.loss)
+        loss = criterion(*model.towers(own), case.labels([own]))
+        loss.backward()
+        torch.testing.assert_close(mean(loss, size), expected)
+        found = {name.replace(".module.", "."): grad for name, grad in gradients(model).items()}
+        assert_same(found, expected_gradients)
 
 
-def test_under_fsdp2(world: World) -> None:
+def test_wrapped_towers_that_return_features(world: World) -> None:
     world(sharded, Case(learned=True, ids="shared"))
 
 

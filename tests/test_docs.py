@@ -22,8 +22,8 @@ from multigrain.models.config import mixing_grains
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-CORE = ["aggregators", "grains", "hubness", "losses", "metrics", "pairs", "poolers", "reduce", "scorer", "scoring"]
-CORE += ["tokens"]
+CORE = ["aggregators", "grains", "hubness", "losses", "metrics", "pairs", "poolers", "recipes", "reduce", "scorer"]
+CORE += ["scoring", "tokens"]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if FENCE.search(page.read_text())], ids=lambda page: page.name)

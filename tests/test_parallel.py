@@ -27,10 +27,12 @@ import yaml
 import multigrain as mg
 from multigrain import runs, training
 from multigrain.cli import main
-from multigrain.models import XCLIP
+from multigrain.models import XCLIP, VisionConfig
 from multigrain.training import Progress, checkpoint, parallel
 from multigrain.training.data import batches
 from multigrain.training.merging import merged_metrics
+from multigrain.training.objectives import frame_features
+from multigrain.training.shards import ShardedLoss
 from tests import test_training_clips as clips
 from tests.models.clips import saved, tiny_clip
 from tests.test_end_to_end import dataset, settings
@@ -46,6 +48,8 @@ FROZEN = dataclasses.replace(
     PLAIN,
     stages=[PLAIN.stages[0], dataclasses.replace(PLAIN.stages[1], freeze_vision=True, distinct=True, batch_size=7)],
 )
+# With dropout, and in batches that shards do not divide.
+SHARDED = dataclasses.replace(CONFIG, stages=FROZEN.stages, shards=3)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,56 @@ def test_two_ranks_train_what_one_does(world: World, tmp_path: Path, config: tra
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["ranks"] == 2
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(dataclasses.replace(CONFIG, shards=2), id="2"),
+        pytest.param(SHARDED, id="3, frozen tower"),
+        pytest.param(dataclasses.replace(CONFIG, shards=4, precision="bf16"), id="4, bf16"),
+    ],
+)
+def test_shards_give_the_same_weights_to_the_last_bit(world: World, tmp_path: Path, config: training.TrainConfig):
+    alone = trained(0, 1, config, DATA, tmp_path / "one")
+    for losses, model in world(trained, config, DATA, tmp_path / "two"):
+        assert losses == alone[0]
+        assert same(model, alone[1])
+    assert lines(tmp_path / "two") == lines(tmp_path / "one")
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+def test_shards_train_what_the_whole_batch_does(tmp_path: Path):
+    whole = trained(0, 1, FROZEN, DATA, tmp_path / "whole")
+    sharded = trained(0, 1, dataclasses.replace(FROZEN, shards=3), DATA, tmp_path / "shards")
+    assert_as_one([sharded], whole)
+    assert not same(sharded[1], whole[1])  # and not by doing the same
+
+
+def kept_features(rank: int, size: int) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model = XCLIP.from_config(CONFIG.model, ["red", "green", "blue", "white", "then"])
+    return frame_features(model, DATA.train, max_frames=4, batch_size=7)
+
+
+def test_features_of_a_frozen_tower_are_the_same_to_the_last_bit(world: World):
+    alone = kept_features(0, 1)
+    for together in world(kept_features):
+        assert all(torch.equal(two, one) for two, one in zip(together, alone, strict=True))
+
+
+def test_settings_that_shards_are_not_for(tmp_path: Path):
+    def run(**settings: Any) -> None:
+        training.train(dataclasses.replace(CONFIG, **settings), DATA, tmp_path)
+
+    with pytest.raises(ValueError, match="at least one pair for each of 9 shards, got batches of 8 in stage 'towers'"):
+        run(shards=9)
+    tower = VisionConfig("resnet10t", {"stem_width": 8, "channels": (8, 8, 8, 8)})
+    with pytest.raises(ValueError, match=r"expected 1 for a model with batch normalisation \(vision\..*\), got 2"):
+        run(shards=2, model=dataclasses.replace(CONFIG.model, vision=tower))
+
+
 def test_videos_that_one_rank_cannot_read(world: World, tmp_path: Path):
     """Where a rank's whole share of a batch is broken, it takes one of the other's."""
     stage = dataclasses.replace(clips.CONFIG.stages[0], batch_size=3, epochs=5)
@@ -95,6 +149,15 @@ def test_videos_that_one_rank_cannot_read(world: World, tmp_path: Path):
     assert losses == other[0]
     assert all(torch.equal(other[1][name], value) for name, value in model.items())
     assert (tmp_path / "broken.txt").read_text() == "video2.mp4: is broken\n"
+
+
+def test_videos_that_cannot_be_read_in_shards(world: World, tmp_path: Path):
+    stage = dataclasses.replace(clips.CONFIG.stages[0], batch_size=3, epochs=2)
+    config = dataclasses.replace(clips.CONFIG, stages=[stage], shards=2)
+    alone = trained(0, 1, config, clips.data(broken=True), tmp_path / "one")
+    for losses, model in world(trained, config, clips.data(broken=True), tmp_path / "two"):
+        assert losses == alone[0]
+        assert same(model, alone[1])
 
 
 def evaluated(rank: int, size: int, state: Any, out: Path) -> list[Any]:
@@ -336,6 +399,33 @@ def test_a_run_goes_on_with_another_number_of_ranks(world: World, tmp_path: Path
     assert [line["position"] for line in lines(tmp_path / "two")] == [
         line["position"] for line in lines(tmp_path / "one")
     ]
+
+
+def test_shards_go_on_with_another_number_of_ranks_to_the_very_same_weights(world: World, tmp_path: Path):
+    """Killed on two ranks, stopped on one, ended on two."""
+    expected = trained(0, 1, SHARDED, DATA, tmp_path / "undisturbed")[1]
+    assert ends(tmp_path / "store", train_until, SHARDED, tmp_path / "run", "kill", 1, 3) == ["lost: True", "killed"]
+
+    def interrupt(event: Progress) -> None:
+        if event.stage == "grains" and event.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(SHARDED, DATA, tmp_path / "run", progress=interrupt)
+    for losses, model in world(trained, SHARDED, DATA, tmp_path / "run"):
+        assert 0 < len(losses) < EVENTS - 8
+        assert same(model, expected)
+    assert lines(tmp_path / "run") == lines(tmp_path / "undisturbed")
+
+
+def test_shards_are_no_fewer_than_ranks(world: World):
+    assert world(too_many) == ["shards: expected 1, or at least one for each of 2 ranks, got 1"] * 2
+
+
+def too_many(rank: int, size: int) -> str:
+    with pytest.raises(ValueError, match="shards") as error:
+        ShardedLoss(XCLIP.from_config(clips.MODEL), None, 1)
+    return str(error.value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
 import multigrain as mg
 from tests import oracle
@@ -167,3 +170,21 @@ def test_features_give_their_grains_by_name_and_their_items_by_index():
 def test_detached_features_have_no_graph():
     x = torch.randn(2, 3, requires_grad=True)
     assert not mg.Features(a=2 * x).detach()["a"].features.requires_grad
+
+
+def test_wrappers_find_and_replace_the_tensors_of_features():
+    """As a dataclass and as a pytree: DDP and FSDP2 use both, the latter on inputs too."""
+    word = mg.Tokens(torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), unit=True)
+    features = mg.Features(sentence=torch.randn(2, 4), word=word)
+    doubled = pytree.tree_map_only(torch.Tensor, lambda x: 2 * x if x.is_floating_point() else x, features)
+    by_field = replace(features, _grains={name: replace(x, features=2 * x.features) for name, x in grains(features)})
+    for made in (doubled, by_field):
+        assert made.names == features.names
+        assert torch.equal(made["word"].features, 2 * word.features)
+        assert made["word"].mask is word.mask
+        assert made["word"].unit
+    assert [f.name for f in fields(features)] == ["_grains"]
+
+
+def grains(features: mg.Features) -> list[tuple[str, mg.Tokens]]:
+    return [(name, features[name]) for name in features.names]

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-import multigrain as mg
 from multigrain import training
 from multigrain.data.batch import Batch, equal_ids
-from multigrain.models import XCLIP, GrainConfig, ModelConfig, TemporalConfig, TextConfig, VisionConfig
+from multigrain.models import XCLIP, GrainConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig, VisionConfig
 from multigrain.training import OptimizerConfig, StageConfig, TrainConfig
 from multigrain.training.data import batches
 from multigrain.training.loop import learning_rate, make_optimizer
@@ -127,26 +126,17 @@ def test_a_finished_run_is_loaded_and_not_trained_again(whole: tuple[XCLIP, Path
 
 
 def test_a_sum_logs_its_terms_and_decays_none_of_its_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made = XCLIP.from_config
-
-    def with_a_sum(*arguments: Any) -> XCLIP:
-        model = made(*arguments)
-        model.criterion = model.criterion.named("contrast") + 0.1 * mg.Sigmoid()
-        groups = make_optimizer(model, OptimizerConfig(weight_decay=0.2)).param_groups
-        scalars = {p: group["weight_decay"] for group in groups for p in group["params"] if p.ndim == 0}
-        assert len(scalars) == 3 and set(scalars.values()) == {0.0}
-        return model
-
-    scale = property(lambda model: model.criterion.summands()[0].loss.logit_scale)
-    monkeypatch.setattr(XCLIP, "logit_scale", scale)
-    monkeypatch.setattr(XCLIP, "from_config", with_a_sum)
     monkeypatch.setattr("multigrain.training.loop.LOG_EVERY", 1)
-    training.train(dataclasses.replace(CONFIG, stages=CONFIG.stages[:1]), DATA, tmp_path)
-    logged = lines(tmp_path)
-    assert {line["kind"] for line in logged} == {"step", "epoch"}
-    for line in logged:
-        assert list(line["terms"]) == ["contrast", "Sigmoid"]
-        assert sum(line["terms"].values()) == pytest.approx(line["loss"], rel=1e-5)
+    settings = dataclasses.replace(CONFIG.model, recipe=RecipeConfig("video_colbert"))
+    model = training.train(dataclasses.replace(CONFIG, model=settings), DATA, tmp_path)
+    groups = make_optimizer(model, OptimizerConfig(weight_decay=0.2)).param_groups
+    scalars = {p: group["weight_decay"] for group in groups for p in group["params"] if p.ndim == 0}
+    assert len(scalars) == 5 and set(scalars.values()) == {0.0}  # InfoNCE's of the towers, two of each Sigmoid
+    terms = {line["stage"]: line.get("terms") for line in lines(tmp_path)}
+    assert [found and list(found) for found in terms.values()] == [None, ["frame", "context"]]
+    for line in lines(tmp_path):
+        if "terms" in line:
+            assert sum(line["terms"].values()) == pytest.approx(line["loss"], rel=1e-5)
 
 
 def test_the_seed_decides(whole: tuple[XCLIP, Path], tmp_path: Path):
@@ -256,7 +246,7 @@ def test_a_frozen_tower_stays_as_it_is_and_its_kept_features_give_the_same_loss(
     stage = dataclasses.replace(CONFIG.stages[1], freeze_vision=True)
     model.freeze_vision(True)
     objectives = [make_objective(model, s, DATA.train) for s in (stage, CONFIG.stages[1])]
-    frozen, live = (lambda rows, o=o: o.loss(o.load(0, rows)) for o in objectives)
+    frozen, live = (lambda rows, o=o: o.share(o.load(0, rows)) for o in objectives)
     rows = [3, 1, 4, 15]
     torch.testing.assert_close(frozen(rows), live(rows))
     frozen(rows).backward()

@@ -13,7 +13,7 @@ import torch
 import multigrain as mg
 from multigrain import viz
 from multigrain.report.explain import explain, token_weights
-from multigrain.report.page import figure_png
+from multigrain.report.images import figure_png
 
 AGGREGATORS = [
     mg.AOSM(0.01),

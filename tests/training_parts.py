@@ -135,10 +135,10 @@ class Model(nn.Module):
         return self.loss(text, video, ids, **settings)
 
 
-def shard(towers: Towers, size: int) -> nn.Module:
-    """Each layer under FSDP2, then the whole: FSDP2 sees no tensor in Features, so it needs layers that return some."""
+def shard(towers: Towers, size: int, layers: bool = True) -> nn.Module:
+    """The whole under FSDP2, which returns Features, and before it each layer or none."""
     mesh = dist.init_device_mesh("cpu", (size,))
-    for layer in (towers.text, towers.video, towers.sentence):
+    for layer in (towers.text, towers.video, towers.sentence) if layers else ():
         fully_shard(layer, mesh=mesh)
     return fully_shard(towers, mesh=mesh)
 

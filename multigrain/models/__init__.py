@@ -5,7 +5,16 @@ from __future__ import annotations
 from ..temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
 from .clip_weights import load_clip
-from .config import ClipConfig, GrainConfig, ModelConfig, TemporalConfig, TextConfig, VisionConfig, four_grains
+from .config import (
+    ClipConfig,
+    GrainConfig,
+    ModelConfig,
+    RecipeConfig,
+    TemporalConfig,
+    TextConfig,
+    VisionConfig,
+    four_grains,
+)
 from .towers import FeatureTower, FrameTower, TextTower, TimmTower, WordTower, build_vocabulary
 from .xclip import XCLIP
 
@@ -18,6 +27,7 @@ __all__ = [
     "FrameTower",
     "GrainConfig",
     "ModelConfig",
+    "RecipeConfig",
     "TemporalConfig",
     "TemporalLSTM",
     "TemporalTransformer",

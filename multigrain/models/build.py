@@ -59,10 +59,17 @@ def _scratch(config: ModelConfig, vocabulary: Sequence[str] | None) -> dict[str,
     return {
         "vision": TimmTower(config.vision.name, config.dim, config.vision.kwargs),
         "text": words,
-        "temporal": _temporal(config, None),
-        "scorer": config.scorer(),
         "criterion": InfoNCE(config.init_logit_scale),
+        **_scoring(config, None),
     }
+
+
+def _scoring(config: ModelConfig, weights: ClipWeights | None) -> dict[str, Any]:
+    """What makes scores of the towers' features: a recipe, or a temporal encoder and a scorer."""
+    if config.recipe is None:
+        return {"temporal": _temporal(config, weights), "scorer": config.scorer()}
+    recipe = config.recipe.build(config.dim)
+    return {"temporal": None, "scorer": recipe.scorer, "recipe": recipe, "word_weights": config.recipe.word_weights}
 
 
 def _with_clip(config: ModelConfig, vision: VisionConfig | None, weights: ClipWeights) -> dict[str, Any]:
@@ -86,10 +93,10 @@ def _with_clip(config: ModelConfig, vision: VisionConfig | None, weights: ClipWe
     if weights.state is not None:
         with torch.no_grad():
             criterion.logit_scale.copy_(clip.logit_scale.reshape(()))
-    scorer = config.scorer()
-    _check_lengths(scorer, {"word": settings.max_words, "frame": config.temporal.max_frames})
-    temporal = _temporal(config, weights)
-    return {"vision": frames, "text": text, "temporal": temporal, "scorer": scorer, "criterion": criterion}
+    scoring = _scoring(config, weights)
+    if isinstance(scorer := scoring["scorer"], MultiGrain):
+        _check_lengths(scorer, {"word": settings.max_words, "frame": config.temporal.max_frames})
+    return {"vision": frames, "text": text, "criterion": criterion, **scoring}
 
 
 def freeze(tower: nn.Module, settings: ClipConfig) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import checks
+from torch import nn
+
+from .. import checks, recipes
 from ..aggregators import Aggregator, build_aggregator
 from ..grains import Grain
 from ..scorer import MultiGrain
@@ -119,6 +121,33 @@ class GrainConfig:
         return Grain(self.query, self.candidate, build_from_spec(spec), dim if self.bilinear else None, self.name)
 
 
+@dataclass(frozen=True)
+class RecipeConfig:
+    """A published system over the towers: heads, scorer and loss of multigrain.recipes.
+
+    Args:
+        name: see multigrain.recipes.names.
+        settings: of the recipe of that name; `dim` is the model's.
+        word_weights: give the recipe the grain word_weight: the inverse document frequency of each word among the
+            training sentences, log(N / n); 0 for words outside the vocabulary. For text towers trained from scratch.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    word_weights: bool = False
+
+    def build(self, dim: int) -> recipes.Recipe:
+        """The recipe, for features of width `dim`.
+
+        Raises:
+            ValueError: no recipe of that name, or settings that it does not have or that do not fit.
+        """
+        try:
+            return recipes.build(self.name, dim=dim, **self.settings)
+        except TypeError as error:
+            raise ValueError(f"recipe {self.name}: {error}") from error
+
+
 def four_grains() -> list[GrainConfig]:
     """X-CLIP's four grains, with the model's aggregator."""
     return [GrainConfig(query, candidate) for candidate in ("video", "frame") for query in ("sentence", "word")]
@@ -143,6 +172,8 @@ class ModelConfig:
     """All settings of an XCLIP.
 
     Args:
+        recipe: a published system in place of the temporal encoder (but for its max_frames), `frame_source`, `grains`,
+            `weights` and `aggregator`, which are then not read, and of the loss of a "videos" stage.
         clip: CLIP's towers; `vision`, `text` and `dim` are then not read. None: towers trained from scratch.
         dim: D of all features; with CLIP, CLIP's.
         grains, weights: see MultiGrain.
@@ -154,7 +185,7 @@ class ModelConfig:
         dropout: in the temporal transformer and in a text tower trained from scratch.
 
     Raises:
-        ValueError: words that a mask should leave out, without masks.
+        ValueError: words that a mask should leave out, or a recipe, without masks; word weights with CLIP.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -169,13 +200,20 @@ class ModelConfig:
     init_logit_scale: float = 3.0
     dropout: float = 0.1
     clip: ClipConfig | None = None
+    recipe: RecipeConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.recipe is not None:
+            checks.require(self.masked, "masked", "True with a recipe", self.masked)
+            if self.recipe.word_weights and self.clip is not None:
+                raise ValueError("word_weights: expected a text tower trained from scratch, got CLIP's")
         if self.clip is not None and not self.masked and not (self.clip.include_bos and self.clip.include_eos):
             raise ValueError("masked: expected True where include_bos or include_eos is False, got False")
 
-    def scorer(self) -> MultiGrain:
-        """The MultiGrain of these grains."""
+    def scorer(self) -> nn.Module:
+        """The MultiGrain of these grains, or the recipe's scorer."""
+        if self.recipe is not None:
+            return self.recipe.build(self.dim).scorer
         return MultiGrain(*(grain.build(self.dim, self.aggregator) for grain in self.grains), weights=self.weights)
 
     @staticmethod
@@ -191,6 +229,8 @@ class ModelConfig:
             "temporal": TemporalConfig(**values["temporal"]),
             "grains": [GrainConfig(**grain) for grain in values["grains"]],
         }
+        if values.get("recipe") is not None:
+            nested["recipe"] = RecipeConfig(**values["recipe"])
         if values.get("clip") is not None:
             clip: dict[str, Any] = {**values["clip"]}
             if clip.get("vision") is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .clip_weights import ClipWeights
 from .config import ModelConfig
-from .state import safetensors
+from .state import distinct_state, safetensors
 from .tokenizer import tokenizer_for
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -33,7 +33,7 @@ def write_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"model": dataclasses.asdict(config), "vocabulary": vocabulary}
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in distinct_state(model).items()}
     partial = folder / "model.safetensors.tmp"
     safetensors().save_file(weights, partial, metadata={"format": "pt"})
     if tokenizer is not None:

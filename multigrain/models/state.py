@@ -15,10 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 OPENAI = "openai"
 _MARKERS = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's archives and nowhere else
+
+
+def distinct_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict, where a tensor that several names share is there under the first."""
+    found: dict[str, Tensor] = {}
+    names: dict[tuple[int, torch.Size], str] = {}
+    for name, value in module.state_dict().items():
+        # Tensors without elements share no storage and have no address.
+        if value.numel() == 0 or names.setdefault((value.data_ptr(), value.shape), name) == name:
+            found[name] = value
+    return found
 
 
 def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> None:

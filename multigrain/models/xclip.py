@@ -5,6 +5,8 @@
     frames    -> frame tower -> raw [B,N,D] -> temporal encoder -> mean -> video +
                                   '------------------'--- frame_source --> frame '
 
+With a recipe (see ModelConfig), its heads take the place of what follows the towers, and its scorer that of MultiGrain.
+
 Three unrelated models are called X-CLIP; this is the one for video-text retrieval, neither Microsoft's video
 recogniser nor the package `x-clip`.
 """
@@ -12,7 +14,9 @@ recogniser nor the package `x-clip`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +27,25 @@ from torch import Tensor, nn
 from .. import checks
 from ..losses import InfoNCE, RetrievalLoss
 from ..losses.infonce import Ids
+from ..recipes import Recipe
 from ..reduce import mean
-from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
 from .build import build_parts, freeze, is_timm_clip
 from .clip import ClipText
 from .clip_weights import ClipWeights, load_clip
-from .config import ClipConfig, GrainConfig, ModelConfig, TemporalConfig, VisionConfig, four_grains, mixing_grains
+from .config import (
+    ClipConfig,
+    GrainConfig,
+    ModelConfig,
+    RecipeConfig,
+    TemporalConfig,
+    VisionConfig,
+    four_grains,
+    mixing_grains,
+)
 from .original import load_original, read_original, save_original
 from .pretrained import find_folder, read_settings, read_weights, write_folder
-from .state import check_state
+from .state import check_state, distinct_state
 from .tokenizer import HuggingFaceTokenizer
 from .towers import FeatureTower, FrameTower, TextTower, WordTower
 
@@ -50,27 +63,33 @@ class XCLIP(nn.Module):
         text: sentences -> sentence and word features and a mask (TextTower), of the same width D.
         temporal: frame features [B, N, D], mask [B, N] -> [B, N, D]; None = the frames as they are.
         scorer: over the grains sentence, word, video, frame.
-        criterion: holds the logit scale; default InfoNCE().
+        criterion: holds the logit scale; default InfoNCE(). With a recipe, of the towers' pretraining alone.
         frame_source: the frames of the fine grains: "raw", before the temporal encoder (the paper), or
             "temporal", after it. The video vector is always the mean of those after it.
         masked: keep padded words and frames out of the fine grains. False matches models trained that way.
         max_frames: the most frames of a video, for those who sample them.
+        recipe: a published system above the towers, whose scorer is `scorer`; without `temporal`.
+        word_weights: give the recipe the grain word_weight (see RecipeConfig).
 
     Raises:
         ValueError: towers of different widths, an unknown frame source.
     """
+
+    idf: Tensor | None
 
     def __init__(
         self,
         vision: FrameTower,
         text: TextTower,
         temporal: nn.Module | None,
-        scorer: MultiGrain,
+        scorer: nn.Module,
         criterion: InfoNCE | None = None,
         *,
         frame_source: str = "raw",
         masked: bool = True,
         max_frames: int = 12,
+        recipe: Recipe | None = None,
+        word_weights: bool = False,
     ) -> None:
         super().__init__()
         if vision.dim != text.dim:
@@ -80,6 +99,10 @@ class XCLIP(nn.Module):
         self.criterion = InfoNCE() if criterion is None else criterion
         self.frame_source = checks.choice("frame_source", frame_source, FRAME_SOURCES)
         self.masked, self.max_frames = masked, max_frames
+        self.recipe = recipe
+        # By word id, 1 for all until `weigh_words`; 0 for padding and for unknown words.
+        known = torch.ones(len(text.vocabulary)) if word_weights and isinstance(text, WordTower) else None
+        self.register_buffer("idf", None if known is None else nn.functional.pad(known, (1, 0)))
         self.config: ModelConfig | None = None
 
     @classmethod
@@ -120,6 +143,7 @@ class XCLIP(nn.Module):
         masked: bool = True,
         mixing: bool = False,
         frame_source: str = "raw",
+        recipe: RecipeConfig | None = None,
         **clip: Any,
     ) -> XCLIP:
         """X-CLIP over CLIP's towers.
@@ -130,7 +154,7 @@ class XCLIP(nn.Module):
 
         Args:
             weights, architecture, tokenizer: see load_clip.
-            aggregator, grains, frame_source, masked: see ModelConfig.
+            aggregator, grains, frame_source, masked, recipe: see ModelConfig.
             temporal: default the transformer of X-CLIP's code, four blocks that start from CLIP's text transformer.
                 Its max_frames gives way to this function's.
             max_words, max_frames: W and N.
@@ -152,6 +176,7 @@ class XCLIP(nn.Module):
             frame_source=frame_source,
             masked=masked,
             dropout=0.0,
+            recipe=recipe,
         )
         return cls._build(config, weights=loaded)
 
@@ -200,8 +225,12 @@ class XCLIP(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """The logarithm of the multiplier of the scores, a parameter."""
-        return self.criterion.logit_scale
+        """The logarithm of the multiplier of the scores, a parameter; the first one of a recipe that has several.
+
+        For a recipe whose loss has none, that of the towers' pretraining.
+        """
+        found = [] if self.recipe is None else [p for name, p in self.recipe.loss.named_parameters() if _is_scale(name)]
+        return found[0] if found else self.criterion.logit_scale
 
     @property
     def max_words(self) -> int:
@@ -222,7 +251,7 @@ class XCLIP(nn.Module):
         if vision is not None and not is_timm_clip(vision.name):
             new = "vision.projection" if vision.kwargs.get("pretrained") else "vision."
             names = {name for name in names if not name.startswith(new)}
-        return names | ({"criterion.logit_scale"} if logit_scale else set())
+        return names | {name for name, _ in self.named_parameters() if logit_scale and _is_scale(name)}
 
     def train(self, mode: bool = True) -> XCLIP:
         """As of any module, but towers that are frozen stay in eval mode, with the statistics that they have."""
@@ -242,7 +271,7 @@ class XCLIP(nn.Module):
             freeze(self.vision, self.config.clip)
 
     def encode_text(self, sentences: Any) -> Features:
-        """Features(sentence [B, D], word [B, M, D] with its mask).
+        """Features(sentence [B, D], word [B, M, D] with its mask), or what a recipe's head makes of them.
 
         Args:
             sentences: a list of strings; for CLIP's tower also token ids [B, W], torch.long, or (ids, mask), see
@@ -252,7 +281,24 @@ class XCLIP(nn.Module):
             TypeError, ValueError: something else, or a sentence without a word.
         """
         sentence, words, real = self.text(sentences)
-        return Features(sentence=sentence, word=(words, real if self.masked else None))
+        text = Features(sentence=sentence, word=(words, real if self.masked else None))
+        if self.recipe is None:
+            return text
+        if self.idf is not None and isinstance(self.text, WordTower):
+            weights = self.idf[self.text.tokenize(sentences)[0]][..., None]
+            text = Features(sentence=text["sentence"], word=text["word"], word_weight=(weights, real))
+        return self.recipe.text_head(text)
+
+    def weigh_words(self, sentences: Iterable[str]) -> None:
+        """Learn the word weights of a recipe that wants them: log(N / n) of a word in n of these N sentences."""
+        if self.idf is None or not isinstance(self.text, WordTower):
+            return
+        found, total = Counter[str](), 0
+        for sentence in sentences:
+            found.update(set(self.text.words(sentence)))
+            total += 1
+        weights = [math.log(total / found[word]) if found[word] else 0.0 for word in self.text.vocabulary]
+        self.idf.copy_(torch.tensor([0.0, *weights]))
 
     def encode_video(
         self,
@@ -260,7 +306,7 @@ class XCLIP(nn.Module):
         mask: Bool[Tensor, "b n"] | None = None,
         index: Int[Tensor, "b n"] | None = None,
     ) -> Features:
-        """Features(video [B, D], frame [B, N, D] with its mask).
+        """Features(video [B, D], frame [B, N, D] with its mask), or what a recipe's head makes of the frames.
 
         Args:
             frames: a video file (see encode_videos); [B, N, 3, H, W], uint8 or floating in [0, 1]; or, with
@@ -320,6 +366,8 @@ class XCLIP(nn.Module):
 
     def video_features(self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Features:
         """Features(video, frame) from the frame tower's features, as encode_video makes them."""
+        if self.recipe is not None:
+            return self.recipe.video_head(Features(frame=(frames, mask)))
         temporal = frames if self.temporal is None else self.temporal(frames, mask)
         # As X-CLIP's code: the mean of unit vectors, so that a long frame does not outweigh the others.
         unit = Tokens(temporal, mask).normalized().features
@@ -339,8 +387,17 @@ class XCLIP(nn.Module):
 
         Where torch.distributed has several ranks, it is that of all their batches (see RetrievalLoss).
         """
-        text, video = self.encode_text(sentences), self.encode_video(frames, mask, index)
-        return RetrievalLoss(self.scorer, self.criterion)(text, video, ids)
+        return self.loss(self.encode_text(sentences), self.encode_video(frames, mask, index), ids)
+
+    def loss(self, text: Features, video: Features, ids: Ids | None = None, **settings: Any) -> Float[Tensor, ""]:
+        """The loss of a batch of pairs, of the features that encode_text and encode_video make.
+
+        Args:
+            settings: for a recipe's loss, see Recipe.loss_of.
+        """
+        if self.recipe is not None:
+            return self.recipe.loss_of(text, video, ids, **settings)
+        return RetrievalLoss(self.scorer, self.criterion)(text, video, ids, **settings)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model.safetensors and config.json (settings and vocabulary) into a folder, made if need be.
@@ -373,9 +430,13 @@ class XCLIP(nn.Module):
         folder = find_folder(place)
         model = cls._build(*read_settings(folder))
         state = read_weights(folder)
-        check_state(model.state_dict(), state, str(folder / "model.safetensors"))
-        model.load_state_dict(state)
+        check_state(distinct_state(model), state, str(folder / "model.safetensors"))
+        model.load_state_dict(state, strict=False)  # what has several names is there under one
         return model.eval()
+
+
+def _is_scale(name: str) -> bool:
+    return name.rpartition(".")[2] == "logit_scale"
 
 
 def _compact(index: Tensor, mask: Tensor, total: int) -> tuple[Tensor, Tensor]:

@@ -3,16 +3,21 @@
     recipe = mg.recipes.build("drl", dim=512)
     loss = recipe(text, video)
     scores = recipe.scores(text, video)
+
+A new one is a function under `register_recipe` in a file of this folder, imported below, with a test in tests/recipes
+and a renewed table: `python -m multigrain.recipes docs/recipes.md`.
 """
 
 from .base import About, Recipe, about, build, names, register_recipe
 from .cross import albef, clipbert, matching_head, taco
 from .dual import align, clip, clip4clip, frozen_in_time, wenlan
+from .heads import Encode, video_head
 from .late import colbert, drl, filip, ts2net, ucofia, video_colbert, xclip
 from .pooled import hero, query_scoring, x_pool
 
 __all__ = [
     "About",
+    "Encode",
     "Recipe",
     "about",
     "albef",
@@ -34,6 +39,7 @@ __all__ = [
     "ts2net",
     "ucofia",
     "video_colbert",
+    "video_head",
     "wenlan",
     "x_pool",
     "xclip",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..losses import FeatureQueue
+from ..losses import FeatureQueue, Loss
 from ..losses.infonce import Ids
 from ..pairs import rerank
 from ..scoring import score_matrix
@@ -86,7 +87,7 @@ class Recipe(nn.Module):
     def __init__(
         self,
         scorer: nn.Module,
-        loss: nn.Module,
+        loss: Loss,
         *,
         text_head: nn.Module | None = None,
         video_head: nn.Module | None = None,
@@ -121,7 +122,10 @@ class Recipe(nn.Module):
                 heads of momentum encoders. With `momentum` and no keys, the batch's own features, without a
                 gradient, are the keys.
         """
-        text, video = self.encode(text, video)
+        return self.loss_of(*self.encode(text, video), ids, **settings)
+
+    def loss_of(self, text: Features, video: Features, ids: Ids | None = None, **settings: Any) -> Float[Tensor, ""]:
+        """The loss of features behind the heads; otherwise as a call."""
         if self.momentum is not None and settings.get("keys") is None:
             settings["keys"] = text.detach(), video.detach()
         return self.loss(text, video, ids, **settings)
@@ -137,15 +141,19 @@ class Recipe(nn.Module):
         scorer = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
         return scorer(*self.encode(text, video))
 
-    @torch.no_grad()
     def reranked(self, text: Features, video: Features, direction: str = "t2v") -> Float[Tensor, "t v"]:
         """`scores` in which the reranker has ordered the `rerank_k` best of each row ("t2v") or column ("v2t").
 
         Without a reranker, the scores. Only the order along the rows, or down the columns, means something then: see
         `rerank`. In blocks and without a graph; put the recipe in eval mode first.
         """
+        with torch.no_grad():
+            return self.reranked_of(*self.encode(text, video), direction)
+
+    @torch.no_grad()
+    def reranked_of(self, text: Features, video: Features, direction: str = "t2v") -> Float[Tensor, "t v"]:
+        """The same, of features behind the heads."""
         checks.choice("direction", direction, DIRECTIONS)
-        text, video = self.encode(text, video)
         first = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
         scores = score_matrix(first, text, video)
         if self.reranker is None or self.rerank_k is None:
@@ -162,6 +170,13 @@ class Recipe(nn.Module):
         """The name and the settings that repr shows."""
         settings = {key: getattr(self, key) for key in ("rerank_k", "momentum", "queue_size")}
         return ", ".join([self.name] * bool(self.name) + [f"{k}={v}" for k, v in settings.items() if v is not None])
+
+    def __repr__(self) -> str:
+        """As of any module, but what is a part of the loss too is shown there alone."""
+        again = set(self.loss.modules())
+        shown = {n: m for n, m in self.named_children() if m not in again or m is self.loss}
+        lines = [self.extra_repr(), *(f"({n}): {m!r}" for n, m in shown.items() if not isinstance(m, nn.Identity))]
+        return "Recipe(\n" + textwrap.indent("\n".join(line for line in lines if line), "  ") + "\n)"
 
 
 class _Turned(nn.Module):

@@ -133,7 +133,7 @@ def albef(
     momentum: float = 0.995,
     rerank_k: int = 128,
 ) -> Recipe:
-    """ALBEF: align, then fuse. Give `keys` and both queues in training; without them it is InfoNCE and matching.
+    """ALBEF: align, then fuse. Give `keys` and both queues in training.
 
     Args:
         alpha: the share of the targets that the momentum encoders' scores make.

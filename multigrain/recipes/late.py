@@ -180,13 +180,24 @@ def ucofia(
     heads: int | None = None,
     temperature: float = 0.01,
     patch: str = "frame",
+    max_words: int | None = None,
+    max_patches: int | None = None,
 ) -> Recipe:
-    """UCoFiA: from coarse to fine, with the grain `patch` as the finest: frames again for encoders without patches.
+    """UCoFiA: from coarse to fine. All grains are cosines; the original does not normalise patches, and selects them.
 
-    All grains are cosines here; the original does not normalise patches, and selects them before.
+    Args:
+        temporal: "mean", "lstm" or "transformer", of which max_frames, depth, heads.
+        patch: the finest grain: frames again for encoders without patches.
+        max_words: M, switches on the learned matrices of ISA, which fix the most words, frames and patches.
+        max_patches: default max_frames.
     """
+    frames = None if max_words is None else max_frames
+    patches = None if max_words is None else max_patches or max_frames
+    isa = ISA(temperature, query_tokens=max_words, candidate_tokens=patches)
     scorer = MultiGrain(
-        VideoSentence(), SentenceFrame(ISA(temperature)), Grain("word", patch, ISA(temperature), name="word-patch")
+        VideoSentence(),
+        SentenceFrame(ISA(temperature, candidate_tokens=frames)),
+        Grain("word", patch, isa, name="word-patch"),
     )
     head = video_head(temporal_encoder(temporal, dim, max_frames, depth, heads))
     return Recipe(scorer, RetrievalLoss(scorer, InfoNCE()), video_head=head)
@@ -202,7 +213,7 @@ def ucofia(
         cost="(N + 1) D",
         extras="its token shift and selection belong to the video tower",
         figure="MSR-VTT 1k-A R@1, text to video: ViT-B/32 47.0, ViT-B/16 49.4",
-        source="AVIGATE",
+        source="AVIGATE, arXiv 2504.02397",
     )
 )
 def ts2net(

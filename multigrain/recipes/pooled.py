@@ -38,9 +38,9 @@ def hero(
         grains="sentence-frame",
         aggregation="frames pooled for each sentence by cross-attention, then cosine",
         loss="InfoNCE, learned scale",
-        cost="N D + 2 D^2",
+        cost="2 N D + 2 D^2",
         figure="MSR-VTT 1k-A R@1, text to video, ViT-B/32: 46.9",
-        source="AVIGATE",
+        source="AVIGATE, arXiv 2504.02397",
     )
 )
 def x_pool(dim: int) -> Recipe:

@@ -1,80 +1,103 @@
-"""Which queries to show: the surest, some at random and the worst, with what they found."""
+"""Which queries to show: the surest, some at random and the worst, with what they found; and all of them, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..metrics import ranks
-from .page import Example, Hit
+from .content import Example, Hit, Query
+from .images import figure_image, strip
+from .subject import Subject
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-Frames = Callable[[int], "NDArray[np.uint8]"]
-"""Index of a video -> its frames [n, height, width, 3]."""
+BEST, RANDOM, WORST = "Furthest ahead of every other video", "At random", "Furthest behind"
+FOUND = 5  # of each query in the list of all
 
 
-def choose(
-    scores: Float[Tensor, "n n"], sentences: Sequence[str], frames: Frames, each: int = 4, hits: int = 4, seed: int = 0
-) -> dict[str, list[Example]]:
-    """Examples by heading, no query twice.
+def choose(subject: Subject, each: int = 4, hits: int = 4, seed: int = 0) -> dict[str, list[Example]]:
+    """Examples by heading, no query twice; the surest and the worst with heat maps where there is a picture.
 
     Args:
-        scores: [texts, videos]; text i belongs to video i.
-        sentences: of the texts.
         each: queries of each kind.
         hits: retrieved videos of each query; its own is added where it is not among them.
         seed: of the random ones.
     """
-    rank, margin = ranks(scores), margins(scores)
-    by_margin: list[int] = margin.argsort(descending=True).tolist()
+    scores, targets = subject.scores, subject.targets
+    rank = ranks(scores, targets)
+    by_margin: list[int] = margins(scores, targets).argsort(descending=True).tolist()
     by_rank: list[int] = rank.argsort(descending=True, stable=True).tolist()
     shuffled: list[int] = torch.randperm(len(rank), generator=torch.Generator().manual_seed(seed)).tolist()
     taken: set[int] = set()
     groups: dict[str, list[Example]] = {}
-    for heading, order in (
-        ("Furthest ahead of every other video", by_margin),
-        ("At random", shuffled),
-        ("Furthest behind", by_rank),
-    ):
+    for heading, order in ((BEST, by_margin), (RANDOM, shuffled), (WORST, by_rank)):
         chosen = [i for i in order if i not in taken][:each]
         taken.update(chosen)
-        groups[heading] = [_example(i, scores[i], float(rank[i]), sentences, frames, hits) for i in chosen]
+        groups[heading] = [_example(subject, i, float(rank[i]), hits, heading != RANDOM) for i in chosen]
     return groups
 
 
-def margins(scores: Float[Tensor, "n n"]) -> Float[Tensor, "n"]:
+def queries(subject: Subject, most: int) -> list[Query]:
+    """The first texts, so many at most, each with the rank of its video and the videos that come first."""
+    scores, targets = subject.scores[:most], subject.targets[:most]
+    rank: list[float] = ranks(scores, targets).tolist()
+    best = scores.topk(min(FOUND, len(subject.videos)), 1)
+    found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        Query(text, round(place), own, list(zip(columns, values, strict=True)))
+        for text, place, own, (columns, values) in zip(subject.texts[:most], rank, targets.tolist(), found, strict=True)
+    ]
+
+
+def margins(scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"]) -> Float[Tensor, "t"]:
     """How far each text's own video is ahead of the best other one (negative: behind)."""
-    own = scores.diag()
-    others = scores.masked_fill(torch.eye(len(scores), dtype=torch.bool), -torch.inf)
-    return own - others.amax(1)
+    own = scores.gather(1, targets[:, None])
+    others = scores.scatter(1, targets[:, None], -torch.inf)
+    return own[:, 0] - others.amax(1)
 
 
-def clearest(scores: Float[Tensor, "n n"], sizes: Sequence[tuple[int, int]]) -> int:
-    """The pair to picture: first both ways, of a size that reads well, ahead by the largest margin.
+def rival(scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], text: int) -> int:
+    """The best video that is not the text's own."""
+    return int(scores[text].index_fill(0, targets[text].cpu(), -torch.inf).argmax())
+
+
+def clearest(scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], sizes: Sequence[tuple[int, int]]) -> int:
+    """The text to picture with its video: first both ways, of a size that reads well, ahead by the largest margin.
 
     Args:
-        sizes: (words, frames) of every pair; 8 to 14 words and at least 8 frames read well.
+        sizes: (words, frames) of every text and its video; 8 to 14 words and at least 8 frames read well.
     """
     fits = torch.tensor([8 <= words <= 14 and frames >= 8 for words, frames in sizes])
-    first = (ranks(scores) == 1) & (ranks(scores.T) == 1)
+    own = scores.gather(1, targets[:, None])[:, 0]
+    first = (ranks(scores, targets) == 1) & (own >= scores.amax(0)[targets])
+    ahead = margins(scores, targets)
     for wanted in (fits & first, first, fits):
         if wanted.any():
-            return int(margins(scores).masked_fill(~wanted, -torch.inf).argmax())
-    return int(margins(scores).argmax())
+            return int(ahead.masked_fill(~wanted, -torch.inf).argmax())
+    return int(ahead.argmax())
 
 
-def _example(query: int, scores: Tensor, rank: float, sentences: Sequence[str], frames: Frames, hits: int) -> Example:
+def _example(subject: Subject, query: int, rank: float, hits: int, pictured: bool) -> Example:
+    scores, own = subject.scores[query], int(subject.targets[query])
     order: list[int] = scores.argsort(descending=True, stable=True).tolist()
-    shown = order[:hits] + [query] * (query not in order[:hits])
+    shown = order[:hits] + [own] * (own not in order[:hits])
     found = [
-        Hit(frames(video), sentences[video], float(scores[video]), order.index(video) + 1, video == query)
+        Hit(
+            None if subject.frames is None else strip(subject.frames(video)),
+            subject.videos[video],
+            float(scores[video]),
+            order.index(video) + 1,
+            video == own,
+        )
         for video in shown
     ]
-    return Example(sentences[query], round(rank), found)
+    pictures: list[tuple[bytes, str]] = []
+    if pictured and subject.picture is not None:
+        for video in dict.fromkeys([own, order[0]]):
+            whose = "Its own video" if video == own else f"What came first instead: {subject.videos[video]}"
+            place = f"rank {order.index(video) + 1:,}"
+            figure = subject.picture(query, video, f"score {float(scores[video]):.3f}, {place}", False)
+            pictures.append((figure_image(figure), f"{whose}, {place}"))
+    return Example(subject.texts[query], round(rank), found, pictures)

@@ -14,8 +14,9 @@ from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import checks
 from ..aggregators import AOSM, Aggregator, TwoLevel
 from ..grains import Grain
 from ..poolers import PooledGrain
@@ -63,16 +64,18 @@ class Part:
 
 
 @torch.no_grad()
-def explain(scorer: MultiGrain, text: Features, video: Features) -> dict[str, Part]:
+def explain(scorer: nn.Module, text: Features, video: Features) -> dict[str, Part]:
     """Each grain's part in the score of one text and one video, by the grain's name.
 
     Args:
-        scorer: whose score it is.
+        scorer: whose score it is, a MultiGrain.
         text, video: features of one item each.
 
     Raises:
+        TypeError: a scorer that is no sum of grains.
         ValueError: more than one item.
     """
+    scorer = checks.instance("scorer", scorer, MultiGrain)
     for name, features in (("text", text), ("video", video)):
         if len(features) != 1:
             raise ValueError(f"{name}: expected the features of one item, got {len(features)}")

@@ -1,113 +1,113 @@
-"""One self-contained HTML page about a run: text and pictures inside, nothing fetched, readable on a phone."""
+"""One self-contained HTML page: text, pictures and the script of its filter inside, nothing fetched."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from string import Template
-from typing import TYPE_CHECKING
 
 from . import tables
-
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A retrieved video."""
-
-    frames: NDArray[np.uint8]
-    """[n, height, width, 3]"""
-    sentence: str
-    """its own sentence"""
-    score: float
-    rank: int
-    own: bool
-    """whether it is the one that was looked for"""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A query and what it found."""
-
-    sentence: str
-    rank: int
-    """of its own video"""
-    hits: Sequence[Hit]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the page shows. All texts are plain; they are escaped."""
-
-    title: str
-    verdict: str
-    lead: Sequence[str]
-    """paragraphs below the title"""
-    rows: Sequence[tables.Row]
-    table_note: str
-    similarity: Sequence[tuple[bytes, str]]
-    """PNG pictures, each with its caption"""
-    examples_note: str
-    examples: Mapping[str, Sequence[Example]]
-    """by the heading of their group"""
-    curves: tuple[bytes, str]
-    settings: Mapping[str, str] = field(default_factory=dict[str, str])
-    config: str = ""
-    """the settings in full, as text"""
+from .content import Chart, Example, Hit, Hub, Hubs, Report
+from .images import tag
 
 
 def render(report: Report) -> str:
     """The page as text."""
-    folder = resources.files("multigrain") / "report"
+    made = [(heading, section(report)) for heading, section in _SECTIONS.items()]
+    shown = [(heading, body) for heading, body in made if body]
+    sections = "\n\n".join(
+        f'<section id="{_anchor(heading)}">\n<h2>{heading}</h2>\n{body}\n</section>' for heading, body in shown
+    )
+    links = " ".join(f'<a href="#{_anchor(heading)}">{heading}</a>' for heading, _ in shown)
+    return Template(_file("template.html")).substitute(
+        style=_file("style.css"),
+        title=escape(report.title),
+        verdict=escape(report.verdict),
+        lead="\n".join(f"<p>{escape(text)}</p>" for text in report.lead),
+        links=f"<nav>{links}</nav>" if len(shown) > 2 else "",
+        sections=sections,
+        script=_script(report) if report.queries else "",
+    )
+
+
+def _retrieval(report: Report) -> str:
+    return _table(report.rows) + _pale(report.table_note) if report.rows else ""
+
+
+def _ranks(report: Report) -> str:
+    return f'<div class="charts">{"".join(map(_chart, report.charts))}</div>' if report.charts else ""
+
+
+def _match(report: Report) -> str:
+    kinds = ["grain"] * (len(report.parts) - 1) + ["all"]
+    rows = [
+        f'<tr class="{kind}"><td>{escape(name)}</td>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        for kind, (name, cells) in zip(kinds, report.parts.items(), strict=False)
+    ]
+    head = "<thead><tr><th>grain</th><th>its score</th><th>× its weight</th><th>= its part</th></tr></thead>"
+    table = f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>' if rows else ""
+    return "\n".join([*(_figure(*picture) for picture in report.similarity), *([table] if table else [])])
+
+
+def _examples(report: Report) -> str:
     groups = [
         f"<h3>{escape(name)}</h3>\n" + "\n".join(_example(example, i == 0) for i, example in enumerate(examples))
         for name, examples in report.examples.items()
         if examples
     ]
+    return "\n".join([_pale(report.examples_note), *groups]) if groups else ""
+
+
+def _hubness(report: Report) -> str:
+    return "" if report.hubs is None else _hubs(report.hubs)
+
+
+def _queries(report: Report) -> str:
+    return _file("queries.html") if report.queries else ""
+
+
+def _training(report: Report) -> str:
+    return _figure(*report.curves) if report.curves is not None else ""
+
+
+def _settings(report: Report) -> str:
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.settings.items())
-    return Template((folder / "template.html").read_text(encoding="utf-8")).substitute(
-        style=(folder / "style.css").read_text(encoding="utf-8").strip(),
-        title=escape(report.title),
-        verdict=escape(report.verdict),
-        lead="\n".join(f"<p>{escape(text)}</p>" for text in report.lead),
-        table=_table(report.rows),
-        table_note=f'<p class="pale">{escape(report.table_note)}</p>',
-        similarity="\n".join(_figure(png, caption) for png, caption in report.similarity),
-        examples_note=f'<p class="pale">{escape(report.examples_note)}</p>',
-        examples="\n".join(groups),
-        curves=_figure(*report.curves),
-        settings=f"<dl>{terms}</dl>" + (f"<pre>{escape(report.config)}</pre>" if report.config else ""),
-    )
+    return (f"<dl>{terms}</dl>" if terms else "") + (f"<pre>{escape(report.config)}</pre>" if report.config else "")
 
 
-def figure_png(figure: Figure, dpi: int = 150) -> bytes:
-    """A figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
+_SECTIONS: Mapping[str, Callable[[Report], str]] = {
+    "Retrieval": _retrieval,
+    "Ranks": _ranks,
+    "What made a match": _match,
+    "Retrieved": _examples,
+    "Hubs": _hubness,
+    "All queries": _queries,
+    "Training": _training,
+    "Settings": _settings,
+}
 
 
-def strip_png(frames: NDArray[np.uint8]) -> bytes:
-    """Frames [n, height, width, 3] side by side, two pixels apart, as a PNG with a palette (some kilobytes)."""
-    from PIL import Image
+def _file(name: str) -> str:
+    return (resources.files("multigrain") / "report" / name).read_text(encoding="utf-8").strip()
 
-    n, height, width, _ = frames.shape
-    strip = Image.new("RGB", (n * (width + 2) - 2, height), "white")
-    for i, frame in enumerate(frames):
-        strip.paste(Image.fromarray(frame), (i * (width + 2), 0))
-    if strip.getcolors(256) is not None:
-        strip = strip.quantize(256, dither=Image.Dither.NONE)  # no more colours than that: nothing is lost
-    buffer = io.BytesIO()
-    strip.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
+
+
+def _pale(text: str) -> str:
+    return f'<p class="pale">{escape(text)}</p>' if text else ""
+
+
+def _script(report: Report) -> str:
+    """The queries as data, and what filters them."""
+    queries = [[q.text, q.rank, q.own, [[i, round(score, 4)] for i, score in q.found]] for q in report.queries]
+    data = json.dumps({"queries": queries, "videos": list(report.videos)}, ensure_ascii=False, separators=(",", ":"))
+    # Whatever a text holds, it cannot end the element.
+    inert = data.replace("<", "\\u003c")
+    return f'<script type="application/json" id="data">{inert}</script>\n<script>\n{_file("page.js")}\n</script>'
 
 
 def _table(rows: Sequence[tables.Row]) -> str:
@@ -130,29 +130,50 @@ def _second(column: int) -> str:
     return ' class="second"' if column == len(tables.COLUMNS) else ""
 
 
+def _chart(chart: Chart) -> str:
+    most = max([count for _, count in chart.bars], default=1) or 1
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        f'<td><span style="width:{100 * count / most:.1f}%"></span></td><td>{count:,}</td></tr>'
+        for name, count in chart.bars
+    )
+    axis = f'<thead><tr><th colspan="3">{escape(chart.axis)}</th></tr></thead>' if chart.axis else ""
+    return f'<figure class="chart"><h3>{escape(chart.title)}</h3><table>{axis}<tbody>{rows}</tbody></table></figure>'
+
+
 def _example(example: Example, opened: bool) -> str:
-    hits = "\n".join(_hit(hit) for hit in example.hits)
+    hits = "\n".join(map(_hit, example.hits))
+    maps = "\n".join(_figure(*picture) for picture in example.pictures)
+    why = f'<details class="why"><summary>Words against frames</summary>\n{maps}</details>' if maps else ""
     return (
         f'<details class="example"{" open" * opened}><summary>“{escape(example.sentence)}” '
-        f'<span class="rank">own video at rank {example.rank:,}</span></summary>\n<ol>{hits}</ol></details>'
+        f'<span class="rank">own video at rank {example.rank:,}</span></summary>\n<ol>{hits}</ol>{why}</details>'
     )
 
 
 def _hit(hit: Hit) -> str:
-    kind, what = ("own", "its own video") if hit.own else ("other", f"the video of “{escape(hit.sentence)}”")
-    image = _image(strip_png(hit.frames), "strip", f"{len(hit.frames)} frames, rank {hit.rank}")
+    kind, what = ("own", "its own video") if hit.own else ("other", hit.name)
     return (
-        f'<li class="frames"><div class="scroll">{image}</div>'
-        f'<div class="caption">{hit.rank:,}. <span class="{kind}">{what}</span> '
+        f'<li class="frames">{_strip(hit.image, f"frames of the video at rank {hit.rank}")}'
+        f'<div class="caption">{hit.rank:,}. <span class="{kind}">{escape(what)}</span> '
         f'<span class="pale">{hit.score:.3f}</span></div></li>'
     )
 
 
-def _figure(png: bytes, caption: str) -> str:
-    image = _image(png, "", caption)
-    return f'<figure><div class="scroll">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
+def _hubs(hubs: Hubs) -> str:
+    greatest = "".join(map(_hub, hubs.first))
+    return f"{_pale(hubs.note)}\n{_chart(hubs.chart)}\n<h3>The greatest</h3>\n<ol>{greatest}</ol>"
 
 
-def _image(png: bytes, kind: str, text: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img class="{kind}" loading="lazy" alt="{escape(text)}" src="data:image/png;base64,{data}">'
+def _hub(hub: Hub) -> str:
+    caption = f'<div class="caption">{hub.count:,} queries: {escape(hub.name)}</div>'
+    return f'<li class="frames">{_strip(hub.image, "its frames")}{caption}</li>'
+
+
+def _strip(image: bytes | None, text: str) -> str:
+    return "" if image is None else f'<div class="scroll">{tag(image, "strip", text)}</div>'
+
+
+def _figure(image: bytes, caption: str) -> str:
+    picture = f'<div class="scroll">{tag(image, "", caption)}</div>'
+    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -156,6 +156,9 @@ class TrainConfig:
         precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
             loss are always computed in fp32, and so is an evaluation.
         workers: processes that read batches ahead, at most one a core; 0: none.
+        shards: 1: ranks train what one process would, up to rounding. More, and at least as many as ranks: a batch is
+            encoded in so many shards, and any number of ranks ends with the same weights, bit for bit on CPUs of one
+            kind with the same number of threads each; on one rank too, another number of shards is another run.
 
     Raises:
         ValueError: no stage, or a value out of range; its name is given.
@@ -171,6 +174,7 @@ class TrainConfig:
     device: str = "auto"
     precision: str = "fp32"
     workers: int = 0
+    shards: int = 1
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -180,6 +184,7 @@ class TrainConfig:
         require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         require(self.keep >= 1, "keep", "at least 1", self.keep)
         require(self.workers >= 0, "workers", "at least 0", self.workers)
+        require(self.shards >= 1, "shards", "at least 1", self.shards)
         frozen = [stage.name for stage in self.stages if stage.freeze_vision]
         require(
             isinstance(self.data, BabyAIConfig) or not frozen,
@@ -196,7 +201,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     place, and are as many as in the file.
 
     Args:
-        name: a path, or the name of a file in multigrain/configs, without its suffix.
+        name: a path, or the name of a file in multigrain/configs, without its suffix: "demo", "recipes/filip".
         overrides: as on a command line, applied to the file before it is read: ["--seed=1",
             "--model.aggregator.init_args.temperature=0.03", "--model.grains.3.aggregator=max_max",
             "--stages.1.epochs=3"]. Numbers count from 0; a value is YAML.
@@ -282,5 +287,5 @@ def _find(name: str | os.PathLike[str]) -> Path:
     folder = Path(str(resources.files("multigrain"))) / "configs"
     if (shipped := folder / f"{path}.yaml").is_file():
         return shipped
-    names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+    names = ", ".join(sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")))
     raise FileNotFoundError(f"config: expected a YAML file or one of {names}; got {os.fspath(name)}")

@@ -7,23 +7,22 @@ matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import checks
 from ..distributed import world
-from ..grains import Grain
 from ..hubness import TRANSDUCTIVE
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..models import XCLIP
 from ..models.evaluating import evaluating
-from ..scorer import MultiGrain
+from ..recipes import Recipe
+from ..scorer import MultiGrain, grains_of
 from ..scoring import score_matrix
 from ..tokens import Features
 from . import parallel
@@ -48,7 +47,8 @@ class Evaluation:
         metrics: by grain.
         broken: of each video that could not be read, its name and why; it and its texts are left out.
         hubness: the correction that made the scores and the metrics of what was measured; see `corrected`.
-        reverse: where it is not `scores`, what ranks the texts of each video, for "all", [texts, videos].
+        reverse: where it is not `scores`, what ranks the texts of each video, for "all", [texts, videos]: after a
+            correction, or for a recipe with a scorer for each direction or with a reranker.
     """
 
     scores: dict[str, Float[Tensor, "t v"]]
@@ -65,11 +65,12 @@ class Evaluation:
 
         It exchanges matrices: for what shows a small collection.
         """
-        parts = parallel.exchange((self.texts, self.targets, self.scores[ALL]))
-        texts = [row for part, _, _ in parts for row in part]
+        back = self.scores[ALL] if self.reverse is None else self.reverse
+        parts = parallel.exchange((self.texts, self.targets, self.scores[ALL], back))
+        texts = [row for part, *_ in parts for row in part]
         order = sorted(range(len(texts)), key=texts.__getitem__)
-        targets, scores = (torch.cat(found)[order] for found in list(zip(*parts, strict=True))[1:])
-        reverse = None if self.reverse is None else self.reverse[order]  # of one rank: see `corrected`
+        targets, scores, back = (torch.cat(found)[order] for found in list(zip(*parts, strict=True))[1:])
+        reverse = None if self.reverse is None else back
         return replace(self, scores={ALL: scores}, targets=targets, texts=sorted(texts), reverse=reverse)
 
 
@@ -85,7 +86,7 @@ def evaluate(
 ) -> Evaluation:
     """Encode and score pairs: texts against the distinct videos among them, which are those of distinct ids.
 
-    Texts stream: their features are never held together.
+    Texts stream: their features are never held together, but for a recipe with a reranker.
 
     Args:
         indices: which pairs; None = all.
@@ -95,8 +96,10 @@ def evaluate(
 
     Raises:
         Unreadable: no video could be read.
-        ValueError: pairs that the protocol is not for.
+        ValueError: pairs that the protocol is not for; a reranker over several ranks.
     """
+    scorer = model.scorer if model.recipe is None else model.recipe
+    _check_reranker(scorer)
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     ids: list[int] = pairs.ids[rows].tolist()
     order = first_rows(pairs, rows)
@@ -114,19 +117,22 @@ def evaluate(
     found = {int(pairs.ids[row]) for row in encoded[world()[0]][1]}
     rows = [row for row, i in zip(rows, ids, strict=True) if i in found]
     targets = torch.tensor([column[int(pairs.ids[row])] for row in rows], dtype=torch.long)
-    parts = [{name: torch.empty(0, len(kept)) for name in (*(grain.name for grain in _grains(model.scorer)), ALL)}]
-    for start in range(0, len(rows), TEXTS):
-        text = encode_texts(model, [pairs.sentences[row] for row in rows[start : start + TEXTS]], batch_size)
-        parts.append(scores_by_grain(model, text, video))
-        count(min(start + TEXTS, len(rows)) + total - len(rows), total)
+    parts = [_nothing(scorer, video)]
+    step = len(rows) if model.recipe is not None and model.recipe.reranker is not None else TEXTS
+    for start in range(0, len(rows), step):
+        text = encode_texts(model, [pairs.sentences[row] for row in rows[start : start + step]], batch_size)
+        device = model.logit_scale.device
+        parts.append(_by_grain(scorer, text.to(device), video.to(device)))
+        count(min(start + step, len(rows)) + total - len(rows), total)
     scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Evaluation(scores, targets, rows, kept, _metrics(scores, protocol, targets), broken)
+    scores, reverse, metrics = _judged(scores, protocol, targets)
+    return Evaluation(scores, targets, rows, kept, metrics, broken, reverse=reverse)
 
 
 def evaluate_features(
     text: Features,
     video: Features,
-    scorer: MultiGrain,
+    scorer: nn.Module,
     targets: Int[Tensor, "t"] | None = None,
     protocol: str = "diagonal",
     progress: Count | None = None,
@@ -134,22 +140,26 @@ def evaluate_features(
     """As `evaluate`, of features that are there already.
 
     Args:
+        scorer: such as MultiGrain; or a Recipe, for features behind its heads.
         targets: the video of each text; None: text i's is video i.
         progress: called with (grains done, grains in all).
 
     Raises:
-        KeyError, ValueError: features that the scorer is not for, or targets and a protocol that do not fit them.
+        KeyError, ValueError: features that the scorer is not for, or targets and a protocol that do not fit them;
+            a reranker over several ranks.
     """
+    _check_reranker(scorer)
     given, rows, videos = targets, torch.arange(len(text)), list(range(len(video)))
     targets = rows if given is None else given
     if world()[1] == 1:
-        scores = _by_grain(scorer, text, video, progress)
-        return Evaluation(scores, targets, rows.tolist(), videos, metrics_by_grain(scores, protocol, given))
+        scores, reverse, metrics = _judged(_by_grain(scorer, text, video, progress), protocol, given)
+        return Evaluation(scores, targets, rows.tolist(), videos, metrics, reverse=reverse)
     _check_targets(given, len(text), len(video), protocol)
     own = parallel.share(len(video))
     rows = ((targets >= own.start) & (targets < own.stop)).nonzero()[:, 0]
     scores = _by_grain(scorer, text[rows], video, progress)
-    return Evaluation(scores, targets[rows], rows.tolist(), videos, _metrics(scores, protocol, targets[rows]))
+    scores, reverse, metrics = _judged(scores, protocol, targets[rows])
+    return Evaluation(scores, targets[rows], rows.tolist(), videos, metrics, reverse=reverse)
 
 
 def first_rows(pairs: Pairs, rows: Sequence[int]) -> list[int]:
@@ -252,6 +262,8 @@ def scores_by_grain(
 ) -> dict[str, Float[Tensor, "texts videos"]]:
     """The score matrix of each grain by its name, and of their weighted sum by the name "all".
 
+    Of a recipe, the scores that rank the videos of a text, without its reranker.
+
     Args:
         progress: called with (grains done, grains in all).
     """
@@ -259,13 +271,21 @@ def scores_by_grain(
     return _by_grain(model.scorer, text.to(device), video.to(device), progress)
 
 
-def _grains(scorer: MultiGrain) -> list[Grain]:
-    return list(cast("Iterable[Grain]", scorer.grains))
-
-
-def _by_grain(scorer: MultiGrain, text: Features, video: Features, progress: Count | None) -> dict[str, Tensor]:
-    scores: dict[str, Tensor] = {}
-    for done, grain in enumerate(_grains(scorer), 1):
+def _by_grain(
+    scorer: nn.Module, text: Features, video: Features, progress: Count | None = None
+) -> dict[str, Tensor]:
+    """The matrix of each grain and, as "all", of the scorer; and as _BACK what ranks texts, if it is another."""
+    if isinstance(scorer, Recipe):
+        scores = _by_grain(scorer.scorer, text, video, progress)
+        if scorer.reranker is not None:
+            scores[ALL] = scorer.reranked_of(text, video, "t2v").cpu()
+        if scorer.reranker is not None or scorer.reverse is not None:
+            scores[_BACK] = scorer.reranked_of(text, video, "v2t").cpu()
+        return scores
+    if not isinstance(scorer, MultiGrain):
+        return {ALL: score_matrix(scorer, text, video, device="cpu")}
+    scores = {}
+    for done, grain in enumerate(grains_of(scorer), 1):
         scores[grain.name] = score_matrix(grain, text, video, device="cpu")
         if progress is not None:
             progress(done, len(scorer.grains))
@@ -273,6 +293,37 @@ def _by_grain(scorer: MultiGrain, text: Features, video: Features, progress: Cou
     for weight, matrix in zip(scorer.weights, scores.values(), strict=True):
         total.add_(matrix, alpha=float(weight))
     return {**scores, ALL: total}
+
+
+_BACK = "all, of videos"
+
+
+def _nothing(scorer: nn.Module, video: Features) -> dict[str, Tensor]:
+    """`_by_grain` of no text, for a rank that has none."""
+    names = [ALL]
+    if isinstance(scorer, Recipe):
+        names += [_BACK] * (scorer.reranker is not None or scorer.reverse is not None)
+        scorer = scorer.scorer
+    return {name: torch.empty(0, len(video)) for name in (*(grain.name for grain in grains_of(scorer)), *names)}
+
+
+def _judged(
+    scores: dict[str, Tensor], protocol: str, targets: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor | None, dict[str, RetrievalMetrics]]:
+    """(scores, what ranks texts where that is another matrix, metrics) of what `_by_grain` found. Collective."""
+    metrics = _metrics(scores, protocol, targets)
+    if _BACK not in scores:
+        return scores, None, metrics
+    metrics[ALL]["v2t"] = metrics.pop(_BACK)["v2t"]
+    return {name: matrix for name, matrix in scores.items() if name != _BACK}, scores[_BACK], metrics
+
+
+def _check_reranker(scorer: nn.Module) -> None:
+    if isinstance(scorer, Recipe) and scorer.reranker is not None and (ranks := world()[1]) > 1:
+        raise ValueError(
+            f"recipe: expected one process, since the reranker of {scorer.name!r} needs the scores of all texts at "
+            f"once, got {ranks}"
+        )
 
 
 def metrics_by_grain(
@@ -287,9 +338,9 @@ def metrics_by_grain(
     return {name: retrieval_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
 
 
-def _metrics(scores: dict[str, Tensor], protocol: str, targets: Tensor) -> dict[str, RetrievalMetrics]:
+def _metrics(scores: dict[str, Tensor], protocol: str, targets: Tensor | None) -> dict[str, RetrievalMetrics]:
     """As `metrics_by_grain`, of the texts of all ranks. Collective."""
-    if world()[1] == 1:
+    if world()[1] == 1 or targets is None:
         return metrics_by_grain(scores, protocol, targets)
     return {name: merged_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
 
@@ -308,7 +359,8 @@ def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") 
     checks.require(evaluation.hubness is None, "evaluation", "one without a correction", evaluation.hubness)
     correct = TRANSDUCTIVE[hubness]
     scores = {name: correct(matrix) for name, matrix in evaluation.scores.items()}
-    reverse = {name: correct(matrix.T).T for name, matrix in evaluation.scores.items()}
+    back = evaluation.scores if evaluation.reverse is None else {**evaluation.scores, ALL: evaluation.reverse}
+    reverse = {name: correct(matrix.T).T for name, matrix in back.items()}
     metrics, back = (metrics_by_grain(both, protocol, evaluation.targets) for both in (scores, reverse))
     for name, values in metrics.items():
         values["v2t"] = back[name]["v2t"]

@@ -6,7 +6,8 @@ stopped anywhere therefore goes on to the same weights, bit for bit on a CPU.
 
 Where torch.distributed has R ranks, rank r takes every R-th pair of each batch from the r-th on, and the loss and its
 gradient are those of the whole batch (see RetrievalLoss): the ranks train what one process would, up to rounding and
-the random numbers of dropout. A run may go on with another number of ranks.
+the random numbers of dropout. With shards, without these reservations (see shards.py). A run may go on with another
+number of ranks.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
 from .evaluation import Unreadable, evaluate, first_rows
-from .objectives import make_objective
+from .momentum import Momentum, momentum_of
+from .objectives import Objective, make_objective
+from .shards import ShardedLoss
 
 LOG_EVERY = 10  # steps
 
@@ -157,14 +160,16 @@ class _Run:
     def __init__(self, config: TrainConfig, data: Data, termination: parallel.Termination) -> None:
         torch.manual_seed(config.seed)
         self.config, self.data, self.termination = config, data, termination
-        self.rank, self.ranks = world()
+        self.ranks = world()[1]
         self.ending = False  # as all ranks agree in every step
         self.device = device(config.device)
         _check_pairs(config, data)
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
         _check_frames(config, self.model)
+        self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
+        self.momentum: Momentum | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken: dict[str, None] = {}  # in order, each once
         self.position = Position()
@@ -182,27 +187,27 @@ class _Run:
         started, number = time.monotonic(), self.position.stage
         pairs = self.data.single if stage.task == "frames" else self.data.train
         optimizer = self._begin(stage)
-        objective = make_objective(self.model, stage, pairs)
-        compute_loss = parallel.averaged(self.model, objective.loss)
+        objective = make_objective(self.model, stage, pairs, self.config.shards, self.momentum)
+        compute_loss = self._loss(objective)
         for epoch in range(self.position.epoch, stage.epochs):
             seed, done = _mix(self.config.seed, number, epoch), self.position.step
             order = self._order(stage, pairs, seed)
             total = len(order) * stage.epochs
             self.model.train()
             load = partial(objective.load, seed)
-            for i, item in enumerate(loading(load, order[done:], self.config.workers), done):
+            for i, items in enumerate(loading(load, order[done:], self.config.workers), done):
                 step = epoch * len(order) + i
                 rate = learning_rate(stage.optimizer, step, total)
-                self.broken |= dict.fromkeys(getattr(item, "broken", ()))
+                self.broken |= dict.fromkeys(line for item in items for line in getattr(item, "broken", ()))
                 self.position = Position(number, epoch, i + 1)
-                if isinstance(item, Batch) and not item.sentences:
+                if isinstance(items[0], Batch) and not items[0].sentences:
                     continue  # none of its videos could be read, by any rank
-                torch.manual_seed(_mix_all(seed, i, self.rank))
+                seeds = [_mix_all(seed, i, part) for part, _ in objective.parts]
                 with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
-                    loss = compute_loss(item)
-                terms = self.model.criterion.terms
+                    loss = compute_loss(items, seeds, _mix_all(seed, i))
+                terms = objective.loss.terms
                 mean, *means = self._step(stage, [loss, *terms.values()], optimizer, rate)
-                scale, seconds = float(self.model.logit_scale.detach().exp()), time.monotonic() - started
+                scale, seconds = float(self._scale(stage).detach().exp()), time.monotonic() - started
                 self.last = Progress(stage.name, epoch + 1, stage.epochs, step + 1, total, mean, scale, rate, seconds)
                 if len(terms) > 1:
                     self.last = replace(self.last, terms=dict(zip(terms, means, strict=True)))
@@ -218,6 +223,21 @@ class _Run:
                 raise ValueError(f"no video of an epoch could be read; the first: {next(iter(self.broken))}")
             yield replace(self.last, validation=validation, broken=tuple(self.broken)), True
 
+    def _loss(self, objective: Objective) -> Callable[[list[Any], list[int], int], Tensor]:
+        """From this rank's items and seeds of a batch, and a seed for all ranks, to the loss."""
+        if self.config.shards > 1:
+            return ShardedLoss(self.model, objective, self.config.shards)
+        averaged = parallel.averaged(self.model, objective.share)
+
+        def loss(items: list[Any], seeds: list[int], _: int) -> Tensor:
+            torch.manual_seed(seeds[0])
+            return averaged(items)
+
+        return loss
+
+    def _scale(self, stage: StageConfig) -> Tensor:
+        return self.model.criterion.logit_scale if stage.task == "frames" else self.model.logit_scale
+
     @property
     def _half(self) -> torch.dtype | None:
         """What encoders compute in under autocast; None: no autocast."""
@@ -227,9 +247,10 @@ class _Run:
         """The batches of an epoch, of all ranks together."""
         ids = pairs.ids.tolist() if stage.distinct else None
         order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed, ids)
-        if (least := min(map(len, order))) < self.ranks:
+        parts, what = (self.ranks, "ranks") if self.config.shards == 1 else (self.config.shards, "shards")
+        if (least := min(map(len, order))) < parts:
             raise ValueError(
-                f"batch_size: expected at least one pair for each of {self.ranks} ranks, got batches of {least} in "
+                f"batch_size: expected at least one pair for each of {parts} {what}, got batches of {least} in "
                 f"stage {stage.name!r}"
             )
         if stage.distinct and (missing := len(pairs.sentences) - sum(map(len, order))) >= len(order[0]):
@@ -279,9 +300,11 @@ class _Run:
         return found.metrics
 
     def _begin(self, stage: StageConfig) -> torch.optim.Optimizer:
-        """Freeze what the stage freezes; its optimizer, as a checkpoint left it or new."""
+        """Freeze what the stage freezes; its optimizer, as a checkpoint left it or new; momentum encoders."""
         self.model.freeze_vision(stage.freeze_vision)
         self.model.zero_grad(set_to_none=True)  # what a frozen tower had before would count in the gradient's norm
+        if stage.task == "videos" and self.momentum is None:
+            self.momentum = momentum_of(self.model)
         if self.optimizer is None:
             self.optimizer = make_optimizer(self.model, stage.optimizer)
         return self.optimizer
@@ -294,6 +317,7 @@ class _Run:
             "last": None if self.last is None else asdict(self.last),
             "model": self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "momentum": None if self.momentum is None else self.momentum.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -302,6 +326,9 @@ class _Run:
         self.position = Position(*state["position"])
         self.last = None if state["last"] is None else Progress(**state["last"])
         self.model.load_state_dict(state["model"])
+        if state["momentum"] is not None:
+            self.momentum = Momentum(self.model)
+            self.momentum.load_state_dict(state["momentum"])
         if state["optimizer"] is not None:
             self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

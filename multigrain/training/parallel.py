@@ -1,6 +1,6 @@
 """The ranks of a run: how they start, what they tell each other, and how they end together.
 
-    torchrun --nproc-per-node 4 -m multigrain.cli train --config demo
+    torchrun --nproc-per-node 2 -m multigrain.cli train --config demo
 
 The engine is torch.distributed; whatever initialised its process group, training and evaluation divide their work over
 it. Without one there is one rank, and everything here is free.
@@ -60,9 +60,10 @@ def first() -> bool:
     return world()[0] == 0
 
 
-def share(count: int) -> range:
-    """Which of `count` things are this rank's: consecutive, and as many as those of any other, or one more."""
-    rank, size = world()
+def share(count: int, rank: int | None = None) -> range:
+    """Which of `count` things are a rank's (None: this one's): consecutive, and as many as any other's, or one more."""
+    own, size = world()
+    rank = own if rank is None else rank
     return range(rank * count // size, (rank + 1) * count // size)
 
 

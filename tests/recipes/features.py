@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor
 
 import multigrain as mg
+from multigrain import recipes
 
 DIM, WORDS, FRAMES = 8, 5, 4
+SMALL = {"max_frames": FRAMES, "depth": 1, "heads": 2}
 
 
 def masks(items: int, length: int) -> Tensor:
@@ -35,3 +40,11 @@ def raw(
     return mg.Features(sentence=sentence, word=word, word_weight=weight), mg.Features(
         frame=padded(random(videos, FRAMES, DIM))
     )
+
+
+def small(name: str, **settings: Any) -> recipes.Recipe:
+    """The recipe of a name at the sizes of `raw`, its random numbers fixed."""
+    torch.manual_seed(0)
+    parameters = inspect.signature(getattr(recipes, name)).parameters
+    sizes = {key: value for key, value in SMALL.items() if key in parameters}
+    return recipes.build(name, DIM, **sizes | settings)

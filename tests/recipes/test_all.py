@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,21 +14,23 @@ import torch
 import multigrain as mg
 from multigrain import recipes
 from multigrain.recipes.table import END, START, render
-from tests.recipes.features import DIM, FRAMES, raw
+from tests.recipes.features import DIM, FRAMES, WORDS, raw, small
 from tests.strategies import close, gradients, leaves, randomise
 
 PAGE = Path(__file__).parents[2] / "docs/recipes.md"
-SMALL = {"max_frames": FRAMES, "depth": 1, "heads": 2}
-
-
-def small(name: str) -> recipes.Recipe:
-    """The recipe of a name at the sizes of `raw`, its random numbers fixed."""
-    torch.manual_seed(0)
-    parameters = inspect.signature(getattr(recipes, name)).parameters
-    return recipes.build(name, DIM, **{key: value for key, value in SMALL.items() if key in parameters})
-
 
 every = pytest.mark.parametrize("name", recipes.names())
+VARIANTS = [
+    ("clip4clip", {"temporal": "lstm"}),
+    ("clip4clip", {"temporal": "transformer"}),
+    ("clip4clip", {"temporal": "tight"}),
+    ("clipbert", {"pool": "max", "loss": "margin"}),
+    ("filip", {"share": 0.25}),
+    ("matching_head", {"negatives": "hard"}),
+    ("query_scoring", {"pool": "scores"}),
+    ("ucofia", {"max_words": WORDS}),
+    ("xclip", {"max_words": WORDS}),
+]
 
 
 @every
@@ -41,9 +43,9 @@ def test_scores_and_loss_are_finite(name: str) -> None:
     assert loss.shape == () and loss.isfinite()
 
 
-@every
-def test_gradients_reach_every_parameter_and_feature(name: str) -> None:
-    recipe = small(name)
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in recipes.names()), *VARIANTS], ids=str)
+def test_gradients_reach_every_parameter(name: str, settings: dict[str, Any]) -> None:
+    recipe = small(name, **settings)
     randomise(recipe, spread=0.05)  # a weight that starts at zero would stop what lies in front of it
     text, video = raw(6)
     recipe(leaves(text), leaves(video)).backward()
@@ -52,10 +54,10 @@ def test_gradients_reach_every_parameter_and_feature(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in recipe.parameters() if p.grad is not None)
 
 
-@every
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in recipes.names()), *VARIANTS], ids=str)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
-def test_what_is_behind_a_mask_changes_nothing(name: str, poison: float) -> None:
-    recipe = small(name)
+def test_what_is_behind_a_mask_changes_nothing(name: str, settings: dict[str, Any], poison: float) -> None:
+    recipe = small(name, **settings)
     results = []
     for junk in (0.0, poison):
         recipe.zero_grad()
@@ -88,7 +90,7 @@ def test_a_grain_that_is_missing_is_named(name: str) -> None:
 
 @every
 def test_sides_of_two_widths_are_named(name: str) -> None:
-    recipe, (text, video) = small(name), raw()
+    recipe, text = small(name), raw()[0]
     wide = mg.Features(frame=torch.randn(4, FRAMES, DIM + 1))
     with pytest.raises(ValueError, match=rf"width.*{DIM}.*{DIM + 1}"):
         recipe(text, wide)
@@ -151,7 +153,8 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
 def test_a_recipe_says_what_it_is(name: str) -> None:
     recipe = small(name)
     assert recipe.name == name and recipe.about == recipes.about(name)
-    assert repr(recipe).startswith("Recipe(") and name in repr(recipe)
+    assert repr(recipe).startswith(f"Recipe(\n  {name}") and "(loss): " in repr(recipe)
+    assert ("\n  (scorer): " in repr(recipe)) == (recipe.scorer not in set(recipe.loss.modules()))
     assert getattr(recipes, name).__doc__
     assert re.fullmatch(r".+ \d{4}, arXiv \d{4}\.\d{5}(; .+)?", recipe.about.paper)
     assert bool(recipe.about.figure) == bool(recipe.about.source)
@@ -166,6 +169,12 @@ def test_the_page_shows_the_table_of_today() -> None:
 def test_the_page_speaks_of_every_recipe() -> None:
     page = PAGE.read_text()
     assert [name for name in recipes.names() if f"`{name}`" not in page] == []
+
+
+@every
+def test_dual_softmax_of_one_query_changes_nothing(name: str) -> None:
+    scores = small(name).scores(*raw(1, 4))
+    close(mg.dual_softmax(scores), scores, 1e-6)
 
 
 def test_names_and_settings_that_are_wrong_are_named() -> None:

@@ -151,6 +151,15 @@ def test_reranking_all_is_the_reranker_s_matrix_and_some_stay_above_the_rest(nam
         assert set(after[:2]) == set(before[:2]) and after[2:] == before[2:]
 
 
+def test_taco_s_search_ends_with_the_sum_of_all_three_scores() -> None:
+    recipe, (text, video) = recipes.taco(DIM, **SMALL).eval(), raw()
+    text, video = recipe.encode(text, video)
+    fusion = next(term.loss for term in recipe.loss.summands() if term.name == "fusion").scorer
+    parts = [*recipe.scorer.scores_by_grain(text, video).values(), fusion(text, video)]
+    assert len(parts) == 3
+    close(recipe.reranked(*raw()), sum(parts), 1e-5)
+
+
 def test_a_recipe_without_a_reranker_keeps_its_scores() -> None:
     recipe, (text, video) = recipes.filip(), raw()
     for direction in ("t2v", "v2t"):

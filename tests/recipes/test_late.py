@@ -181,7 +181,10 @@ def test_ucofia_is_the_mean_of_three_grains() -> None:
 
     close(found["word-patch"], pairwise(text, video, lambda x: (isa(isa(x, 1), 0) + isa(isa(x, 0), 0)) / 2))
     patches = mg.Features(frame=video["frame"], patch=torch.randn(4, 9, DIM, dtype=torch.float64))
-    assert recipes.ucofia(DIM, "mean", patch="patch").scores(text, patches).isfinite().all()
+    for settings in ({}, {"max_words": 5, "max_patches": 9}):
+        finest = recipes.ucofia(DIM, "mean", 4, patch="patch", **settings)
+        assert finest.scores(text, patches).isfinite().all()
+    assert [p.shape[0] for p in finest.double().scorer.parameters()] == [4, 5, 5, 9, 9]
 
 
 def test_ts2net_blends_weighted_frames_with_the_whole() -> None:
@@ -193,3 +196,15 @@ def test_ts2net_blends_weighted_frames_with_the_whole() -> None:
 
     whole = recipes.clip().scores(text, video)
     close(recipe.scores(text, video), 0.3 * pairwise(sentences, video, weighted) + 0.7 * whole)
+
+
+@pytest.mark.parametrize("temporal", ["mean", "transformer"])
+def test_x_clip_is_the_model_above_its_towers(temporal: str) -> None:
+    models = pytest.importorskip("multigrain.models")
+    recipe, (text, video) = randomise(recipes.xclip(DIM, temporal, 4, 1, 2, max_words=5)), raw()
+    encoder = None if temporal == "mean" else recipe.video_head[0].encoder
+    tower = models.FeatureTower(DIM)
+    model = models.XCLIP(tower, tower, encoder, recipe.scorer, recipe.loss.criterion)
+    encoded = model.encode_video(video["frame"].features, video["frame"].mask)
+    close(recipe.scores(text, video), model.scorer(text, encoded), 0.0)
+    close(recipe(text, video), mg.RetrievalLoss(model.scorer, model.criterion)(text, encoded), 0.0)

@@ -1,0 +1,104 @@
+"""What a page shows, as data. All texts are plain; `page.render` escapes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from . import tables
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A retrieved video."""
+
+    image: bytes | None
+    """its frames side by side; None: there is nothing to show"""
+    name: str
+    score: float
+    rank: int
+    own: bool
+    """whether it is the one that was looked for"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query and what it found."""
+
+    sentence: str
+    rank: int
+    """of its own video"""
+    hits: Sequence[Hit]
+    pictures: Sequence[tuple[bytes, str]] = ()
+    """heat maps, each with its caption"""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query in the list of all."""
+
+    text: str
+    rank: int
+    """of its own video"""
+    own: int
+    """which that is, among `Report.videos`"""
+    found: Sequence[tuple[int, float]]
+    """the first videos, each with its score"""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Bars: how many of something are in each bin."""
+
+    title: str
+    bars: Sequence[tuple[str, int]]
+    axis: str = ""
+    """what the bins are of"""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A video that many queries find."""
+
+    image: bytes | None
+    name: str
+    count: int
+    """of queries that have it among their first"""
+
+
+@dataclass(frozen=True)
+class Hubs:
+    """How the videos are spread over what the queries find."""
+
+    note: str
+    chart: Chart
+    first: Sequence[Hub]
+    """the greatest"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page; what is empty is left out, with its heading."""
+
+    title: str
+    verdict: str
+    lead: Sequence[str] = ()
+    """paragraphs below the title"""
+    rows: Sequence[tables.Row] = ()
+    table_note: str = ""
+    charts: Sequence[Chart] = ()
+    similarity: Sequence[tuple[bytes, str]] = ()
+    """pictures, each with its caption"""
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """of one pair: each grain's score, its weight and what it adds, then the total"""
+    examples_note: str = ""
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict[str, Sequence[Example]])
+    """by the heading of their group"""
+    hubs: Hubs | None = None
+    queries: Sequence[Query] = ()
+    videos: Sequence[str] = ()
+    """their names, for the queries"""
+    curves: tuple[bytes, str] | None = None
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    config: str = ""
+    """the settings in full, as text"""

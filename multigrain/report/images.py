@@ -1,0 +1,74 @@
+"""Pictures for a page, small: frames side by side, and figures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+SIDE, FRAMES = 96, 8  # of photographs in a strip: their height in pixels, and how many at most
+GAP = 2
+
+
+def figure_png(figure: Figure, dpi: int = 150) -> bytes:
+    """A figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def figure_image(figure: Figure, dpi: int = 100) -> bytes:
+    """A figure for a page: a tenth of the size of its PNG."""
+    from PIL import Image
+
+    return _webp(Image.open(io.BytesIO(figure_png(figure, dpi))).convert("RGB"), 70)
+
+
+def strip(frames: NDArray[np.uint8]) -> bytes:
+    """Frames [n, height, width, 3] side by side, two pixels apart, in some kilobytes.
+
+    Drawings keep every pixel, in a PNG with a palette; of photographs, at most `FRAMES` at even steps, made smaller.
+    """
+    from PIL import Image
+
+    whole = _side_by_side([Image.fromarray(frame) for frame in frames])
+    if whole.getcolors(256) is not None:
+        buffer = io.BytesIO()
+        # No more colours than that: nothing is lost.
+        whole.quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+        return buffer.getvalue()
+    steps = min(FRAMES, len(frames))
+    chosen = [frames[round(i * (len(frames) - 1) / max(1, steps - 1))] for i in range(steps)]
+    height, width = frames.shape[1:3]
+    size = (round(width * SIDE / height), SIDE) if height > SIDE else (width, height)
+    return _webp(_side_by_side([Image.fromarray(frame).resize(size) for frame in chosen]), 60)
+
+
+def tag(image: bytes, kind: str, text: str) -> str:
+    """An `img` with the picture inside."""
+    mime = "png" if image.startswith(b"\x89PNG") else "webp"
+    data = base64.b64encode(image).decode()
+    return f'<img class="{kind}" loading="lazy" alt="{escape(text)}" src="data:image/{mime};base64,{data}">'
+
+
+def _side_by_side(pictures: list[Image]) -> Image:
+    from PIL import Image
+
+    width, height = pictures[0].size
+    whole = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
+    for i, picture in enumerate(pictures):
+        whole.paste(picture, (i * (width + GAP), 0))
+    return whole
+
+
+def _webp(image: Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=quality, method=4)
+    return buffer.getvalue()

@@ -1,0 +1,117 @@
+"""Why one pair has its score: a picture, or a page with the picture and the numbers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import training, viz
+from .content import Report
+from .images import figure_png
+from .page import render
+from .pair import Pair, look, rounded
+from .subject import encode_pair, frames_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from ..models import XCLIP
+
+_HOW = (
+    "Frames of the video from left to right, words of the sentence from top to bottom. Colour and number: their "
+    "similarity. White dots: the larger, the more this similarity counts in its grain's score. Black bars: how much "
+    "each frame and each word counts. At the bottom: how each word shares its attention out over the frames, and each "
+    "frame over the words; black is most."
+)
+
+
+def numbered_pair(
+    folder: str | os.PathLike[str], number: int, cache: str | None = None
+) -> tuple[str, NDArray[np.uint8], str]:
+    """A pair of the test split of a run: its sentence, the frames of its video, and what to call it.
+
+    Args:
+        number: which, counted from 0.
+        cache: folder of the generated pairs; default that of the run.
+
+    Raises:
+        FileNotFoundError: no run in that folder.
+        ValueError: no such pair, or a video that cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file() or not (Path(folder) / "model").is_dir():
+        raise FileNotFoundError(f"model: expected with --pair the folder of a finished training, got {folder}")
+    config = training.load_config(path, [] if cache is None else [f"--data.cache={cache}"])
+    test = training.load_data(config.data).test
+    if number >= len(test.sentences):
+        raise ValueError(f"pair: expected one from 0 to {len(test.sentences) - 1}, got {number}")
+    frames = frames_of(test, number, config.stages[-1].max_frames)
+    return test.sentences[number], frames, f"the video of test pair {number}"
+
+
+@dataclass(frozen=True)
+class PairPage:
+    """A sentence and a video, explained."""
+
+    sentence: str
+    what: str
+    """the video, in words"""
+    pair: Pair
+    figure: Figure
+
+    @classmethod
+    def of(
+        cls, model: XCLIP, sentence: str, video: str | os.PathLike[str] | NDArray[np.uint8], what: str, fps: float = 1.0
+    ) -> PairPage:
+        """By a model; see viz.explain.
+
+        Args:
+            video: a file, a folder of frames, or the frames that the model is to see.
+            what: how to call it.
+            fps: of a file, candidate frames per second.
+        """
+        from ..data.video import Sampling
+
+        whole = not isinstance(video, str | os.PathLike)
+        sampling = Sampling(fps, len(video) if whole else model.max_frames)
+        text, features, words, frames = encode_pair(model, sentence, video, sampling)
+        pair = look(model.scorer, text, features, len(words), len(frames))
+        subtitle = f"score {rounded(pair.added)[1]:.3f} for {what}"
+        figure = viz.explain_features(model.scorer, text, features, words, frames, sentence, subtitle)
+        return cls(sentence, what, pair, figure)
+
+    def rows(self) -> dict[str, tuple[str, str, str]]:
+        """Of each grain its score, its weight and what it adds, and the total; the last column adds up."""
+        added, total = rounded(self.pair.added)
+        rows = {
+            name: (f"{part.score:.3f}", f"{part.share:.3f}", f"{added[name]:.3f}")
+            for name, part in self.pair.parts.items()
+        }
+        return {**rows, "together": ("", "", f"{total:.3f}")}
+
+    def table(self) -> str:
+        """The rows and the notes, for a terminal."""
+        lines = [f"{'grain':20}{'score':>8}  x{'weight':>8}  ={'part':>8}"]
+        lines += [f"{name:20}{a:>8}   {b:>8}   {c:>8}" for name, (a, b, c) in self.rows().items()]
+        return "\n".join([*lines, *self.pair.notes])
+
+    def write(self, path: Path) -> Path:
+        """As .html, the page; else the picture."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        png = figure_png(self.figure)
+        if path.suffix.lower() != ".html":
+            path.write_bytes(png)
+            return path
+        report = Report(
+            title=f"“{self.sentence}”",
+            verdict=f"Score {rounded(self.pair.added)[1]:.3f} for {self.what}",
+            lead=self.pair.notes,
+            similarity=[(png, _HOW)],
+            parts=self.rows(),
+        )
+        path.write_text(render(report), encoding="utf-8")
+        return path

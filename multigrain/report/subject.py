@@ -1,0 +1,132 @@
+"""What a page is about: texts against videos with their scores, and how to show each of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..models.evaluating import evaluating
+from ..tokens import Features, Tokens
+from ..training import Evaluation
+from ..training.data import Pairs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from ..data.video import Sampling
+    from ..models import XCLIP
+
+KEPT = 64  # videos whose frames are held
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Texts and videos that were scored against each other."""
+
+    scores: Float[Tensor, "t v"]
+    targets: Int[Tensor, "t"]
+    """the video of each text"""
+    texts: Sequence[str]
+    videos: Sequence[str]
+    """what to call them"""
+    frames: Callable[[int], NDArray[np.uint8]] | None = None
+    """a video -> its frames [n, height, width, 3]; None: there is nothing to show"""
+    picture: Callable[[int, int, str, bool], Figure] | None = None
+    """text, video, subtitle, whether with the inner level -> the heat map of that pair"""
+
+
+def of_pairs(evaluation: Evaluation, pairs: Pairs, model: XCLIP, max_frames: int) -> Subject:
+    """The pairs of a run, whose videos are read again where they are shown."""
+
+    @lru_cache(KEPT)
+    def frames(video: int) -> NDArray[np.uint8]:
+        return frames_of(pairs, evaluation.videos[video], max_frames)
+
+    def picture(text: int, video: int, subtitle: str, levels: bool) -> Figure:
+        from .. import viz
+        from ..data.video import Sampling
+
+        sentence = pairs.sentences[evaluation.texts[text]]
+        shown = frames(video)
+        features = encode_pair(model, sentence, shown, Sampling(max_frames=len(shown)))
+        return viz.explain_features(model.scorer, *features, sentence, subtitle, levels)
+
+    texts = [pairs.sentences[row] for row in evaluation.texts]
+    return Subject(
+        evaluation.scores["all"], evaluation.targets, texts, _video_names(evaluation, pairs), frames, picture
+    )
+
+
+def of_features(evaluation: Evaluation, text: Features, video: Features, scorer: nn.Module) -> Subject:
+    """Saved features: nothing is known of what they were made from but their numbers."""
+
+    def picture(i: int, j: int, subtitle: str, levels: bool) -> Figure:
+        from .. import viz
+
+        query, candidate = text[i], video[j]
+        words = [f"word {k + 1}" for k in range(_real(query["word"]))]
+        title = f"text {i} against video {j}"
+        return viz.explain_features(scorer, query, candidate, words, _real(candidate["frame"]), title, subtitle, levels)
+
+    texts, videos = ([f"{side} {i}" for i in range(len(x))] for side, x in (("text", text), ("video", video)))
+    fine = "word" in text and "frame" in video
+    return Subject(evaluation.scores["all"], evaluation.targets, texts, videos, None, picture if fine else None)
+
+
+def encode_pair(
+    model: XCLIP,
+    sentence: str,
+    video: str | os.PathLike[str] | Tensor | NDArray[np.uint8],
+    sampling: Sampling | None = None,
+) -> tuple[Features, Features, list[str], NDArray[np.uint8]]:
+    """Features of a sentence and a video, the words and the frames [n, height, width, 3] that they are of.
+
+    Args:
+        video, sampling: see multigrain.data.read_video; default one frame a second, at most the model's.
+
+    Raises:
+        ImportError, TypeError, ValueError: see viz.explain.
+    """
+    from ..data.video import Sampling, read_video
+
+    words = model.text.words(sentence)
+    frames = read_video(video, sampling or Sampling(max_frames=model.max_frames), model.vision.size)
+    with evaluating(model):
+        text = model.encode_text([sentence])
+        features = model.encode_video(frames[None].to(model.logit_scale.device))
+    return text, features, words, frames.movedim(1, -1).numpy()
+
+
+def frames_of(pairs: Pairs, row: int, max_frames: int) -> NDArray[np.uint8]:
+    """The frames [n, height, width, 3] of one pair's video, as the model sees them.
+
+    Raises:
+        ValueError: the video cannot be read.
+    """
+    batch = pairs.batch([row], max_frames)
+    if not len(batch.index):
+        raise ValueError(next(iter(batch.broken), f"pair {row}: its video cannot be read"))
+    return batch.frames[batch.index[0][batch.mask[0]]].movedim(1, -1).numpy()
+
+
+def _video_names(evaluation: Evaluation, pairs: Pairs) -> list[str]:
+    """The first sentence of each video, behind its name where it has one beside its place."""
+    names = pairs.names
+    anonymous = names == [str(row) for row in range(len(names))]
+    return [
+        f"video of “{pairs.sentences[row]}”" if anonymous else f"{names[row]} “{pairs.sentences[row]}”"
+        for row in evaluation.videos
+    ]
+
+
+def _real(tokens: Tokens) -> int:
+    return tokens.length if tokens.mask is None else int(torch.count_nonzero(tokens.mask))

@@ -1,0 +1,64 @@
+"""The momentum encoders and the queues of a recipe, which belong to its training and not to the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..losses import momentum_update
+from ..losses.whole import only
+from ..models import XCLIP
+from ..scorer import grains_of
+from ..tokens import Features
+
+Encoded = tuple[Features, Features, Tensor]  # texts, videos, ids
+Encode = Callable[[XCLIP, Any], Encoded]  # a model and what is to be encoded
+
+
+class Momentum:
+    """A copy of a model that follows it, and queues of what the copy made of earlier batches.
+
+    Args:
+        model: its recipe has a `momentum`, and perhaps a `queue_size`.
+    """
+
+    def __init__(self, model: XCLIP) -> None:
+        assert model.recipe is not None and model.recipe.momentum is not None
+        self.decay = model.recipe.momentum
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.queues = model.recipe.queues()
+        reads = [grain.reads for grain in grains_of(model.recipe.scorer)]
+        self.queued = [{name for each in reads for name in each[side]} for side in (0, 1)]
+
+    def loss(self, model: XCLIP, encode: Encode, item: Any) -> Tensor:
+        """The loss of a batch; the copy follows the model first, and the queues take in the copy's features."""
+        momentum_update(model, self.model, self.decay)
+        self.model.train(model.training)
+        text, video, ids = encode(model, item)
+        with torch.no_grad():
+            keys = encode(self.model, item)[:2]
+        queues = {} if self.queues is None else dict(zip(("text_queue", "video_queue"), self.queues, strict=True))
+        loss = model.loss(text, video, ids, keys=keys, **queues)
+        for queue, features, names in zip(self.queues or (), keys, self.queued, strict=False):
+            queue.push(only(features, names), ids)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        queues = None if self.queues is None else [queue.state_dict() for queue in self.queues]
+        return {"model": self.model.state_dict(), "queues": queues}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        for queue, values in zip(self.queues or (), state["queues"] or (), strict=True):
+            queue.load_state_dict(values)
+
+
+def momentum_of(model: XCLIP) -> Momentum | None:
+    """Momentum encoders as the model is now, if its recipe wants them."""
+    return None if model.recipe is None or model.recipe.momentum is None else Momentum(model)
