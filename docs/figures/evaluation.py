@@ -43,6 +43,7 @@ def draw() -> Figure:
         bars.set_label(f'protocol="{protocol}"')
         right.set_xticks(range(3), names)
     plain(right, "video to text, 20 captions to a video")
+    right.set_yticks(range(0, 101, 20))
     right.set_ylim(0, 124)
     right.legend(frameon=False, ncols=2, loc="upper left", fontsize=8)
     return figure

@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from multigrain.viz import COSINE, PALETTE
-
 INK, PALE, GRID = "#20242a", "#6b7280", "#e3e6ea"
-BLUE, ORANGE, GREEN, PINK = PALETTE[:4]
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe and Ito's
+COSINE = "PuOr_r"  # as the pictures of multigrain.viz
 
 mpl.rcParams.update({"svg.hashsalt": "multigrain", "font.size": 9, "text.color": INK})
 mpl.rcParams.update({"axes.edgecolor": PALE, "xtick.color": PALE, "ytick.color": PALE, "axes.labelcolor": INK})
