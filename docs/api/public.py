@@ -6,6 +6,7 @@ A page names modules (`::: multigrain.aggregators`), so that a new public name n
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -14,6 +15,11 @@ import griffe
 
 class Public(griffe.Extension):
     """Gives each module of the core the exports that the package re-exports from it."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Called once for each object: `Example:` reads as `Examples:`, which griffe renders as code."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r"^(\s*)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
 
     def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
         """Called once for each function and method: how repr looks is of no interest."""

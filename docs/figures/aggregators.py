@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from matplotlib.figure import Figure
-from style import BLUE, INK, PALE, heat, labels, panels, plain
 
 import multigrain as mg
 from multigrain.report.explain import token_weights
+
+from style import BLUE, INK, PALE, heat, labels, panels, plain
 
 # The same numbers as in docs/concepts/aggregators.md.
 SIM = torch.tensor(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from matplotlib.figure import Figure
-from style import BLUE, GREEN, ORANGE, panels, plain
 
 import multigrain as mg
+
+from style import BLUE, GREEN, ORANGE, panels, plain
 
 
 def scores(videos: int = 100, captions: int = 20) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from matplotlib.figure import Figure
+
 from style import PALE, heat, labels, panels
 
 WORDS = ("a", "dog", "catches", "a", "red", "frisbee")

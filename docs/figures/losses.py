@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from matplotlib.figure import Figure
-from style import BLUE, INK, ORANGE, PALE, panels, plain
 
 import multigrain as mg
+
+from style import BLUE, INK, ORANGE, PALE, panels, plain
 
 SCORES = torch.tensor([0.30, 0.38, 0.28, 0.22, 0.12, 0.02, -0.08])
 CRITERIA = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from matplotlib.figure import Figure
-from style import BLUE, ORANGE, PINK, panels, plain
 
 import multigrain as mg
+
+from style import BLUE, ORANGE, PINK, panels, plain
 
 SLOTS = range(0, 25, 2)
 

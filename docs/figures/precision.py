@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from matplotlib.figure import Figure
-from style import BLUE, GREEN, ORANGE, panels, plain
 
 import multigrain as mg
+
+from style import BLUE, GREEN, ORANGE, panels, plain
 
 TEMPERATURES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 

@@ -4,6 +4,8 @@
     data = training.load_data(config.data)
     model = training.train(config, data, "runs/demo")
     training.evaluate(model, data.test).metrics["all"]["t2v"]["R@1"]
+
+As commands: `multigrain train` and `multigrain evaluate`.
 """
 
 from __future__ import annotations
