@@ -18,7 +18,7 @@ def draw() -> Figure:
     words, frames, junk = torch.randn(1, 6, 16), torch.randn(1, 4, 16), torch.randn(1, max(SLOTS), 16)
     words = words - 2.5 * frames.mean(1, keepdim=True)  # a bad match: most similarities are negative
     figure, axes = panels(1, 2, 8.0, 2.9)
-    shown = (("MeanMax", mg.MeanMax("query")), ("AOSM(0.1)", mg.AOSM(0.1)))
+    shown = (("MeanMax('query')", mg.MeanMax("query")), ("AOSM(0.1)", mg.AOSM(0.1)))
     for ax, (title, aggregator) in zip(axes, shown, strict=True):
         lines: dict[str, list[float]] = {"masked": [], "padding takes part": [], "similarities x mask": []}
         for pads in SLOTS:
