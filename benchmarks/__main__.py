@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for study in studies().values():
             if (path := options.results / f"{study.name}.json").is_file():
                 page = options.page.with_name(study.page)
-                page.write_text(study.render(StudyResult.load(path)))
+                before = page.read_text() if page.is_file() else ""
+                page.write_text(study.rendered(StudyResult.load(path), before))
                 print(page)
         return 0
     if options.name in studies():

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from multigrain.models import GrainConfig, ModelConfig
+from multigrain.training import TrainConfig
 
 from . import ablation_page
 from .study import Study
@@ -20,8 +21,13 @@ GRAINS = {
 ALL = "VS+SF+VW+FW"
 
 
-def variants(base: ModelConfig) -> dict[str, ModelConfig]:
+def variants(base: TrainConfig) -> dict[str, TrainConfig]:
     """Every set of grains, and four grains with one thing changed."""
+    return {name: replace(base, model=model) for name, model in models(base.model).items()}
+
+
+def models(base: ModelConfig) -> dict[str, ModelConfig]:
+    """The models of the variants."""
     four = replace(base, grains=list(GRAINS.values()))
     # The whole and its extremes first: what an interrupted study has then can be read already.
     sets = sorted((s for n in range(1, 5) for s in combinations(GRAINS, n)), key=lambda s: (len(s) < 4, len(s) > 1))

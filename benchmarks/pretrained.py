@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,8 @@ class Setup:
         sizes = {name: getattr(self, name) for name in ("cache", "pairs", "single", "val", "test")}
         towers, grains = demo.stages
         stages = [replace(towers, epochs=self.tower_epochs), replace(grains, epochs=self.epochs)]
-        return replace(demo, data=replace(demo.data, **sizes), stages=stages, seed=seed)
-
-    def settings(self) -> dict[str, Any]:
-        """All that a run depends on beside its variant and its seed."""
-        config = asdict(self.config())
-        del config["data"]["cache"], config["seed"], config["model"]
-        return {name: config[name] for name in ("data", "stages")}
+        # Each run is one process: shards would cost time and give it nothing.
+        return replace(demo, data=replace(demo.data, **sizes), stages=stages, seed=seed, shards=1)
 
 
 @dataclass(frozen=True)
@@ -161,22 +156,32 @@ def metrics(model: XCLIP, split: Split) -> mg.metrics.RetrievalMetrics:
     with evaluating(model):
         parts = zip(split.features.split(BLOCK), split.masks.split(BLOCK), strict=True)
         video = mg.Features.cat([model.video_features(frames, mask) for frames, mask in parts])
-    return mg.retrieval_metrics(mg.score_matrix(model.scorer, text, video))
+        scorer = model.scorer if model.recipe is None else model.recipe
+        return training.evaluate_features(text, video, scorer).metrics["all"]
 
 
-def train_and_score(settings: ModelConfig, setup: Setup, seed: int, path: Path) -> dict[str, Any]:
-    """One run: its metrics on the test split, CPU seconds, parameters and last loss."""
+def train_and_score(config: training.TrainConfig, seed: int, path: Path) -> dict[str, Any]:
+    """One run: its metrics on the test split, CPU seconds, parameters and last loss.
+
+    Args:
+        config: of its stages, the second.
+        path: the towers.
+    """
     towers = Pretrained.load(path)
-    model = build(settings, towers, seed)
+    model = build(config.model, towers, seed)
     train, test = (_padded(split, towers.blank, model.masked) for split in (towers.train, towers.test))
     started = time.process_time()
-    loss = fit(model, setup.config().stages[1], train, seed)
+    loss = fit(model, config.stages[1], train, seed)
     trained = time.process_time()
     found = metrics(model, test)
     return {
         "metrics": {direction: found[direction] for direction in ("t2v", "v2t")},
         "cpu_seconds": {"training": trained - started, "evaluation": time.process_time() - trained},
         "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_beside_towers": sum(
+            p.numel() for name, p in model.named_parameters() if not name.startswith(SHARED)
+        ),
+        "batch_size": config.stages[1].batch_size,
         "loss": loss,
     }
 

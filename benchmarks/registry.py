@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .study import Study
 
 FAMILIES = ("aosm", "four_grains", "memory", "scaling", "maxsim", "top_k", "evaluate", "gather", "cached", "cuda")
-STUDIES = ("ablation",)
+STUDIES = ("ablation", "recipes")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 
 from multigrain import training
 from multigrain.data.cores import cores
-from multigrain.models import ModelConfig
+from multigrain.training import TrainConfig
 from multigrain.training.checkpoint import write_json
 
 from . import machine, pretrained
@@ -42,20 +42,36 @@ class Study:
     """An entry of the registry of studies.
 
     Args:
-        variants: the settings of each by its name, given those of `multigrain demo`.
+        variants: the settings of each by its name, given those that all share; towers and data are the same for all.
         page: its page among the docs.
-        render: the page from a result.
+        render: the page from a result, or with `marks` what is between them.
+        marks: the lines of a page that was written by hand between which the study stands.
         quick: a few variants and a setup, to see that everything works.
     """
 
     name: str
     title: str
-    variants: Callable[[ModelConfig], dict[str, ModelConfig]]
+    variants: Callable[[TrainConfig], dict[str, TrainConfig]]
     page: str
     render: Callable[[StudyResult], str]
     quick: tuple[str, ...]
+    marks: tuple[str, str] | None = None
     setup: Setup = SETUP
     quick_setup: Setup = QUICK
+
+    def rendered(self, result: StudyResult, page: str) -> str:
+        """The page as it is to be, given as it is.
+
+        Raises:
+            ValueError: there are no marks.
+        """
+        if self.marks is None:
+            return self.render(result)
+        start, end = self.marks
+        if start not in page or end not in page:
+            raise ValueError(f"{self.page}: expected the two lines {start} and {end}")
+        before, _, rest = page.partition(start)
+        return f"{before}{start}\n\n{self.render(result)}\n{end}{rest.partition(end)[2]}"
 
 
 @dataclass(frozen=True)
@@ -104,20 +120,20 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
     started, commit = _now(), machine.commit()  # of the code that is loaded: files may change while it runs
     torch.set_num_threads(1)
     setup, workers = study.quick_setup if quick else study.setup, cores() if workers is None else workers
-    base, shared = setup.config().model, setup.settings()
+    base = setup.config()
     variants = study.variants(base)
     variants = {name: variants[name] for name in study.quick} if quick else variants
-    data = training.load_data(setup.config().data)  # generated here once, for all processes
-    towers = _folder(cache, "towers", base, {**shared, "stages": shared["stages"][:1]})
+    data = training.load_data(base.data)  # generated here once, for all processes
+    towers = folder_of(cache, "towers", replace(base, stages=base.stages[:1]))
     missing = [seed for seed in setup.seeds if not pretrained.towers_file(towers, seed).is_file()]
     _say(study.name, "towers", _each(workers, pretrained.pretrain, [(setup, seed, towers) for seed in missing]))
     jobs = {
-        (name, seed): _folder(cache, study.name, settings, shared) / f"seed-{seed}.json"
+        (name, seed): folder_of(cache, study.name, config) / f"seed-{seed}.json"
         for seed in setup.seeds
-        for name, settings in variants.items()
+        for name, config in variants.items()
     }
     calls = [
-        (name, variants[name], setup, seed, pretrained.towers_file(towers, seed), path, commit)
+        (name, variants[name], seed, pretrained.towers_file(towers, seed), path, commit)
         for (name, seed), path in jobs.items()
         if not path.is_file()
     ]
@@ -138,16 +154,16 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
         commit=commit,
         machine=machine.machine("cpu"),
         versions=machine.versions(PACKAGES),
-        setup={**shared, "sizes": sizes, "seeds": list(setup.seeds), "model": asdict(base)},
+        setup={**_shared(base), "sizes": sizes, "seeds": list(setup.seeds), "model": asdict(base.model)},
         runs=found,
     )
 
 
-def _job(name: str, settings: ModelConfig, setup: Setup, seed: int, towers: Path, path: Path, commit: str) -> str:
+def _job(name: str, config: TrainConfig, seed: int, towers: Path, path: Path, commit: str) -> str:
     """One run, written to its file; returns what to say about it."""
     started = time.monotonic()
     found: dict[str, Any] = {"date": _now(), "commit": commit}
-    found |= pretrained.train_and_score(settings, setup, seed, towers)
+    found |= pretrained.train_and_score(config, seed, towers)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
     recall = " / ".join(f"{found['metrics'][direction]['R@1']:.1f}" for direction in ("t2v", "v2t"))
@@ -159,14 +175,21 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _folder(cache: Path, kind: str, model: ModelConfig, shared: Mapping[str, Any]) -> Path:
+def folder_of(cache: Path, kind: str, config: TrainConfig) -> Path:
     """Where the runs of these settings are kept: a function of all that they depend on but the seed."""
     # Without those that are off: a setting that is new and off changes nothing.
-    settings = {name: value for name, value in asdict(model).items() if value is not None}
-    text = json.dumps([settings, shared], sort_keys=True)
+    model = {name: value for name, value in asdict(config.model).items() if value is not None}
+    text = json.dumps([model, _shared(config)], sort_keys=True)
     folder = cache / kind / hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _shared(config: TrainConfig) -> dict[str, Any]:
+    """What a run depends on beside its model and its seed."""
+    values = asdict(config)
+    del values["data"]["cache"]
+    return {name: values[name] for name in ("data", "stages")}
 
 
 def _each(workers: int, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:

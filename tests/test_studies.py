@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ablation, ablation_page, pretrained, report, study
+from benchmarks import ablation, ablation_page, pretrained, recipes, report, study
 from benchmarks.__main__ import main
 from benchmarks.ablation_tables import FOUR, TABLES
 from benchmarks.intervals import difference, interval
 from benchmarks.registry import studies
 from benchmarks.study import StudyResult
 from multigrain import training
+from multigrain.recipes import names as registered
 
 DEMO = training.load_config("demo").model
 
@@ -88,18 +89,17 @@ def test_an_interrupt_loses_the_run_in_flight(
 
 
 def test_other_settings_have_other_folders(tmp_path: Path) -> None:
-    shared = study.SETUP.settings()
-    variants = ablation.variants(DEMO)
-    folders = {name: study._folder(tmp_path, "a", settings, shared) for name, settings in variants.items()}
+    variants = ablation.variants(study.SETUP.config())
+    folders = {name: study.folder_of(tmp_path, "a", config) for name, config in variants.items()}
     assert len(set(folders.values())) == len(variants)
-    fewer = replace(study.SETUP, epochs=2).settings()
-    assert study._folder(tmp_path, "a", variants[FOUR], fewer) != folders[FOUR]
-    elsewhere = replace(study.SETUP, cache="elsewhere", seeds=(7, 8)).settings()
-    assert study._folder(tmp_path, "a", variants[FOUR], elsewhere) == folders[FOUR]
+    fewer = ablation.variants(replace(study.SETUP, epochs=2).config())
+    assert study.folder_of(tmp_path, "a", fewer[FOUR]) != folders[FOUR]
+    elsewhere = ablation.variants(replace(study.SETUP, cache="elsewhere", seeds=(7, 8)).config())
+    assert study.folder_of(tmp_path, "a", elsewhere[FOUR]) == folders[FOUR]
 
 
 def test_variants_of_the_ablation_are_those_of_its_tables() -> None:
-    variants = ablation.variants(DEMO)
+    variants = ablation.models(DEMO)
     assert {row.variant for table in TABLES for row in table.rows} == set(variants)
     assert len(TABLES[0].rows) == 15 == len({frozenset(row.label.split("+")) for row in TABLES[0].rows})
     # One thing is changed, or none.
@@ -165,11 +165,43 @@ def test_the_page_judges_by_its_intervals() -> None:
     assert "- **Aggregators**: of the paper's 6 orderings: 3 hold, 2 reversed, 1 open." in lines
 
 
+def test_the_section_of_recipes_compares_with_the_baseline() -> None:
+    result = result_of({"filip": [30.0, 31.0, 32.0], "clip": [20.0, 21.1, 21.9], "drl": [20.0, 22.0, 22.0]})
+    for run in result.runs:
+        run |= {"batch_size": 16 if run["variant"] == "drl" else 64, "parameters_beside_towers": 1234}
+        run["cpu_seconds"] = {"training": 60.0, "evaluation": 5.4}
+    result.setup["stages"][1]["batch_size"] = 64
+    marks = recipes.STUDY.marks
+    assert marks is not None
+    page = recipes.STUDY.rendered(result, f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n")
+    assert page == recipes.STUDY.rendered(result, page)
+    lines = page.splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in page
+    assert "batches of 64 (`drl`: 16)" in page
+    rows = [line for line in lines if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == ["filip", "drl", "clip"]  # the best first
+    assert "above |" in rows[0] and "open |" in rows[1] and rows[2].count("open") == 0
+    assert rows[0].endswith("| 1,234 | 60 | 5 |")
+    with pytest.raises(ValueError, match=r"recipes.md: expected the two lines"):
+        recipes.STUDY.rendered(result, "a page without marks")
+
+
+def test_variants_of_recipes_share_towers_and_data() -> None:
+    base = study.SETUP.config()
+    variants = recipes.variants(base)
+    assert set(variants) == set(registered()) and list(variants)[-1] == "clipbert"
+    for name, config in variants.items():
+        assert config.model.recipe is not None and config.model.recipe.name == name
+        assert (config.data, config.stages[0]) == (base.data, base.stages[0])
+        assert config.stages[1] == replace(base.stages[1], batch_size=config.stages[1].batch_size)
+
+
 def test_pages_are_those_of_the_results() -> None:
     for each in studies().values():
         path = report.RESULTS / f"{each.name}.json"
         if path.is_file():
             result = StudyResult.load(path)
-            assert not result.quick and {run["variant"] for run in result.runs} == set(each.variants(DEMO))
-            page = report.PAGE.with_name(each.page)
-            assert page.read_text() == each.render(result), "run: python -m benchmarks report"
+            variants = each.variants(each.setup.config())
+            assert not result.quick and {run["variant"] for run in result.runs} == set(variants)
+            page = report.PAGE.with_name(each.page).read_text()
+            assert page == each.rendered(result, page), "run: python -m benchmarks report"
