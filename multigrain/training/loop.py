@@ -36,7 +36,7 @@ from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
-from .evaluation import Unreadable, evaluate, first_rows
+from .evaluation import Unreadable, check_reranker, evaluate, first_rows
 from .momentum import Momentum, momentum_of
 from .objectives import Objective, make_objective
 from .shards import ShardedLoss
@@ -167,6 +167,7 @@ class _Run:
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
         _check_frames(config, self.model)
+        _check_recipe(config, self.model)
         self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
         self.momentum: Momentum | None = None
@@ -390,6 +391,16 @@ def _check_frames(config: TrainConfig, model: XCLIP) -> None:
             )
     if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
         raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
+
+
+def _check_recipe(config: TrainConfig, model: XCLIP) -> None:
+    """What would be said late otherwise, after the stages before."""
+    if model.recipe is None:
+        return
+    if model.recipe.momentum is not None and config.shards > 1:
+        raise ValueError(f"shards: expected 1 for a recipe with momentum encoders, got {config.shards}")
+    if config.validation_pairs > 0:
+        check_reranker(model.recipe)
 
 
 def device(name: str) -> torch.device:
