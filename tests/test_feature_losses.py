@@ -275,3 +275,5 @@ def test_what_does_not_fit_is_named():
         mg.Decorrelation()(text, video[:1], (torch.zeros(2).long(), torch.zeros(1).long()))
     with pytest.raises(ValueError, match="grain 'word-frame': expected query and candidate features of the same width"):
         mg.Decorrelation()(text, mg.Features(frame=torch.randn(2, 3, 5)))
+    with pytest.raises(ValueError, match="ids: expected a positive for every query, got none for query 1"):
+        mg.TokenNCE(weights=None)(text, video, (torch.tensor([0, 7]), torch.tensor([0, 0])))

@@ -141,7 +141,7 @@ def albef(
     """
     scorer = MultiGrain(VideoSentence())
     fusion = CrossEncoder(dim, depth, number_of_heads(dim, heads))
-    criterion = InfoNCE(max_logit_scale=math.log(1000))
+    criterion = InfoNCE(min_logit_scale=math.log(2), max_logit_scale=math.log(1000))
     loss = RetrievalLoss(scorer, criterion, distillation=alpha).named("contrast")
     loss = loss + Matching(fusion, "hard", scorer).named("matching")
     return Recipe(
