@@ -49,6 +49,7 @@ class Evaluation:
         hubness: the correction that made the scores and the metrics of what was measured; see `corrected`.
         reverse: where it is not `scores`, what ranks the texts of each video, for "all", [texts, videos]: after a
             correction, or for a recipe with a scorer for each direction or with a reranker.
+        reranked: a reranker made the scores for "all", of which only the order means something.
     """
 
     scores: dict[str, Float[Tensor, "t v"]]
@@ -59,6 +60,7 @@ class Evaluation:
     broken: tuple[str, ...] = ()
     hubness: str | None = None
     reverse: Float[Tensor, "t v"] | None = None
+    reranked: bool = False
 
     def whole(self) -> Evaluation:
         """With the texts of all ranks, in their order, and the scores for "all" alone. Collective.
@@ -118,15 +120,16 @@ def evaluate(
     rows = [row for row, i in zip(rows, ids, strict=True) if i in found]
     targets = torch.tensor([column[int(pairs.ids[row])] for row in rows], dtype=torch.long)
     parts = [_nothing(scorer, video)]
-    step = len(rows) if model.recipe is not None and model.recipe.reranker is not None else TEXTS
+    step = len(rows) if _reranks(scorer) else TEXTS
     for start in range(0, len(rows), step):
         text = encode_texts(model, [pairs.sentences[row] for row in rows[start : start + step]], batch_size)
         device = model.logit_scale.device
-        parts.append(_by_grain(scorer, text.to(device), video.to(device)))
+        with evaluating(model):
+            parts.append(_by_grain(scorer, text.to(device), video.to(device)))
         count(min(start + step, len(rows)) + total - len(rows), total)
     scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     scores, reverse, metrics = _judged(scores, protocol, targets)
-    return Evaluation(scores, targets, rows, kept, metrics, broken, reverse=reverse)
+    return Evaluation(scores, targets, rows, kept, metrics, broken, reverse=reverse, reranked=_reranks(scorer))
 
 
 def evaluate_features(
@@ -153,7 +156,9 @@ def evaluate_features(
     targets = rows if given is None else given
     if world()[1] == 1:
         scores, reverse, metrics = _judged(_by_grain(scorer, text, video, progress), protocol, given)
-        return Evaluation(scores, targets, rows.tolist(), videos, metrics, reverse=reverse)
+        return Evaluation(
+            scores, targets, rows.tolist(), videos, metrics, reverse=reverse, reranked=_reranks(scorer)
+        )
     _check_targets(given, len(text), len(video), protocol)
     own = parallel.share(len(video))
     rows = ((targets >= own.start) & (targets < own.stop)).nonzero()[:, 0]
@@ -318,8 +323,12 @@ def _judged(
     return {name: matrix for name, matrix in scores.items() if name != _BACK}, scores[_BACK], metrics
 
 
+def _reranks(scorer: nn.Module) -> bool:
+    return isinstance(scorer, Recipe) and scorer.reranker is not None
+
+
 def _check_reranker(scorer: nn.Module) -> None:
-    if isinstance(scorer, Recipe) and scorer.reranker is not None and (ranks := world()[1]) > 1:
+    if _reranks(scorer) and (ranks := world()[1]) > 1:
         raise ValueError(
             f"recipe: expected one process, since the reranker of {scorer.name!r} needs the scores of all texts at "
             f"once, got {ranks}"
@@ -353,9 +362,10 @@ def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") 
         protocol: of the evaluation.
 
     Raises:
-        ValueError: no such name, an evaluation that is corrected already, or several ranks.
+        ValueError: no such name, an evaluation that is corrected already or was reranked, or several ranks.
     """
     check_hubness(hubness)
+    _check_comparable(evaluation.reranked)
     checks.require(evaluation.hubness is None, "evaluation", "one without a correction", evaluation.hubness)
     correct = TRANSDUCTIVE[hubness]
     scores = {name: correct(matrix) for name, matrix in evaluation.scores.items()}
@@ -367,16 +377,25 @@ def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") 
     return replace(evaluation, scores=scores, metrics=metrics, hubness=hubness, reverse=reverse[ALL])
 
 
-def check_hubness(name: str) -> None:
-    """That `corrected` can serve: better said before anything is computed.
+def check_hubness(name: str, scorer: nn.Module | None = None) -> None:
+    """That `corrected` can serve, for the scores of a MultiGrain or Recipe: better said before anything is computed.
 
     Raises:
-        ValueError: no such name, or several ranks, of which none holds the whole matrix.
+        ValueError: no such name; a reranker; or several ranks, of which none holds the whole matrix.
     """
     checks.choice("hubness", name, TRANSDUCTIVE)
+    _check_comparable(scorer is not None and _reranks(scorer))
     if (ranks := world()[1]) > 1:
         raise ValueError(
             f"hubness: expected one process, since {name} needs the scores of all texts at once, got {ranks}"
+        )
+
+
+def _check_comparable(reranked: bool) -> None:
+    if reranked:
+        raise ValueError(
+            "hubness: expected scores that compare between queries, got those of a reranker, which only order "
+            "the candidates of each"
         )
 
 

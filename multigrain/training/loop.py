@@ -32,6 +32,7 @@ from ..data.batch import Batch
 from ..distributed import world
 from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
+from ..temporal import TemporalTransformer
 from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
@@ -167,6 +168,7 @@ class _Run:
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
         _check_frames(config, self.model)
+        _check_shards(config, self.model)
         self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
         self.momentum: Momentum | None = None
@@ -381,11 +383,20 @@ def _check_pairs(config: TrainConfig, data: Data) -> None:
             raise ValueError(f"data: expected pairs to train on in stage {stage.name!r}, got none")
 
 
+def _check_shards(config: TrainConfig, model: XCLIP) -> None:
+    if config.shards > 1 and model.recipe is not None and model.recipe.momentum is not None:
+        raise ValueError(
+            f"shards: expected 1 for the recipe {model.recipe.name!r}, which has momentum encoders, got {config.shards}"
+        )
+
+
 def _check_frames(config: TrainConfig, model: XCLIP) -> None:
+    limits = [module.max_frames for module in model.modules() if isinstance(module, TemporalTransformer)]
+    limits += [] if model.temporal is None else [model.max_frames]
     for stage in config.stages:
-        if stage.task == "videos" and model.temporal is not None and stage.max_frames > model.max_frames:
+        if stage.task == "videos" and limits and stage.max_frames > (limit := min(limits)):
             raise ValueError(
-                f"max_frames: expected at most {model.max_frames} (model.temporal.max_frames), "
+                f"max_frames: expected at most {limit} (model.temporal.max_frames, or the recipe's own), "
                 f"got {stage.max_frames} in stage {stage.name!r}"
             )
     if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:

@@ -14,7 +14,8 @@ import multigrain as mg
 from multigrain import cli, training
 from multigrain.data import babyai
 from multigrain.extract import describe
-from multigrain.models import XCLIP, ClipConfig, ModelConfig, RecipeConfig, TextConfig
+from multigrain.models import XCLIP, ClipConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig
+from multigrain.temporal import TemporalTransformer
 from multigrain.training import BabyAIConfig, TrainConfig
 from tests.test_training import CONFIG, DATA, same_weights
 
@@ -163,6 +164,46 @@ def test_a_reranker_orders_the_best(tmp_path: Path):
     for column, scores in enumerate(found.reverse.T):
         best = first[:, column].topk(2).indices
         assert int(scores.argmax()) == int(best[second[best, column].argmax()])
+
+
+def test_what_a_reranker_orders_is_not_corrected(tmp_path: Path):
+    model = training.train(toy("albef", **MOMENTUM["albef"]), DATA, tmp_path)
+    found = training.evaluate(model, DATA.test, max_frames=3)
+    with pytest.raises(ValueError, match="hubness: expected scores that compare between queries"):
+        training.corrected(found, "dual_softmax")
+    with pytest.raises(ValueError, match="hubness: expected scores that compare between queries"):
+        training.check_hubness("dual_softmax", model.recipe)
+    text, video = training.encode(model, DATA.test, max_frames=3)
+    assert training.evaluate_features(text, video, model.recipe).reranked
+    first = training.evaluate_features(text, video, model.scorer)
+    assert training.corrected(first, "dual_softmax").hubness == "dual_softmax"
+
+
+def test_a_model_in_training_is_evaluated_without_dropout():
+    model = XCLIP.from_config(toy("matching_head", depth=1, heads=2, dropout=0.5).model, ["red", "go"]).train()
+    scores = [training.evaluate(model, DATA.test, max_frames=3).scores["all"] for _ in range(2)]
+    assert torch.equal(*scores) and scores[0].unique().numel() > 1
+    assert model.training and model.scorer.training
+
+
+def test_momentum_encoders_in_shards_are_refused_before_anything_is_trained(tmp_path: Path):
+    config = dataclasses.replace(toy("wenlan", **MOMENTUM["wenlan"]), shards=2)
+    seen: list[Any] = []
+    with pytest.raises(ValueError, match="shards: expected 1 for the recipe 'wenlan', which has momentum encoders"):
+        training.train(config, DATA, tmp_path, progress=seen.append)
+    assert seen == []
+
+
+def test_a_recipe_reads_as_many_frames_as_the_model_unless_it_says_otherwise(tmp_path: Path):
+    longer = dataclasses.replace(TOY.model, temporal=TemporalConfig(max_frames=40))
+    for settings, expected in (({}, 40), ({"max_frames": 2}, 2)):
+        recipe = RecipeConfig("xclip", {"depth": 1, "heads": 2, **settings})
+        config = dataclasses.replace(TOY, model=dataclasses.replace(longer, recipe=recipe))
+        model = XCLIP.from_config(config.model, ["red"])
+        assert [m.max_frames for m in model.modules() if isinstance(m, TemporalTransformer)] == [expected]
+    with pytest.raises(ValueError, match=r"max_frames: expected at most 2 .*, got \d+ in stage"):
+        training.train(config, DATA, tmp_path)
+    assert XCLIP.from_config(dataclasses.replace(longer, recipe=RecipeConfig("clip")), ["red"]).recipe is not None
 
 
 def test_word_weights_are_inverse_document_frequencies(tmp_path: Path):
