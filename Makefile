@@ -8,7 +8,7 @@ HOOK := $(addprefix tests/support/torchvision_cpu,.py .pth)
 # Two pytest workers on two cores: more threads in each would only wait for one another.
 PYTEST_WORKERS ?= 2
 
-.PHONY: demo test lint docs demo-install test-install docs-install torchvision-hook clean
+.PHONY: demo test lint docs figures demo-install test-install docs-install torchvision-hook clean
 
 demo: demo-install
 	$(BIN)/multigrain demo
@@ -22,6 +22,9 @@ lint: test-install
 
 docs: docs-install
 	$(BIN)/mkdocs build --strict
+
+figures: test-install
+	$(BIN)/python docs/figures
 
 demo-install: $(VENV)/.installed-demo
 test-install: $(VENV)/.installed-dev

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import report, runner, terminal
+from . import headline, report, runner, terminal
 from .measure import ParityError
 from .registry import Benchmark, benchmarks, studies
 from .study import CACHE, Study, StudyResult
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "report":
         results = report.load(options.results)
         options.page.write_text(report.render(results))
+        for page in options.headline:
+            headline.write(results, page)
         print(f"{options.page}: {len(results)} results")
         for study in studies().values():
             if (path := options.results / f"{study.name}.json").is_file():
@@ -91,9 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--rounds", type=int, help="interleaved rounds; default: the benchmark's own")
     run.add_argument("--workers", type=int, help="of a study: processes; default: one per core; 0: only this one")
     run.add_argument("--results", type=Path, help="where to write; default: benchmarks/results, quick: runs/benchmarks")
-    page = commands.add_parser("report", help="render docs/benchmarks.md from the results")
+    page = commands.add_parser("report", help="render docs/benchmarks.md, and the small tables elsewhere")
     page.add_argument("--results", type=Path, default=report.RESULTS)
     page.add_argument("--page", type=Path, default=report.PAGE)
+    page.add_argument("--headline", type=Path, nargs="*", default=headline.PAGES, help="pages with the small table")
     return parser
 
 

@@ -140,13 +140,15 @@ def _two(recalls: Recalls) -> list[str]:
 
 
 def _orderings(each: Table, result: StudyResult) -> Iterator[str]:
-    found = sorted(judgements(each, result), key=lambda j: ("holds", "above", "reversed", "open").index(j.verdict))
-    if not found:
-        return
-    paper = ["" if j.paper is None else f"{j.paper:+.1f}" for j in found]
-    rows = [
-        [f"{j.better.label} over {j.worse.label}", known, j.ours.signed, j.verdict]
-        for j, known in zip(found, paper, strict=True)
-    ]
-    yield from table(["ordering", "paper", "here", ""], rows)
-
+    """A table of what can be told apart, best known first, and the rest in a sentence."""
+    found = judgements(each, result)
+    told = sorted((j for j in found if j.verdict != "open"), key=lambda j: (j.verdict == "reversed", -j.ours.mean))
+    if told:
+        paper = ["" if j.paper is None else f"{j.paper:+.1f}" for j in told]
+        rows = [
+            [f"{j.better.label} over {j.worse.label}", known, j.ours.signed, j.verdict]
+            for j, known in zip(told, paper, strict=True)
+        ]
+        yield from table(["ordering", "paper", "here", ""], rows)
+    if rest := [f"{j.better.label} over {j.worse.label} ({j.ours.signed})" for j in found if j.verdict == "open"]:
+        yield f"\nOpen: {', '.join(rest)}."

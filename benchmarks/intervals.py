@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
     @property
     def signed(self) -> str:
         """As a difference."""
-        return f"{self.mean:+.1f} ± {self.half:.1f}".replace("-", "−")
+        return f"{round(self.mean, 1) + 0.0:+.1f} ± {self.half:.1f}".replace("-", "−")
 
 
 def interval(values: Sequence[float]) -> Estimate:

@@ -44,9 +44,9 @@ def _introduction(result: StudyResult) -> Iterator[str]:
         f"Each is trained by its config in `multigrain/configs/recipes`, {videos['epochs']} epochs over "
         f"{setup['sizes']['train']:,} of the quickstart's pairs in batches of {usual}{odd}, above towers that "
         f"{towers['epochs']} epochs of the quickstart's first stage have trained once for each seed; the frame tower "
-        "is then frozen. Widths and depths are made for these towers, all other settings are those that were "
-        "published, none was tuned here: this shows what the parts cost and that they learn, not which system is best "
-        "on real videos."
+        "is then frozen, so that a recipe without parameters above the frames trains the text tower alone. Widths and "
+        "depths are made for these towers, all other settings are those that were published, and none was tuned "
+        "here: this shows what the parts cost and that they learn in so short a time, not which system is best."
     )
     yield ""
     yield (

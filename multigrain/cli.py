@@ -133,19 +133,19 @@ def _parser() -> _Parser:
     evaluate.add_argument("--targets", help="with --text: a JSON list, the video of each text, counted from 0")
     evaluate.add_argument("--protocol", help="with --text: diagonal (the default), all_captions or group_max")
     evaluate.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write a page of the results too: one HTML file (default OUT/index.html; BabyAI runs always have it)",
+    )
+    evaluate.add_argument(
         "--hubness",
         choices=TRANSDUCTIVE,
         metavar="CORRECTION",
         help=f"{', '.join(TRANSDUCTIVE)}: correct the scores by those of the other queries, each direction by its own "
         "(transductive: it needs the whole test at once), into OUT/CORRECTION. QB-Norm, which needs a bank of training "
         "queries instead, is multigrain.dynamic_inverted_softmax",
-    )
-    evaluate.add_argument(
-        "--report",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="write a page of the results too: one HTML file (default OUT/index.html; BabyAI runs always have it)",
     )
     extract = command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
     _extract_options(extract)

@@ -68,7 +68,7 @@ class MeanPool(Pooler):
 
 
 class AttentionPool(Pooler):
-    """sum_k a_k x_k, a = softmax over the real tokens of <w, x_k>, w learned.
+    """sum_k a_k x_k, a = softmax over the real tokens of w . x_k, w learned.
 
     HERO's query (Li et al. 2020, arXiv 2005.00200): one vector of a sentence's words, compared with every frame.
 

@@ -64,7 +64,7 @@ def explain(
 
     Raises:
         ImportError: PyAV is not installed.
-        TypeError: a model of features that were computed before: see `explain_features`.
+        TypeError: a recipe's model, whose scorer is no MultiGrain; a model of features that were computed before.
         ValueError: a video that cannot be read, or a sentence without a word.
     """
     from .report.subject import encode_pair
@@ -89,6 +89,7 @@ def explain_features(
     What is left out is said at the bottom.
 
     Args:
+        scorer: a MultiGrain.
         text, video: features of one item each, with the grains word and frame, and best with sentence and video.
         words: the real ones.
         frames: [n, height, width, 3] the real ones; or how many there are, where there is nothing to show of them.
@@ -97,6 +98,7 @@ def explain_features(
 
     Raises:
         KeyError: no word or no frame among the features.
+        TypeError: what scores is no MultiGrain.
         ValueError: more than one item, or sizes that do not fit each other.
     """
     pair = look(scorer, text, video, len(words), frames if isinstance(frames, int) else len(frames))

@@ -38,9 +38,9 @@ KERNEL_USERS = {"kernels", "grains", "poolers", "scorer"}
 CORE_PACKAGES = {"torch", "einops", "jaxtyping"}
 HEAVY = {"triton", "timm", "torchvision", "minigrid", "matplotlib", "transformers", "rich", "yaml"}
 
-# The inventory of public names is the docs' own: `- \`Name\`: one sentence.`
+# The inventory of public names is the docs' own, a link to the API's pages: - [`Name`][multigrain.Name]: one sentence.
 INVENTORY = ROOT / "docs/api/index.md"
-PUBLIC = sorted(re.findall(r"^- `(\w+)`: \S.*\.$", INVENTORY.read_text(), re.MULTILINE))
+PUBLIC = sorted(re.findall(r"^- \[`(\w+)`\]\[multigrain\.\1\]: \S.*\.$", INVENTORY.read_text(), re.MULTILINE))
 
 
 def imports(path: Path, package: Path) -> Iterator[tuple[str, str, bool]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cuda, machine, measure, memory, probe, report
+from benchmarks import cuda, headline, machine, measure, memory, probe, report
 from benchmarks.__main__ import main
 from benchmarks.measure import ParityError
 from benchmarks.records import Check, Figure, Result, Timing, at_least, at_most, figure
@@ -131,9 +131,15 @@ def test_the_probe_passes_a_refusal_on() -> None:
 
 
 def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
-    page = tmp_path / "benchmarks.md"
-    assert main(["report", "--page", str(page)]) == 0
+    page, small = tmp_path / "benchmarks.md", tmp_path / "small.md"
+    for original in headline.PAGES:
+        small.write_text(original.read_text())
+        assert main(["report", "--page", str(page), "--headline", str(small)]) == 0
+        assert small.read_text() == original.read_text(), "run: python -m benchmarks report"
     assert page.read_text() == report.PAGE.read_text(), "run: python -m benchmarks report"
+    small.write_text("no marks")
+    with pytest.raises(ValueError, match="expected the two lines"):
+        main(["report", "--page", str(page), "--headline", str(small)])
 
 
 def test_results_in_the_repository_are_whole() -> None:

@@ -1,14 +1,20 @@
-"""What the documentation shows is run: every Python fence of a page in one process, and every docstring example."""
+"""What the documentation shows is run: every Python fence of a page in one process, and every docstring example.
+
+The site is built, every link and anchor resolved, and every public name has its place on a page of the API.
+"""
 
 from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
+import os
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -24,6 +30,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CORE = ["aggregators", "grains", "hubness", "losses", "metrics", "pairs", "poolers", "recipes", "reduce", "scorer"]
 CORE += ["scoring", "tokens"]
+LEAVES = ["models", "recipes", "training", "viz"]  # with an `__all__`
+PARTNERS = ["clip4clip", "open_clip", "pytorch_metric_learning", "sentence_transformers", "transformers"]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if FENCE.search(page.read_text())], ids=lambda page: page.name)
@@ -33,6 +41,59 @@ def test_fences_of_a_page_run(page: Path, tmp_path: Path) -> None:
     script.write_text("\n".join(FENCE.findall(page.read_text())))
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def public_names() -> set[str]:
+    """As they are imported: those of the package, of the leaves, and of the modules of interop."""
+    names = {f"multigrain.{name}" for name in mg.__all__}
+    for leaf in LEAVES:
+        names |= {f"multigrain.{leaf}.{name}" for name in importlib.import_module(f"multigrain.{leaf}").__all__}
+    for partner in PARTNERS:
+        module = importlib.import_module(f"multigrain.interop.{partner}")
+        own = {name for name, value in vars(module).items() if inspect.getmodule(value) is module}
+        names |= {f"{module.__name__}.{name}" for name in own if not name.startswith("_")}
+    return names
+
+
+def test_the_site_is_whole(tmp_path: Path) -> None:
+    """A warning is an error: a link, an anchor or a cross-reference that leads nowhere, a page without a way to it."""
+    # Not --quiet: it also keeps warnings from being counted.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, _, entries = (tmp_path / "objects.inv").read_bytes().partition(b"zlib.\n")
+    documented = {line.split()[0]: line.split()[3] for line in zlib.decompress(entries).decode().splitlines()}
+    assert sorted(public_names() - documented.keys()) == []
+    assert all(place.startswith("api/") for place in documented.values())
+    # A reader's browser asks nobody else.
+    fetched = re.compile(r'<(?:script|img|link rel="(?:stylesheet|preconnect)")[^>]+(?:src|href)="https?://')
+    assert [page for page in tmp_path.rglob("*.html") if fetched.search(page.read_text())] == []
+
+
+def test_figures_are_those_of_their_scripts(tmp_path: Path) -> None:
+    """One script for each figure, and each figure on a page; `make figures` draws them, here without the slowest."""
+    figures = {path.stem for path in (ROOT / "docs/assets").glob("*.svg")}
+    assert figures == {path.stem for path in (ROOT / "docs/figures").glob("*.py")} - {"__main__", "style"}
+    shown = {name for page in PAGES for name in re.findall(r"assets/(\w+)\.svg", page.read_text())}
+    assert shown == figures
+    quick = sorted(figures - {"precision", "evaluation"})
+    command = [sys.executable, ROOT / "docs/figures", tmp_path, *quick]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.stem for path in tmp_path.iterdir()) == quick
+
+
+def test_settings_of_the_guide_to_swapping_are_read() -> None:
+    page = (ROOT / "docs/guides/swap.md").read_text()
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("multigrain train")]
+    assert len(commands) == 2
+    for words in commands:
+        settings = [word for word in words if "=" in word]
+        assert training.load_config(words[words.index("--config") + 1], settings).model.scorer() is not None
+    [grains] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    settings = [f"--model.grains={yaml.safe_load(grains)['model']['grains']}"]
+    assert isinstance(training.load_config("demo", settings).model.scorer().grains[1].aggregator, mg.TopK)
 
 
 def test_commands_and_settings_of_the_guide_are_read() -> None:

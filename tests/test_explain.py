@@ -108,6 +108,20 @@ def test_counts_that_do_not_fit() -> None:
         look(mg.MultiGrain(mg.VideoSentence()), mg.Features(sentence=torch.randn(1, 16)), video, 5, 4)
 
 
+def test_scorers_without_grains_are_refused() -> None:
+    with pytest.raises(TypeError, match="scorer: expected a MultiGrain, got Linear"):
+        look(torch.nn.Linear(1, 1), *features(), 5, 4)
+
+
+def test_a_pooled_grain_has_its_part() -> None:
+    model = mg.MultiGrain(mg.PooledGrain("sentence", "frame", mg.SoftmaxPool()), mg.FrameWord())
+    text, video = features()
+    pair = look(model, text, video, 5, 4)
+    with torch.no_grad():
+        assert pair.score == pytest.approx(float(model(text, video)), abs=1e-6)
+    assert pair.notes == ("sentence-frame: PooledGrain has no weights that add up to its score: similarities alone",)
+
+
 def test_fine_grains_alone() -> None:
     text, video = features()
     fine = mg.Features(word=text["word"]), mg.Features(frame=video["frame"])

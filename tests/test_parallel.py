@@ -27,7 +27,7 @@ import yaml
 import multigrain as mg
 from multigrain import runs, training
 from multigrain.cli import main
-from multigrain.models import XCLIP, VisionConfig
+from multigrain.models import XCLIP, RecipeConfig, VisionConfig
 from multigrain.training import Progress, checkpoint, parallel
 from multigrain.training.data import batches
 from multigrain.training.merging import merged_metrics
@@ -47,6 +47,10 @@ PLAIN = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, drop
 FROZEN = dataclasses.replace(
     PLAIN,
     stages=[PLAIN.stages[0], dataclasses.replace(PLAIN.stages[1], freeze_vision=True, distinct=True, batch_size=7)],
+)
+# Queues of whole batches: which part of one leaves first depends on the ranks.
+MOMENTUM = dataclasses.replace(
+    PLAIN, model=dataclasses.replace(PLAIN.model, recipe=RecipeConfig("wenlan", {"queue_size": 16}))
 )
 # With dropout, and in batches that shards do not divide.
 SHARDED = dataclasses.replace(CONFIG, stages=FROZEN.stages, shards=3)
@@ -77,7 +81,14 @@ def assert_as_one(together: Sequence[Any], alone: Any) -> None:
         assert all(torch.equal(other[1][name], value) for name, value in together[0][1].items())
 
 
-@pytest.mark.parametrize("config", [PLAIN, FROZEN], ids=["plain", "frozen tower, distinct, odd batches"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(PLAIN, id="plain"),
+        pytest.param(FROZEN, id="frozen tower, distinct, odd batches"),
+        pytest.param(MOMENTUM, id="momentum encoders and queues"),
+    ],
+)
 def test_two_ranks_train_what_one_does(world: World, tmp_path: Path, config: training.TrainConfig):
     alone = trained(0, 1, config, DATA, tmp_path / "one")
     together = world(trained, config, DATA, tmp_path / "two")
@@ -133,6 +144,8 @@ def test_settings_that_shards_are_not_for(tmp_path: Path):
 
     with pytest.raises(ValueError, match="at least one pair for each of 9 shards, got batches of 8 in stage 'towers'"):
         run(shards=9)
+    with pytest.raises(ValueError, match="expected 1 for a recipe with momentum encoders, got 2"):
+        run(shards=2, model=MOMENTUM.model)
     tower = VisionConfig("resnet10t", {"stem_width": 8, "channels": (8, 8, 8, 8)})
     with pytest.raises(ValueError, match=r"expected 1 for a model with batch normalisation \(vision\..*\), got 2"):
         run(shards=2, model=dataclasses.replace(CONFIG.model, vision=tower))

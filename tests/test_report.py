@@ -93,7 +93,8 @@ def subject(n: int, **more: Any) -> Subject:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(n, n, generator=generator) + 0.5 * torch.eye(n)
     texts = [f"a {('red', 'blue')[i % 2]} car number {i}" for i in range(n)]
-    return Subject(scores, torch.arange(n), texts, [f"video{i} “{text}”" for i, text in enumerate(texts)], **more)
+    videos = [f"video{i} “{text}”" for i, text in enumerate(texts)]
+    return Subject(scores, torch.arange(n), scores, texts, videos, **more)
 
 
 def evaluation(of: Subject) -> Evaluation:
@@ -120,7 +121,7 @@ def test_examples_show_each_query_once_and_its_own_video() -> None:
 
 def test_examples_of_several_captions_a_video() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6]])
-    shown = Subject(scores, torch.tensor([0, 0, 1]), ["a", "b", "c"], ["x", "y"])
+    shown = Subject(scores, torch.tensor([0, 0, 1]), scores, ["a", "b", "c"], ["x", "y"])
     assert examples.margins(shown.scores, shown.targets).tolist() == pytest.approx([0.8, -0.6, -0.1])
     assert sum(len(group) for group in examples.choose(shown).values()) == 3
     assert [(q.text, q.rank, q.own, q.found[0][0]) for q in examples.queries(shown, 2)] == [
@@ -268,6 +269,13 @@ def test_evaluate_reports_features(tmp_path: Path, capsys: Any) -> None:
     assert assert_self_contained(text).images >= 4  # heat maps, of words and frames by their numbers
     assert main(["evaluate", *files, "--out", str(tmp_path / "two")]) == 0
     assert not (tmp_path / "two" / "index.html").exists()
+
+    corrected = ["--out", str(tmp_path / "two"), "--hubness", "dual_softmax", "--report"]
+    assert main(["evaluate", *files, *corrected]) == 0
+    text = (tmp_path / "two" / "dual_softmax" / "index.html").read_text(encoding="utf-8")
+    assert "corrected by dual_softmax (transductive" in text
+    assert "There are no heat maps" in text
+    assert assert_self_contained(text).images == 0
 
 
 @pytest.fixture(scope="module")

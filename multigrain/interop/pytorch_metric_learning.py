@@ -166,8 +166,8 @@ class FeatureDistance(CosineSimilarity):
         reverse: the embeddings are candidates, and the references queries.
 
     Example:
-        distance = FeatureDistance(scorer, {"sentence": (1, 512)}, {"frame": (12, 512)})
-        memory = CrossBatchMemory(NTXentLoss(distance=distance), distance.embedding_size, memory_size=4096)
+        >>> distance = FeatureDistance(scorer, {"sentence": (1, 512)}, {"frame": (12, 512)})
+        >>> memory = CrossBatchMemory(NTXentLoss(distance=distance), distance.embedding_size, memory_size=4096)
     """
 
     def __init__(self, scorer: nn.Module, query: Sizes, candidate: Sizes, reverse: bool = False) -> None:

@@ -191,7 +191,7 @@ class XCLIP(nn.Module):
             settings: of from_clip; and `vision_kwargs`, for timm.create_model, such as {"pretrained": True}.
 
         Raises:
-            see from_clip; ValueError for a CLIP tower whose activation or sizes are not those of the weights.
+            ValueError: a CLIP tower whose activation or sizes are not those of the weights; and as from_clip.
         """
         tower = VisionConfig(vision, settings.pop("vision_kwargs", {}))
         return cls.from_clip(weights, architecture, vision=tower, **settings)

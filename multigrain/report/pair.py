@@ -69,13 +69,14 @@ def look(scorer: nn.Module, text: Features, video: Features, words: int, frames:
 
     Raises:
         KeyError: no word or no frame among the features.
+        TypeError: what scores is no MultiGrain.
         ValueError: more than one item, or masks that leave other numbers of words and frames.
     """
     parts = explain(scorer, text, video)
     _check_count("words", words, text["word"])
     _check_count("frames", frames, video["frame"])
     sizes = {"word": words, "frame": frames}
-    aggregators = {grain.name: grain.aggregator for grain in grains_of(scorer)}
+    kinds = {grain.name: type(grain.aggregator or grain).__name__ for grain in grains_of(scorer)}
     drawn: dict[Sides, tuple[Part, Weights | None]] = {}
     notes: list[str] = []
     for name, part in parts.items():
@@ -85,7 +86,7 @@ def look(scorer: nn.Module, text: Features, video: Features, words: int, frames:
             notes.append(f"{name} is not drawn: {why}")
             continue
         expected = tuple(sizes.get(side, 1) for side in sides)
-        why = _unexplained(part, expected, type(aggregators[name]).__name__)
+        why = _unexplained(part, expected, kinds[name])
         drawn[sides] = part, None if why else part.weights
         notes += [f"{name}: {why}: similarities alone"] * bool(why)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .. import viz
-from ..scorer import grains_of
+from ..scorer import MultiGrain, grains_of
 from ..tokens import Features
 from ..training import ClipsConfig, Evaluation, checkpoint
 from ..training.data import Pairs
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..data.babyai import BabyAI
     from ..models import XCLIP
+    from ..recipes import Recipe
     from ..runs import Run
 
 POINTS = 120  # of a loss curve
@@ -97,7 +98,9 @@ def write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, pag
     return _write(page or run.results / "index.html", report)
 
 
-def write_features_page(evaluation: Evaluation, text: Features, video: Features, scorer: nn.Module, page: Path) -> Path:
+def write_features_page(
+    evaluation: Evaluation, text: Features, video: Features, scorer: nn.Module | Recipe, page: Path
+) -> Path:
     """Write the page of saved features; returns it."""
     report = summarize(
         of_features(evaluation, text, video, scorer),
@@ -177,5 +180,8 @@ def _about(run: Run, model: XCLIP) -> dict[str, str]:
     }
 
 
-def _grains(scorer: nn.Module) -> str:
+def _grains(scorer: nn.Module | Recipe) -> str:
+    """What scores, in words."""
+    if not isinstance(scorer, MultiGrain):
+        return str(scorer)
     return "; ".join(f"{grain.name}: {grain.aggregator or 'one vector each'}" for grain in grains_of(scorer))

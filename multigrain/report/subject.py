@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models.evaluating import evaluating
+from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
 from ..training import Evaluation
 from ..training.data import Pairs
@@ -35,6 +36,8 @@ class Subject:
     scores: Float[Tensor, "t v"]
     targets: Int[Tensor, "t"]
     """the video of each text"""
+    reverse: Float[Tensor, "t v"]
+    """what ranks the texts of each video: the scores, where nothing else does"""
     texts: Sequence[str]
     videos: Sequence[str]
     """what to call them"""
@@ -61,25 +64,26 @@ def of_pairs(evaluation: Evaluation, pairs: Pairs, model: XCLIP, max_frames: int
         return viz.explain_features(model.scorer, *features, sentence, subtitle, levels)
 
     texts = [pairs.sentences[row] for row in evaluation.texts]
-    return Subject(
-        evaluation.scores["all"], evaluation.targets, texts, _video_names(evaluation, pairs), frames, picture
-    )
+    # A picture explains a score by grains, which corrected ones and those of recipes are not.
+    explained = evaluation.hubness is None and model.recipe is None
+    return Subject(*_scored(evaluation), texts, _video_names(evaluation, pairs), frames, picture if explained else None)
 
 
-def of_features(evaluation: Evaluation, text: Features, video: Features, scorer: nn.Module) -> Subject:
+def of_features(evaluation: Evaluation, text: Features, video: Features, scorer: object) -> Subject:
     """Saved features: nothing is known of what they were made from but their numbers."""
 
     def picture(i: int, j: int, subtitle: str, levels: bool) -> Figure:
         from .. import viz
 
+        assert isinstance(scorer, MultiGrain)
         query, candidate = text[i], video[j]
         words = [f"word {k + 1}" for k in range(_real(query["word"]))]
         title = f"text {i} against video {j}"
         return viz.explain_features(scorer, query, candidate, words, _real(candidate["frame"]), title, subtitle, levels)
 
     texts, videos = ([f"{side} {i}" for i in range(len(x))] for side, x in (("text", text), ("video", video)))
-    fine = "word" in text and "frame" in video
-    return Subject(evaluation.scores["all"], evaluation.targets, texts, videos, None, picture if fine else None)
+    explained = isinstance(scorer, MultiGrain) and evaluation.hubness is None and "word" in text and "frame" in video
+    return Subject(*_scored(evaluation), texts, videos, None, picture if explained else None)
 
 
 def encode_pair(
@@ -116,6 +120,11 @@ def frames_of(pairs: Pairs, row: int, max_frames: int) -> NDArray[np.uint8]:
     if not len(batch.index):
         raise ValueError(next(iter(batch.broken), f"pair {row}: its video cannot be read"))
     return batch.frames[batch.index[0][batch.mask[0]]].movedim(1, -1).numpy()
+
+
+def _scored(evaluation: Evaluation) -> tuple[Tensor, Tensor, Tensor]:
+    scores = evaluation.scores["all"]
+    return scores, evaluation.targets, scores if evaluation.reverse is None else evaluation.reverse
 
 
 def _video_names(evaluation: Evaluation, pairs: Pairs) -> list[str]:

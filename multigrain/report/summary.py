@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,16 +29,21 @@ _GRAINS = (
     "if it were trained alone."
 )
 _CHANCE = " Chance is a random order."
+_CORRECTED = "The scores were corrected by {} (transductive: by those of the other queries of the test)."
+_NO_MAPS = "There are no heat maps: no words and frames whose similarities would add up to these scores."
 
 
-def summarize(subject: Subject, evaluation: Evaluation, **more: Any) -> Report:
+def summarize(subject: Subject, evaluation: Evaluation, lead: Sequence[str] = (), **more: Any) -> Report:
     """The page of an evaluation, with more of what a `Report` has."""
     metrics, videos = evaluation.metrics, len(subject.videos)
     rows = tables.rows(metrics, videos)
     note = _TABLE + _GRAINS * (len(metrics) > 2) + _CHANCE * any(row.kind == "chance" for row in rows)
+    said = [_CORRECTED.format(evaluation.hubness)] if evaluation.hubness else []
+    said += [_NO_MAPS] if subject.picture is None else []
     listed = examples.queries(subject, LISTED)
     return Report(
         verdict=_verdict(evaluation, len(subject.texts), videos),
+        lead=[*lead, *said],
         rows=rows,
         table_note=note,
         charts=_ranks(subject, metrics["all"]),
@@ -60,7 +66,7 @@ def _verdict(evaluation: Evaluation, texts: int, videos: int) -> str:
 
 def _ranks(subject: Subject, metrics: RetrievalMetrics) -> list[Chart]:
     own = subject.targets[:, None] == torch.arange(len(subject.videos))
-    found = {"t2v": ranks(subject.scores, subject.targets), "v2t": ranks(subject.scores.T, own.T)}
+    found = {"t2v": ranks(subject.scores, subject.targets), "v2t": ranks(subject.reverse.T, own.T)}
     # Under "group_max" a video ranks videos, not sentences.
     among = ", among all sentences" if metrics["protocol"] == "group_max" else ""
     axis = {"t2v": "rank of the own video", "v2t": f"rank of the best own sentence{among}"}

@@ -1,9 +1,11 @@
 """Training and evaluation: one loop for every stage, resumable at any step. Needs the extras `models` and `cli`.
 
-config = training.load_config("demo")
-data = training.load_data(config.data)
-model = training.train(config, data, "runs/demo")
-training.evaluate(model, data.test).metrics["all"]["t2v"]["R@1"]
+    config = training.load_config("demo")
+    data = training.load_data(config.data)
+    model = training.train(config, data, "runs/demo")
+    training.evaluate(model, data.test).metrics["all"]["t2v"]["R@1"]
+
+As commands: `multigrain train` and `multigrain evaluate`.
 """
 
 from __future__ import annotations

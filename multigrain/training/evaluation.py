@@ -101,7 +101,7 @@ def evaluate(
         ValueError: pairs that the protocol is not for; a reranker over several ranks.
     """
     scorer = model.scorer if model.recipe is None else model.recipe
-    _check_reranker(scorer)
+    check_reranker(scorer)
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     ids: list[int] = pairs.ids[rows].tolist()
     order = first_rows(pairs, rows)
@@ -151,7 +151,7 @@ def evaluate_features(
         KeyError, ValueError: features that the scorer is not for, or targets and a protocol that do not fit them;
             a reranker over several ranks.
     """
-    _check_reranker(scorer)
+    check_reranker(scorer)
     given, rows, videos = targets, torch.arange(len(text)), list(range(len(video)))
     targets = rows if given is None else given
     if world()[1] == 1:
@@ -327,7 +327,12 @@ def _reranks(scorer: nn.Module) -> bool:
     return isinstance(scorer, Recipe) and scorer.reranker is not None
 
 
-def _check_reranker(scorer: nn.Module) -> None:
+def check_reranker(scorer: nn.Module) -> None:
+    """That an evaluation can serve: better said before anything is computed.
+
+    Raises:
+        ValueError: a recipe with a reranker over several ranks, of which none holds the whole matrix.
+    """
     if _reranks(scorer) and (ranks := world()[1]) > 1:
         raise ValueError(
             f"recipe: expected one process, since the reranker of {scorer.name!r} needs the scores of all texts at "

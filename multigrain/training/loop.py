@@ -37,7 +37,7 @@ from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
-from .evaluation import Unreadable, evaluate, first_rows
+from .evaluation import Unreadable, check_reranker, evaluate, first_rows
 from .momentum import Momentum, momentum_of
 from .objectives import Objective, make_objective
 from .shards import ShardedLoss
@@ -168,7 +168,7 @@ class _Run:
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
         _check_frames(config, self.model)
-        _check_shards(config, self.model)
+        _check_recipe(config, self.model)
         self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
         self.momentum: Momentum | None = None
@@ -383,13 +383,6 @@ def _check_pairs(config: TrainConfig, data: Data) -> None:
             raise ValueError(f"data: expected pairs to train on in stage {stage.name!r}, got none")
 
 
-def _check_shards(config: TrainConfig, model: XCLIP) -> None:
-    if config.shards > 1 and model.recipe is not None and model.recipe.momentum is not None:
-        raise ValueError(
-            f"shards: expected 1 for the recipe {model.recipe.name!r}, which has momentum encoders, got {config.shards}"
-        )
-
-
 def _check_frames(config: TrainConfig, model: XCLIP) -> None:
     limits = [module.max_frames for module in model.modules() if isinstance(module, TemporalTransformer)]
     limits += [] if model.temporal is None else [model.max_frames]
@@ -401,6 +394,16 @@ def _check_frames(config: TrainConfig, model: XCLIP) -> None:
             )
     if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
         raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
+
+
+def _check_recipe(config: TrainConfig, model: XCLIP) -> None:
+    """What would be said late otherwise, after the stages before."""
+    if model.recipe is None:
+        return
+    if model.recipe.momentum is not None and config.shards > 1:
+        raise ValueError(f"shards: expected 1 for a recipe with momentum encoders, got {config.shards}")
+    if config.validation_pairs > 0:
+        check_reranker(model.recipe)
 
 
 def device(name: str) -> torch.device:

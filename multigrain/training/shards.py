@@ -50,8 +50,6 @@ class ShardedLoss:
         for name, module in model.named_modules():
             if isinstance(module, _BATCH_NORMS):
                 raise ValueError(f"shards: expected 1 for a model with batch normalisation ({name}), got {shards}")
-        if objective.momentum is not None:
-            raise ValueError(f"shards: expected 1 for a recipe with momentum encoders, got {shards}")
         self.objective = objective
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.counts = [len(parallel.share(shards, rank)) for rank in range(ranks)]

@@ -39,7 +39,7 @@ def side(items: int, length: int, masked: str, seed: int) -> Side:
         real[-1, -1] = True
     if real is not None:
         x = x.masked_fill(~real[..., None], torch.nan)
-    return Side(x, "contiguous", items, real)
+    return Side(x, "contiguous", items, real, torch.ones(items, length, 1, dtype=torch.float64))
 
 
 def problem(

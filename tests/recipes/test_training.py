@@ -17,6 +17,8 @@ from multigrain.extract import describe
 from multigrain.models import XCLIP, ClipConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig
 from multigrain.temporal import TemporalTransformer
 from multigrain.training import BabyAIConfig, TrainConfig
+from tests.models.clips import SIZES as CLIP
+from tests.models.clips import saved, tiny_clip
 from tests.test_training import CONFIG, DATA, same_weights
 
 SIZES = {"depth": 1, "heads": 2, "queue_size": 24, "rerank_k": 4}
@@ -189,7 +191,7 @@ def test_a_model_in_training_is_evaluated_without_dropout():
 def test_momentum_encoders_in_shards_are_refused_before_anything_is_trained(tmp_path: Path):
     config = dataclasses.replace(toy("wenlan", **MOMENTUM["wenlan"]), shards=2)
     seen: list[Any] = []
-    with pytest.raises(ValueError, match="shards: expected 1 for the recipe 'wenlan', which has momentum encoders"):
+    with pytest.raises(ValueError, match="shards: expected 1 for a recipe with momentum encoders, got 2"):
         training.train(config, DATA, tmp_path, progress=seen.append)
     assert seen == []
 
@@ -256,6 +258,22 @@ def test_features_of_another_recipe_are_not_searched_with():
     assert described[1]["recipe"] != described[2]["recipe"]
     names = [model.video_features(torch.randn(2, 3, 8)).names for model in models]
     assert [sorted(name) for name in names] == [["frame", "video"], ["frame", "video"], ["frame"]]
+
+
+@pytest.mark.parametrize("name", ["drl", "xclip"])
+def test_a_recipe_over_the_towers_of_clip(name: str, tmp_path: Path):
+    weights = saved(tiny_clip(), tmp_path / "clip.pt")
+    model = XCLIP.from_clip(weights, CLIP, recipe=RecipeConfig(name), max_words=12)
+    captions, frames = ["a man rides a horse", "two dogs in the snow"], torch.rand(2, 5, 3, 32, 32)
+    loss = model(captions, frames)
+    loss.backward()
+    assert model.temporal is None and model.recipe is not None
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.recipe.parameters())
+    slow = model.tower_parameters()
+    assert any(key.endswith("logit_scale") for key in slow) and not any(key.startswith("scorer.") for key in slow)
+    model.save_pretrained(tmp_path / "model")
+    again = XCLIP.from_pretrained(tmp_path / "model").train()
+    assert torch.equal(again(captions, frames), loss)
 
 
 def test_what_a_recipe_cannot_be_combined_with_is_said():
