@@ -163,6 +163,11 @@ class Recipe(nn.Module):
             return rerank(scores, self.reranker, min(self.rerank_k, len(video)), text, video)
         return rerank(scores.T, _Turned(self.reranker), min(self.rerank_k, len(text)), video, text).T
 
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """Those of the loss after a call."""
+        return self.loss.terms
+
     def queues(self) -> tuple[FeatureQueue, FeatureQueue] | None:
         """New queues (of texts, of videos) of the recipe's size, or None where it has none."""
         return None if self.queue_size is None else (FeatureQueue(self.queue_size), FeatureQueue(self.queue_size))

@@ -165,6 +165,14 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
     assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
 
 
+def test_a_recipe_is_cached_with_its_terms() -> None:
+    recipe, (text, video) = small("drl"), raw()
+    cached = mg.CachedLoss(recipe)
+    loss = cached(lambda rows: (text[rows], video[rows]), [slice(0, 1), slice(1, 4)])
+    close(loss, recipe(text, video), 1e-5)
+    assert set(cached.terms) == set(recipe.terms) == {"contrast", "decorrelation"}
+
+
 @every
 def test_a_recipe_says_what_it_is(name: str) -> None:
     recipe = small(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -119,6 +120,38 @@ def test_momentum_encoders_and_queues_resume_to_the_last_bit(name: str, stop: in
     # The copy follows the model, at a distance.
     moved = [key for key, x in states[0]["model"].items() if not torch.equal(x, expected.state_dict()[key])]
     assert any(key.startswith("text.") for key in moved) and not any(key.startswith("vision.") for key in moved)
+
+
+def test_a_step_of_momentum_encoders_in_its_order():
+    """The copy follows, encodes the keys; the loss meets them and earlier ones; then the queues take them in."""
+    torch.manual_seed(0)
+    model = XCLIP.from_config(toy("wenlan", queue_size=6, momentum=0.75).model, ["red", "go"]).eval()
+    momentum = training.momentum.Momentum(model)
+    before = {name: x.clone() for name, x in momentum.model.named_parameters()}
+    with torch.no_grad():
+        for x in model.parameters():
+            x.add_(torch.randn_like(x))
+    frames, ids = torch.randn(2, 3, model.vision.dim), torch.tensor([5, 6])
+
+    def encode(encoder: XCLIP, sentences: list[str]) -> tuple[mg.Features, mg.Features, torch.Tensor]:
+        return encoder.encode_text(sentences), encoder.video_features(frames), ids
+
+    for _ in range(2):
+        queues = copy.deepcopy(momentum.queues)
+        assert queues is not None and momentum.queues is not None
+        loss = momentum.loss(model, encode, ["red", "go red"])
+        for name, x in momentum.model.named_parameters():
+            before[name] = 0.75 * before[name] + 0.25 * dict(model.named_parameters())[name]
+            assert torch.allclose(x, before[name], atol=1e-6) and not x.requires_grad
+        keys = encode(momentum.model, ["red", "go red"])[:2]
+        expected = model.loss(
+            *encode(model, ["red", "go red"]), keys=keys, text_queue=queues[0], video_queue=queues[1]
+        )
+        assert torch.allclose(loss, expected)
+        for queue, old, side, grain in zip(momentum.queues, queues, keys, ("sentence", "video"), strict=True):
+            assert queue.features is not None and queue.features.names == (grain,) and len(queue) == len(old) + 2
+            assert torch.equal(queue.features[grain].features[-2:], side[grain].features)
+            assert queue.ids is not None and queue.ids[-2:].tolist() == [5, 6]
 
 
 def test_a_queue_counts_in_the_loss(tmp_path: Path):
