@@ -37,7 +37,8 @@ from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
-from .evaluation import Unreadable, check_reranker, evaluate, first_rows
+from .encoding import Unreadable, first_rows
+from .evaluation import check_reranker, evaluate
 from .momentum import Momentum, momentum_of
 from .objectives import Objective, make_objective
 from .shards import ShardedLoss
