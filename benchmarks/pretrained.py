@@ -20,7 +20,7 @@ from multigrain import training
 from multigrain.models import XCLIP, ModelConfig
 from multigrain.models.evaluating import evaluating
 from multigrain.training.data import batches
-from multigrain.training.evaluation import encode_texts
+from multigrain.training.encoding import encode_texts
 from multigrain.training.loop import learning_rate, make_optimizer
 from multigrain.training.momentum import momentum_of
 from multigrain.training.objectives import frame_features, frozen_objective

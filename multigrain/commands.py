@@ -149,6 +149,8 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
     if options.model is not None:
         model = runs.load_model(options.model, options.architecture).cpu()
         scorer = model.scorer if model.recipe is None else model.recipe
+        if options.hubness is not None:
+            training.check_hubness(options.hubness, scorer)
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
     out = options.out or Path("runs", "features")

@@ -89,6 +89,11 @@ class CrossEncoder(nn.Module):
         scores = torch.cat([torch.cat([_computed(block, a, b, again) for b in candidates], 1) for a in queries])
         return zero_empty(scores, q.mask, c.mask)
 
+    @property
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The names of the grains that the scores depend on, of the query and of the candidate."""
+        return frozenset({self.query}), frozenset({self.candidate})
+
     def pairs(self, query: Features, candidate: Features) -> Float[Tensor, "b 2"]:
         """Logits [B, 2] (no match, match) of query i with candidate i; 0 where one has no real token. Also in blocks.
 
@@ -187,13 +192,20 @@ class SegmentScorer(nn.Module):
         self.aggregator = build_aggregator(aggregator) if isinstance(aggregator, str) else aggregator
 
     def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:
-        """Scores [queries, candidates]; 0 where a candidate has no real token."""
+        """Scores [queries, candidates]; 0 where an item has no real token."""
         segments, real = self._segments(candidate)
         sim = self.scorer(query, segments).unflatten(1, (len(candidate), -1))[:, :, None]
-        if real is None:
-            return self.aggregator(sim)
-        scores = self.aggregator(sim, None, real | ~real.any(1, keepdim=True))
-        return zero_empty(scores, None, real)
+        masks = [] if self.reads is None else [query[name].mask for name in sorted(self.reads[0])]
+        found = [mask for mask in masks if mask is not None]
+        of_query = torch.cat(found, 1) if found and len(found) == len(masks) else None
+        scores = self.aggregator(sim, None, None if real is None else real | ~real.any(1, keepdim=True))
+        return zero_empty(scores, of_query, real)
+
+    @property
+    def reads(self) -> tuple[frozenset[str], frozenset[str]] | None:
+        """The names of the grains that the scorer reads and of the one that is cut; None where it does not tell."""
+        names = getattr(self.scorer, "reads", None)
+        return None if names is None else (names[0], names[1] | {self.grain})
 
     def _segments(self, candidate: Features) -> tuple[Features, Tensor | None]:
         """The segments of all candidates as items [c * S], and which have a real token [c, S] (None = all)."""

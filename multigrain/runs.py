@@ -224,7 +224,7 @@ def load_model(path: str | os.PathLike[str], architecture: str | None = None) ->
 def evaluate(run: Run, model: XCLIP, pairs: Pairs, hubness: str | None = None) -> Evaluation:
     """Scores and metrics of a split; with `hubness`, corrected by it (see training.corrected)."""
     if hubness is not None:
-        training.check_hubness(hubness)
+        training.check_hubness(hubness, model.recipe)
     with run.clock.phase("evaluation"), Bars() as bars:
         evaluation = training.evaluate(
             model.to(training.device(run.config.device)),

@@ -58,6 +58,12 @@ class MultiGrain(nn.Module):
             self.weight_logits = nn.Parameter(torch.zeros(len(grains)))
 
     @property
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The names of all grains that the scores depend on, of the query and of the candidate."""
+        of_query, of_candidate = zip(*(grain.reads for grain in grains_of(self)), strict=True)
+        return frozenset[str]().union(*of_query), frozenset[str]().union(*of_candidate)
+
+    @property
     def weights(self) -> Sequence[float] | Float[Tensor, "g"]:
         """The weight of each grain, in their order: numbers, or a tensor where they are learned."""
         return self._fixed_weights if self.weight_logits is None else self.weight_logits.softmax(0)
@@ -75,12 +81,11 @@ class MultiGrain(nn.Module):
 
     def scores_by_grain(self, query: Features, candidate: Features) -> dict[str, Float[Tensor, "q c"]]:
         """Each grain's own scores [queries, candidates], by its name, unweighted."""
-        grains = cast("list[Grain]", list(self.grains))
         if self.strict:
-            for i, features in enumerate((query, candidate)):
-                for name in sorted({name for grain in grains for name in grain.reads[i]}):
+            for names, features in zip(self.reads, (query, candidate), strict=True):
+                for name in sorted(names):
                     checks.finite(name, features[name])
-        return {grain.name: grain(query, candidate, self.backend) for grain in grains}
+        return {grain.name: grain(query, candidate, self.backend) for grain in grains_of(self)}
 
 
 def grains_of(scorer: nn.Module) -> list[Grain]:

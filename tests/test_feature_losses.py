@@ -204,6 +204,22 @@ def test_property_decorrelation_equals_loops_over_channels(device, pair):
     close(weighted(*ones), loss(text, video), 1e-9)
 
 
+@given(batches())
+def test_property_decorrelation_by_learned_weights_is_that_by_the_same_weights_given(device, pair):
+    text, video = pair.to(device)
+    torch.manual_seed(0)
+    tokens = mg.TokenWeighted(pair.dim).double().to(device)
+    learned = mg.Decorrelation(weights=tokens)
+    assert learned.reads == (frozenset({"word"}), frozenset({"frame"}))
+    given_weights = [
+        mg.Features(**{grain: side[grain], f"{grain}_weight": tokens.weigh(name, side, grain)[..., None].detach()})
+        for name, side, grain in (("query", text, "word"), ("candidate", video, "frame"))
+    ]
+    close(learned(text, video), mg.Decorrelation(weights=("word_weight", "frame_weight"))(*given_weights), 1e-12)
+    idf = mg.TokenWeighted(query_weights="word_weight", direction="query")
+    assert mg.Decorrelation(weights=idf).reads == (frozenset({"word", "word_weight"}), frozenset({"frame"}))
+
+
 def test_decorrelation_is_zero_where_sides_agree_and_channels_do_not(device):
     signs = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], device=device)
     text, video = mg.Features(word=signs), mg.Features(frame=signs)
@@ -275,3 +291,5 @@ def test_what_does_not_fit_is_named():
         mg.Decorrelation()(text, video[:1], (torch.zeros(2).long(), torch.zeros(1).long()))
     with pytest.raises(ValueError, match="grain 'word-frame': expected query and candidate features of the same width"):
         mg.Decorrelation()(text, mg.Features(frame=torch.randn(2, 3, 5)))
+    with pytest.raises(ValueError, match="ids: expected a positive for every query, got none for query 1"):
+        mg.TokenNCE(weights=None)(text, video, (torch.tensor([0, 7]), torch.tensor([0, 0])))

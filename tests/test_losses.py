@@ -104,6 +104,32 @@ def test_property_logit_scale_is_clamped_in_training_and_keeps_its_gradient(devi
     assert evaluated.isfinite()
 
 
+def test_logit_scale_is_held_between_its_limits_and_starts_there(device):
+    criterion = mg.InfoNCE(1.0, min_logit_scale=0.5, max_logit_scale=2.0).to(device)
+    scores = torch.randn(3, 3, device=device)
+    for value, held in ((-3.0, 0.5), (1.5, 1.5), (7.0, 2.0)):
+        with torch.no_grad():
+            criterion.logit_scale.fill_(value)
+        criterion(scores)
+        assert criterion.logit_scale.item() == held
+    with pytest.raises(ValueError, match=r"init_logit_scale: .* from min_logit_scale = 0.5 up to .* = 2.0, got 0.0"):
+        mg.InfoNCE(0.0, min_logit_scale=0.5, max_logit_scale=2.0)
+
+
+@pytest.mark.parametrize("criterion", [mg.InfoNCE, mg.Sigmoid])
+def test_an_excluded_pair_of_the_lowest_score_weighs_nothing(device, criterion):
+    lowest = torch.finfo(torch.float32).min
+    scores = torch.tensor([[0.3, lowest, 0.1], [0.2, 0.4, 0.0], [0.1, 0.3, 0.2]], device=device)
+    results = []
+    for x in (scores.clone(), scores.clamp_min(-1e4)):
+        made = criterion().to(device)
+        loss = made(x.requires_grad_())
+        loss.backward()
+        results.append([loss, x.grad, made.logit_scale.grad])
+    for found, expected in zip(*results, strict=True):
+        close(found, expected, 1e-6)
+
+
 def test_defaults_are_those_of_clip(device):
     criterion = mg.InfoNCE().to(device)
     assert criterion.logit_scale.item() == pytest.approx(math.log(1 / 0.07))

@@ -249,6 +249,25 @@ def test_property_segments_are_scored_as_videos_of_their_own(device, name, pair,
         close(scores[:, j], pool[name](torch.cat([inner(pair.text, part) for part in parts], 1), 1))
 
 
+def test_an_empty_query_scores_zero_against_any_number_of_segments(device):
+    query = torch.tensor([[True, True], [False, False]], device=device)
+    frames = torch.arange(5, device=device) < torch.tensor([[5], [2]], device=device)
+    torch.manual_seed(0)
+    text = mg.Features(word=(torch.randn(2, 2, 8, device=device), query))
+    video = mg.Features(frame=(torch.randn(2, 5, 8, device=device), frames))
+    scorer = mg.SegmentScorer(mg.CrossEncoder(8, 1, 2).to(device), 2, mg.LogSumExp(1.0))
+    scores = scorer(text, video)
+    assert (scores[1] == 0).all() and (scores[0] != 0).all()
+
+
+def test_scorers_of_pairs_tell_what_they_read():
+    cross = mg.CrossEncoder(8, 1, 2, query="phrase", candidate="patch")
+    assert cross.reads == (frozenset({"phrase"}), frozenset({"patch"}))
+    segments = mg.SegmentScorer(mg.MultiGrain(mg.VideoSentence(), mg.FrameWord()), 2)
+    assert segments.reads == (frozenset({"sentence", "word"}), frozenset({"video", "frame"}))
+    assert mg.SegmentScorer(torch.nn.Identity(), 2).reads is None
+
+
 @given(pairs(tokens=6), st.integers(1, 7))
 def test_property_pooled_segments_bound_each_other_and_one_segment_is_no_segment(device, pair, length):
     pair = pair.to(device)

@@ -20,7 +20,8 @@ class ClipLoss(nn.Module):
     Args:
         scorer: Features x Features -> scores [texts, images]; None: the dot product of one vector each.
         criterion: of logits [texts, images]; None: InfoNCE. One that scales has to leave the logits as they are:
-            `InfoNCE(init_logit_scale=0, learn_logit_scale=False)`.
+            `InfoNCE(init_logit_scale=0, learn_logit_scale=False)`; with `Sigmoid(0, 0, learn=False)` it is open_clip's
+            SigLipLoss.
         gather: see RetrievalLoss.
 
     Raises:
@@ -34,9 +35,9 @@ class ClipLoss(nn.Module):
         self.scorer = Grain("text", "image") if scorer is None else scorer
         self.criterion = InfoNCE(init_logit_scale=0.0, learn_logit_scale=False) if criterion is None else criterion
         self.gather = gather
-        for name in ("logit_scale", "logit_bias"):
-            own = getattr(self.criterion, name, None)
-            if own is not None and (own.requires_grad or own != 0):
+        for path, own in self.criterion.named_parameters():
+            name = path.rpartition(".")[2]
+            if name in ("logit_scale", "logit_bias") and (own.requires_grad or own != 0):
                 raise ValueError(
                     f"criterion: expected {name} 0, not trained, since {name} is an argument of the call; "
                     f"got {own.item():.4g}, {'trained' if own.requires_grad else 'not trained'}"

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..losses import InfoNCE
+from ..losses import InfoNCE, Loss
 from ..tokens import Features, Tokens
 
 try:
@@ -66,8 +66,10 @@ class ScoreDistance(CosineSimilarity):
         raise NotImplementedError("ScoreDistance knows scores of all pairs, not of two embeddings")
 
 
-class MetricCriterion(nn.Module):
+class MetricCriterion(Loss):
     """A loss of the package as a criterion: scores, ids -> scalar, such as RetrievalLoss takes (not its `local`).
+
+    It adds up with criteria of ours: `MetricCriterion(loss) + 0.5 * InfoNCE()`.
 
     The mean of both directions: queries as anchors, and candidates. With NTXentLoss and one positive for each, or
     SupConLoss, it is InfoNCE, at a higher cost: NTXentLoss takes memory of the third power of the batch.

@@ -74,7 +74,7 @@ class CachedLoss(Loss):
 
     def _terms_of(self, loss: Tensor) -> dict[str, Tensor]:
         inner = getattr(self.loss, "module", self.loss)  # as DistributedDataParallel wraps it
-        return inner.terms if isinstance(inner, Loss) else super()._terms_of(loss)
+        return getattr(inner, "terms", None) or super()._terms_of(loss)
 
 
 class _Tape(Generic[Chunk]):

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import checks
+from ..aggregators import Aggregator
 from ..distributed import Group
 from ..reduce import without_autocast
 from ..tokens import Features, Tokens
@@ -32,7 +33,8 @@ class Decorrelation(WholeBatchLoss):
 
     Args:
         query, candidate: the grains, such as "word" and "frame", of one width.
-        weights: None (w = 1), or the grains of w [B, M, 1] in text and [B, N, 1] in video.
+        weights: None (w = 1); the grains of w [B, M, 1] in text and [B, N, 1] in video; or an aggregator whose weights
+            w are, such as the scorer's TokenWeighted, which then learns from this loss too (DRL's type 3).
         on_diagonal, off_diagonal: as in the formula.
         gather, group, exchange_dtype: see WholeBatchLoss.
 
@@ -44,7 +46,7 @@ class Decorrelation(WholeBatchLoss):
         self,
         query: str = "word",
         candidate: str = "frame",
-        weights: tuple[str, str] | None = None,
+        weights: tuple[str, str] | Aggregator | None = None,
         on_diagonal: float = 1.0,
         off_diagonal: float = 0.06,
         gather: str = "auto",
@@ -58,21 +60,29 @@ class Decorrelation(WholeBatchLoss):
     @property
     def reads(self) -> Reads:
         """The grains of tokens and weights."""
-        of_query, of_candidate = self.weights or (self.query, self.candidate)
-        return frozenset({self.query, of_query}), frozenset({self.candidate, of_candidate})
+        if isinstance(self.weights, Aggregator):
+            more = self.weights.reads("query"), self.weights.reads("candidate")
+        else:
+            more = ((), ()) if self.weights is None else tuple((name,) for name in self.weights)
+        return frozenset({self.query, *more[0]}), frozenset({self.candidate, *more[1]})
 
     def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
         """The loss of the whole batch; ids are of no use to it."""
         if len(text) != len(video):
             raise ValueError(f"video: expected as many as texts ({len(text)}), text i with video i, got {len(video)}")
         query, candidate = text[self.query].normalized(), video[self.candidate].normalized()
-        names = self.weights or (None, None)
-        q_weights, c_weights = token_weights(text, self.query, names[0]), token_weights(video, self.candidate, names[1])
+        q_weights, c_weights = self._weigh("query", text, self.query), self._weigh("candidate", video, self.candidate)
         checks.sides(f"{self.query}-{self.candidate}", query, candidate)
         c = (_correlation(query, candidate, q_weights) + _correlation(candidate, query, c_weights).T) / 2
         diagonal = c.diagonal()
         off = c.square().sum() - diagonal.square().sum()
         return self.on_diagonal * (diagonal - 1).square().sum() + self.off_diagonal * off
+
+    def _weigh(self, side: str, features: Features, grain: str) -> Tensor:
+        """The weights [B, L] of a side's tokens."""
+        name = self.weights[side == "candidate"] if isinstance(self.weights, tuple) else None
+        found = self.weights.weigh(side, features, grain) if isinstance(self.weights, Aggregator) else None
+        return token_weights(features, grain, name) if found is None else found
 
 
 def _correlation(tokens: Tokens, others: Tokens, weights: Tensor) -> Tensor:

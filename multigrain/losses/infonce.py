@@ -28,8 +28,8 @@ class InfoNCE(PartialCriterion):
     Args:
         init_logit_scale: start of `logit_scale`, the logarithm of the multiplier s.
         learn_logit_scale: train it, or keep it as it is.
-        max_logit_scale: its upper limit, enforced in training before every forward pass (on the parameter
-            itself, so that its gradient never vanishes).
+        max_logit_scale, min_logit_scale: its limits, enforced in training before every forward pass (on the
+            parameter itself, so that its gradient never vanishes).
         label_smoothing: in [0, 1): the share of y spread over all columns.
         reduction: "mean" or "sum" of the two directions.
         direction: "both", or only "query" (L_q) or "candidate" (L_c).
@@ -48,15 +48,18 @@ class InfoNCE(PartialCriterion):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
         direction: str = "both",
+        min_logit_scale: float = -math.inf,
     ) -> None:
         super().__init__(direction, reduction)
-        if not init_logit_scale <= max_logit_scale:
+        if not min_logit_scale <= init_logit_scale <= max_logit_scale:
+            least = "" if min_logit_scale == -math.inf else f" from min_logit_scale = {min_logit_scale}"
             raise ValueError(
-                f"init_logit_scale: expected a number up to max_logit_scale = {max_logit_scale}, got {init_logit_scale}"
+                f"init_logit_scale: expected a number{least} up to max_logit_scale = {max_logit_scale}, "
+                f"got {init_logit_scale}"
             )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing}")
-        self.max_logit_scale = max_logit_scale
+        self.max_logit_scale, self.min_logit_scale = max_logit_scale, min_logit_scale
         self.label_smoothing = label_smoothing
         self.logit_scale = nn.Parameter(torch.tensor(float(init_logit_scale)), requires_grad=learn_logit_scale)
 
@@ -107,14 +110,16 @@ class InfoNCE(PartialCriterion):
         highest, log_sum, of_positives, positives_number, of_all, number = parts.unbind(2)
         shift = highest - highest.amax(0)
         positive = (of_positives + positives_number * shift).sum(0) / positives_number.sum(0)
-        mean = (of_all + number * shift).sum(0) / number.sum(0)
-        return (log_sum + shift).logsumexp(0) - torch.lerp(positive, mean, self.label_smoothing)
+        if self.label_smoothing:  # not 0 times the mean of all: one of them may be -inf
+            mean = (of_all + number * shift).sum(0) / number.sum(0)
+            positive = torch.lerp(positive, mean, self.label_smoothing)
+        return (log_sum + shift).logsumexp(0) - positive
 
     def logits(self, scores: Float[Tensor, "q c"]) -> Float[Tensor, "q c"]:
-        """s x, fp32 or wider; in training the scale is held to its limit first."""
+        """s x, fp32 or wider; in training the scale is held to its limits first."""
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
-                self.logit_scale.clamp_(max=self.max_logit_scale)
+                self.logit_scale.clamp_(self.min_logit_scale, self.max_logit_scale)
         scores = widen(scores)
         return self.logit_scale.exp().to(scores.dtype) * scores
 

@@ -16,8 +16,8 @@ from .. import checks
 from ..reduce import logsumexp, mean, widen
 from ..tokens import Features
 from .base import Loss
+from .criterion import DIRECTIONS
 
-DIRECTIONS = ("both", "query", "candidate")
 Negatives: TypeAlias = 'tuple[Int[Tensor, "q k"], Bool[Tensor, "q k"]]'
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .. import checks
 from ..aggregators import MeanMax
 from ..distributed import Group
 from ..grains import Grain
@@ -35,7 +36,8 @@ class TokenNCE(WholeBatchLoss):
         gather, group, exchange_dtype: see WholeBatchLoss.
 
     Raises:
-        KeyError, ValueError: a grain that is missing, or weights of another shape than their tokens.
+        KeyError, ValueError: a grain that is missing, weights of another shape than their tokens, or ids without a
+            positive.
     """
 
     def __init__(
@@ -70,7 +72,10 @@ class TokenNCE(WholeBatchLoss):
             return self.criterion.logit_scale * 0.0
         query = Features(**{self.scorer.query: Tokens(tokens.features[chosen], unit=tokens.unit)})
         scores = self.scorer(query, video)
-        positives = of_items.repeat_interleave(chosen.sum(1))[:, None] == of_candidates.to(text.device)
+        belong = of_items[:, None] == of_candidates.to(text.device)
+        if isinstance(ids, tuple):
+            checks.positives(belong)
+        positives = belong.repeat_interleave(chosen.sum(1), 0)
         return self._loss(scores, weights[chosen].to(scores.dtype), positives)
 
     def _loss(self, scores: Tensor, weights: Tensor, positives: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..distributed import Group, gather, world
-from ..grains import Grain
 from ..reduce import widen
-from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
 from .base import Loss
 from .criterion import Ids
@@ -81,10 +79,7 @@ def whole_batch(
 
 def grains_read(scorer: nn.Module) -> Reads | None:
     """The grains of text and video that a scorer reads; None where it does not say."""
-    if not isinstance(scorer, MultiGrain):
-        return getattr(scorer, "reads", None)
-    of_query, of_candidate = zip(*(grain.reads for grain in cast("list[Grain]", list(scorer.grains))), strict=True)
-    return frozenset[str]().union(*of_query), frozenset[str]().union(*of_candidate)
+    return getattr(scorer, "reads", None)
 
 
 def only(features: Features, names: Iterable[str]) -> Features:

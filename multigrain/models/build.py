@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..grains import Grain
 from ..losses import InfoNCE
+from ..recipes import Recipe
 from ..scorer import MultiGrain
 from ..temporal import TemporalLSTM, TemporalTransformer
 from .clip import MEAN, STD, ClipText, ClipVision, freeze_layers
@@ -68,7 +69,7 @@ def _scoring(config: ModelConfig, weights: ClipWeights | None) -> dict[str, Any]
     """What makes scores of the towers' features: a recipe, or a temporal encoder and a scorer."""
     if config.recipe is None:
         return {"temporal": _temporal(config, weights), "scorer": config.scorer()}
-    recipe = config.recipe.build(config.dim)
+    recipe = config.recipe.build(config.dim, config.temporal.max_frames)
     return {"temporal": None, "scorer": recipe.scorer, "recipe": recipe, "word_weights": config.recipe.word_weights}
 
 
@@ -89,14 +90,21 @@ def _with_clip(config: ModelConfig, vision: VisionConfig | None, weights: ClipWe
     if settings.grad_checkpointing:
         (frames.visual if isinstance(frames, ClipVision) else frames.backbone).set_grad_checkpointing(True)  # type: ignore[operator]
         text.transformer.grad_checkpointing = True
-    criterion = InfoNCE(config.init_logit_scale)
+    criterion, scoring = InfoNCE(config.init_logit_scale), _scoring(config, weights)
     if weights.state is not None:
         with torch.no_grad():
-            criterion.logit_scale.copy_(clip.logit_scale.reshape(()))
-    scoring = _scoring(config, weights)
+            for each in (criterion, *_of_clip(scoring.get("recipe"))):
+                each.logit_scale.copy_(clip.logit_scale.reshape(()))
     if isinstance(scorer := scoring["scorer"], MultiGrain):
         _check_lengths(scorer, {"word": settings.max_words, "frame": config.temporal.max_frames})
     return {"vision": frames, "text": text, "criterion": criterion, **scoring}
+
+
+def _of_clip(recipe: Recipe | None) -> list[InfoNCE]:
+    """Those of a recipe that learn from where CLIP began: above CLIP's towers they go on from where CLIP ended."""
+    parts, start = [] if recipe is None else recipe.loss.modules(), InfoNCE().logit_scale
+    found = (part for part in parts if isinstance(part, InfoNCE))
+    return [part for part in found if part.logit_scale.requires_grad and torch.equal(part.logit_scale, start)]
 
 
 def freeze(tower: nn.Module, settings: ClipConfig) -> None:

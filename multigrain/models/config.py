@@ -127,7 +127,7 @@ class RecipeConfig:
 
     Args:
         name: see multigrain.recipes.names.
-        settings: of the recipe of that name; `dim` is the model's.
+        settings: of the recipe of that name; `dim` is the model's, and so is `max_frames` where it is not set.
         word_weights: give the recipe the grain word_weight: the inverse document frequency of each word among the
             training sentences, log(N / n); 0 for words outside the vocabulary. For text towers trained from scratch.
     """
@@ -136,14 +136,14 @@ class RecipeConfig:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     word_weights: bool = False
 
-    def build(self, dim: int) -> recipes.Recipe:
-        """The recipe, for features of width `dim`.
+    def build(self, dim: int, max_frames: int) -> recipes.Recipe:
+        """The recipe, for features of width `dim` of so many frames.
 
         Raises:
             ValueError: no recipe of that name, or settings that it does not have or that do not fit.
         """
         try:
-            return recipes.build(self.name, dim=dim, **self.settings)
+            return recipes.build(self.name, dim, **{"max_frames": max_frames, **self.settings})
         except TypeError as error:
             raise ValueError(f"recipe {self.name}: {error}") from error
 
@@ -213,7 +213,7 @@ class ModelConfig:
     def scorer(self) -> nn.Module:
         """The MultiGrain of these grains, or the recipe's scorer."""
         if self.recipe is not None:
-            return self.recipe.build(self.dim).scorer
+            return self.recipe.build(self.dim, self.temporal.max_frames).scorer
         return MultiGrain(*(grain.build(self.dim, self.aggregator) for grain in self.grains), weights=self.weights)
 
     @staticmethod

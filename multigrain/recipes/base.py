@@ -106,6 +106,7 @@ class Recipe(nn.Module):
         self.reverse, self.reranker = reverse, reranker
         self.rerank_k = None if rerank_k is None else checks.count("rerank_k", rerank_k)
         self.momentum = momentum
+        checks.require(momentum is None or 0 <= momentum <= 1, "momentum", "a decay from 0 to 1", momentum)
         self.queue_size = None if queue_size is None else checks.count("queue_size", queue_size)
         self.name, self.about = "", None
 
@@ -161,6 +162,11 @@ class Recipe(nn.Module):
         if direction == "t2v":
             return rerank(scores, self.reranker, min(self.rerank_k, len(video)), text, video)
         return rerank(scores.T, _Turned(self.reranker), min(self.rerank_k, len(text)), video, text).T
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """Those of the loss after a call."""
+        return self.loss.terms
 
     def queues(self) -> tuple[FeatureQueue, FeatureQueue] | None:
         """New queues (of texts, of videos) of the recipe's size, or None where it has none."""
@@ -235,11 +241,12 @@ def about(name: str) -> About:
     return _ABOUT[checks.choice("recipe", name, names())]
 
 
-def build(name: str, dim: int | None = None, **settings: Any) -> Recipe:
+def build(name: str, dim: int | None = None, max_frames: int | None = None, **settings: Any) -> Recipe:
     """The recipe of a registered name.
 
     Args:
         dim: D, the width of the features, for the recipes with parameters of that width; the others ignore it.
+        max_frames: N, for those with an encoder of frames; the others ignore it. None: their default.
         settings: of the function of that name.
 
     Raises:
@@ -253,4 +260,6 @@ def build(name: str, dim: int | None = None, **settings: Any) -> Recipe:
             settings["dim"] = dim
         elif parameters["dim"].default is inspect.Parameter.empty:
             raise ValueError(f"dim: recipe {name!r} expected the width of the features, got None")
+    if max_frames is not None and "max_frames" in parameters:
+        settings["max_frames"] = max_frames
     return function(**settings)

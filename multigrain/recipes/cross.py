@@ -43,11 +43,21 @@ class _Sum(nn.Module):
     )
 )
 def matching_head(
-    dim: int, depth: int = 2, heads: int | None = None, negatives: str = "random", dropout: float = 0.0
+    dim: int,
+    depth: int = 2,
+    heads: int | None = None,
+    negatives: str = "random",
+    dropout: float = 0.0,
+    direction: str = "both",
 ) -> Recipe:
-    """One matching head for the three: they differ in encoders and data, not in the loss."""
+    """One matching head for the three: they differ in encoders and data, not in the loss.
+
+    Args:
+        negatives, direction: of Matching. With "candidate", a wrong text for each video, half of the pairs match, as in
+            LXMERT, whose sentences are replaced; with "both" a third.
+    """
     scorer = CrossEncoder(dim, depth, number_of_heads(dim, heads), dropout=dropout)
-    return Recipe(scorer, Matching(scorer, negatives))
+    return Recipe(scorer, Matching(scorer, negatives, direction=direction))
 
 
 @register_recipe(
@@ -141,7 +151,7 @@ def albef(
     """
     scorer = MultiGrain(VideoSentence())
     fusion = CrossEncoder(dim, depth, number_of_heads(dim, heads))
-    criterion = InfoNCE(max_logit_scale=math.log(1000))
+    criterion = InfoNCE(min_logit_scale=math.log(2), max_logit_scale=math.log(1000))
     loss = RetrievalLoss(scorer, criterion, distillation=alpha).named("contrast")
     loss = loss + Matching(fusion, "hard", scorer).named("matching")
     return Recipe(

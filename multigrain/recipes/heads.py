@@ -30,7 +30,9 @@ class Encode(nn.Module):
     def forward(self, features: Features) -> Features:
         """The features with one grain more."""
         tokens = features[self.source].tokenwise()
-        encoded = Tokens(self.encoder(tokens.features, tokens.mask), tokens.mask, self.target)
+        # Features may be kept in half precision beside an encoder that is not.
+        dtype = next((p.dtype for p in self.encoder.parameters()), tokens.dtype)
+        encoded = Tokens(self.encoder(tokens.features.to(dtype), tokens.mask), tokens.mask, self.target)
         return Features(**{name: features[name] for name in features.names} | {self.target: encoded})
 
     def extra_repr(self) -> str:

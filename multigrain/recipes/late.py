@@ -154,11 +154,17 @@ def video_colbert(
         source="README of foolwood/DRL",
     )
 )
-def drl(dim: int, decorrelation: float = 0.001) -> Recipe:
-    """DRL: WTI with CDCR. Padding is left out before the maximum; the original's padding scores 0 there."""
-    scorer = MultiGrain(FrameWord(TokenWeighted(dim)))
-    loss = RetrievalLoss(scorer, InfoNCE()).named("contrast")
-    return Recipe(scorer, loss + decorrelation * Decorrelation("word", "frame").named("decorrelation"))
+def drl(dim: int, decorrelation: float = 0.001, weighted: bool = False) -> Recipe:
+    """DRL: WTI with CDCR. Padding is left out before the maximum; the original's padding scores 0 there.
+
+    Args:
+        decorrelation: how much CDCR counts.
+        weighted: count its tokens by the weights of WTI, the original's type 3, in place of alike.
+    """
+    tokens = TokenWeighted(dim)
+    scorer = MultiGrain(FrameWord(tokens))
+    channels = Decorrelation("word", "frame", tokens if weighted else None).named("decorrelation")
+    return Recipe(scorer, RetrievalLoss(scorer, InfoNCE()).named("contrast") + decorrelation * channels)
 
 
 @register_recipe(
@@ -188,14 +194,15 @@ def ucofia(
     Args:
         temporal: "mean", "lstm" or "transformer", of which max_frames, depth, heads.
         patch: the finest grain: frames again for encoders without patches.
-        max_words: M, switches on the learned matrices of ISA, which fix the most words, frames and patches.
+        max_words: M, switches on the learned matrices: of ISA, which fix the most words, frames and patches, and one
+            between sentence and video, for the original's product of two.
         max_patches: default max_frames.
     """
     frames = None if max_words is None else max_frames
     patches = None if max_words is None else max_patches or max_frames
     isa = ISA(temperature, query_tokens=max_words, candidate_tokens=patches)
     scorer = MultiGrain(
-        VideoSentence(),
+        VideoSentence(bilinear=None if max_words is None else dim),
         SentenceFrame(ISA(temperature, candidate_tokens=frames)),
         Grain("word", patch, isa, name="word-patch"),
     )

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from .config import BabyAIConfig, ClipsConfig, OptimizerConfig, StageConfig, TrainConfig, load_config
 from .data import Data, Pairs, load_data
+from .encoding import encode
 from .evaluation import (
     Evaluation,
     check_hubness,
     corrected,
-    encode,
     evaluate,
     evaluate_features,
     metrics_by_grain,

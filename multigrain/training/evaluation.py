@@ -7,9 +7,8 @@ matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -27,11 +26,12 @@ from ..scoring import score_matrix
 from ..tokens import Features
 from . import parallel
 from .config import ClipsConfig, TrainConfig
-from .data import Pairs, loading
+from .data import Pairs
+from .encoding import Count, encode_texts, encode_videos, first_rows, joined
 from .merging import merged_metrics
 
 ALL = "all"
-Count = Callable[[int, int], None]
+TEXTS = 1024  # whose features are held at a time
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Evaluation:
         hubness: the correction that made the scores and the metrics of what was measured; see `corrected`.
         reverse: where it is not `scores`, what ranks the texts of each video, for "all", [texts, videos]: after a
             correction, or for a recipe with a scorer for each direction or with a reranker.
+        reranked: a reranker made the scores for "all", of which only the order means something.
     """
 
     scores: dict[str, Float[Tensor, "t v"]]
@@ -59,6 +60,7 @@ class Evaluation:
     broken: tuple[str, ...] = ()
     hubness: str | None = None
     reverse: Float[Tensor, "t v"] | None = None
+    reranked: bool = False
 
     def whole(self) -> Evaluation:
         """With the texts of all ranks, in their order, and the scores for "all" alone. Collective.
@@ -111,22 +113,23 @@ def evaluate(
             progress(done, total)
 
     own = [order[i] for i in parallel.share(len(order))]
-    encoded = parallel.exchange(_encode_videos(model, pairs, own, max_frames, batch_size, workers, count))
-    video, kept, broken = _joined(encoded)
+    encoded = parallel.exchange(encode_videos(model, pairs, own, max_frames, batch_size, workers, count))
+    video, kept, broken = joined(encoded)
     column = {int(pairs.ids[row]): i for i, row in enumerate(kept)}
     found = {int(pairs.ids[row]) for row in encoded[world()[0]][1]}
     rows = [row for row, i in zip(rows, ids, strict=True) if i in found]
     targets = torch.tensor([column[int(pairs.ids[row])] for row in rows], dtype=torch.long)
     parts = [_nothing(scorer, video)]
-    step = len(rows) if model.recipe is not None and model.recipe.reranker is not None else TEXTS
+    step = len(rows) if _reranks(scorer) else TEXTS
     for start in range(0, len(rows), step):
         text = encode_texts(model, [pairs.sentences[row] for row in rows[start : start + step]], batch_size)
         device = model.logit_scale.device
-        parts.append(_by_grain(scorer, text.to(device), video.to(device)))
+        with evaluating(model):
+            parts.append(_by_grain(scorer, text.to(device), video.to(device)))
         count(min(start + step, len(rows)) + total - len(rows), total)
     scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     scores, reverse, metrics = _judged(scores, protocol, targets)
-    return Evaluation(scores, targets, rows, kept, metrics, broken, reverse=reverse)
+    return Evaluation(scores, targets, rows, kept, metrics, broken, reverse=reverse, reranked=_reranks(scorer))
 
 
 def evaluate_features(
@@ -153,108 +156,15 @@ def evaluate_features(
     targets = rows if given is None else given
     if world()[1] == 1:
         scores, reverse, metrics = _judged(_by_grain(scorer, text, video, progress), protocol, given)
-        return Evaluation(scores, targets, rows.tolist(), videos, metrics, reverse=reverse)
+        return Evaluation(
+            scores, targets, rows.tolist(), videos, metrics, reverse=reverse, reranked=_reranks(scorer)
+        )
     _check_targets(given, len(text), len(video), protocol)
     own = parallel.share(len(video))
     rows = ((targets >= own.start) & (targets < own.stop)).nonzero()[:, 0]
     scores = _by_grain(scorer, text[rows], video, progress)
     scores, reverse, metrics = _judged(scores, protocol, targets[rows])
     return Evaluation(scores, targets[rows], rows.tolist(), videos, metrics, reverse=reverse)
-
-
-def first_rows(pairs: Pairs, rows: Sequence[int]) -> list[int]:
-    """Of these pairs, the first one of each id."""
-    first: dict[int, int] = {}
-    for row, i in zip(rows, pairs.ids[list(rows)].tolist(), strict=True):
-        first.setdefault(i, row)
-    return list(first.values())
-
-
-TEXTS = 1024  # whose features are held at a time
-
-
-def encode(
-    model: XCLIP,
-    pairs: Pairs,
-    indices: Sequence[int] | None = None,
-    max_frames: int = 12,
-    batch_size: int = 100,
-    progress: Count | None = None,
-) -> tuple[Features, Features]:
-    """(text, video) features of pairs whose videos can all be read, on the CPU, from the model in eval mode.
-
-    Args:
-        indices: which pairs; None = all.
-        progress: called with (pairs done, pairs in all).
-    """
-    rows = list(range(len(pairs.sentences)) if indices is None else indices)
-    text = encode_texts(model, [pairs.sentences[row] for row in rows], batch_size)
-    video, _, broken = _joined([_encode_videos(model, pairs, rows, max_frames, batch_size, progress=progress)])
-    if broken:
-        raise Unreadable(f"expected videos that can be read; {broken[0]}", broken)
-    return text, video
-
-
-def encode_texts(model: XCLIP, sentences: Sequence[str], batch_size: int = 100) -> Features:
-    """Features of sentences, on the CPU, from the model in eval mode."""
-    with evaluating(model):
-        starts = range(0, len(sentences), batch_size)
-        return Features.cat([model.encode_text(sentences[i : i + batch_size]).to("cpu") for i in starts])
-
-
-Encoded = tuple[Features | None, list[int], tuple[str, ...]]
-
-
-def _encode_videos(
-    model: XCLIP,
-    pairs: Pairs,
-    rows: Sequence[int],
-    max_frames: int = 12,
-    batch_size: int = 100,
-    workers: int = 0,
-    progress: Count | None = None,
-) -> Encoded:
-    """Features of the videos of pairs, on the CPU, from the model in eval mode, None where there is none; the pairs
-    whose videos could be read, and of each that could not, its name and why.
-    """
-    device = model.logit_scale.device
-    groups = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-    parts, kept, broken, done = list[Features](), list[int](), dict[str, None](), 0
-    with evaluating(model):
-        for group, batch in zip(
-            groups, loading(partial(pairs.batch, max_frames=max_frames), groups, workers), strict=True
-        ):
-            broken |= dict.fromkeys(batch.broken)
-            found: set[int] = set(batch.ids.tolist())
-            kept += [row for row in group if int(pairs.ids[row]) in found]
-            if batch.sentences:
-                frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
-                parts.append(model.encode_video(frames, mask, index).to("cpu"))
-            done += len(group)
-            if progress is not None:
-                progress(done, len(rows))
-    return Features.cat(parts) if parts else None, kept, tuple(broken)
-
-
-def _joined(parts: Sequence[Encoded]) -> tuple[Features, list[int], tuple[str, ...]]:
-    """What `_encode_videos` found, one after the other.
-
-    Raises:
-        Unreadable: no video could be read.
-    """
-    features = [found for found, _, _ in parts if found is not None]
-    broken = tuple(line for _, _, lines in parts for line in lines)
-    if not features:
-        raise Unreadable(f"no video could be read; the first: {next(iter(broken), 'there is none')}", broken)
-    return Features.cat(features), [row for _, kept, _ in parts for row in kept], broken
-
-
-class Unreadable(ValueError):
-    """No video that is needed could be read; `broken` says of each why."""
-
-    def __init__(self, message: str, broken: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.broken = broken
 
 
 def scores_by_grain(
@@ -318,13 +228,17 @@ def _judged(
     return {name: matrix for name, matrix in scores.items() if name != _BACK}, scores[_BACK], metrics
 
 
+def _reranks(scorer: nn.Module) -> bool:
+    return isinstance(scorer, Recipe) and scorer.reranker is not None
+
+
 def check_reranker(scorer: nn.Module) -> None:
     """That an evaluation can serve: better said before anything is computed.
 
     Raises:
         ValueError: a recipe with a reranker over several ranks, of which none holds the whole matrix.
     """
-    if isinstance(scorer, Recipe) and scorer.reranker is not None and (ranks := world()[1]) > 1:
+    if _reranks(scorer) and (ranks := world()[1]) > 1:
         raise ValueError(
             f"recipe: expected one process, since the reranker of {scorer.name!r} needs the scores of all texts at "
             f"once, got {ranks}"
@@ -358,9 +272,10 @@ def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") 
         protocol: of the evaluation.
 
     Raises:
-        ValueError: no such name, an evaluation that is corrected already, or several ranks.
+        ValueError: no such name, an evaluation that is corrected already or was reranked, or several ranks.
     """
     check_hubness(hubness)
+    _check_comparable(evaluation.reranked)
     checks.require(evaluation.hubness is None, "evaluation", "one without a correction", evaluation.hubness)
     correct = TRANSDUCTIVE[hubness]
     scores = {name: correct(matrix) for name, matrix in evaluation.scores.items()}
@@ -372,16 +287,25 @@ def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") 
     return replace(evaluation, scores=scores, metrics=metrics, hubness=hubness, reverse=reverse[ALL])
 
 
-def check_hubness(name: str) -> None:
-    """That `corrected` can serve: better said before anything is computed.
+def check_hubness(name: str, scorer: nn.Module | None = None) -> None:
+    """That `corrected` can serve, for the scores of a MultiGrain or Recipe: better said before anything is computed.
 
     Raises:
-        ValueError: no such name, or several ranks, of which none holds the whole matrix.
+        ValueError: no such name; a reranker; or several ranks, of which none holds the whole matrix.
     """
     checks.choice("hubness", name, TRANSDUCTIVE)
+    _check_comparable(scorer is not None and _reranks(scorer))
     if (ranks := world()[1]) > 1:
         raise ValueError(
             f"hubness: expected one process, since {name} needs the scores of all texts at once, got {ranks}"
+        )
+
+
+def _check_comparable(reranked: bool) -> None:
+    if reranked:
+        raise ValueError(
+            "hubness: expected scores that compare between queries, got those of a reranker, which only order "
+            "the candidates of each"
         )
 
 

@@ -32,11 +32,13 @@ from ..data.batch import Batch
 from ..distributed import world
 from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
+from ..temporal import TemporalTransformer
 from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
 from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
-from .evaluation import Unreadable, check_reranker, evaluate, first_rows
+from .encoding import Unreadable, first_rows
+from .evaluation import check_reranker, evaluate
 from .momentum import Momentum, momentum_of
 from .objectives import Objective, make_objective
 from .shards import ShardedLoss
@@ -383,10 +385,12 @@ def _check_pairs(config: TrainConfig, data: Data) -> None:
 
 
 def _check_frames(config: TrainConfig, model: XCLIP) -> None:
+    limits = [module.max_frames for module in model.modules() if isinstance(module, TemporalTransformer)]
+    limits += [] if model.temporal is None else [model.max_frames]
     for stage in config.stages:
-        if stage.task == "videos" and model.temporal is not None and stage.max_frames > model.max_frames:
+        if stage.task == "videos" and limits and stage.max_frames > (limit := min(limits)):
             raise ValueError(
-                f"max_frames: expected at most {model.max_frames} (model.temporal.max_frames), "
+                f"max_frames: expected at most {limit} (model.temporal.max_frames, or the recipe's own), "
                 f"got {stage.max_frames} in stage {stage.name!r}"
             )
     if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:

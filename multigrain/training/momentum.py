@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..losses import momentum_update
-from ..losses.whole import only
+from ..losses.whole import grains_read, only
 from ..models import XCLIP
-from ..scorer import grains_of
 from ..tokens import Features
 
 Encoded = tuple[Features, Features, Tensor]  # texts, videos, ids
@@ -31,8 +30,7 @@ class Momentum:
         self.decay = model.recipe.momentum
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.queues = model.recipe.queues()
-        reads = [grain.reads for grain in grains_of(model.recipe.scorer)]
-        self.queued = [{name for each in reads for name in each[side]} for side in (0, 1)]
+        self.reads = grains_read(model.recipe.scorer) or (frozenset[str](), frozenset[str]())
 
     def loss(self, model: XCLIP, encode: Encode, item: Any) -> Tensor:
         """The loss of a batch; the copy follows the model first, and the queues take in the copy's features."""
@@ -43,7 +41,7 @@ class Momentum:
             keys = encode(self.model, item)[:2]
         queues = {} if self.queues is None else dict(zip(("text_queue", "video_queue"), self.queues, strict=True))
         loss = model.loss(text, video, ids, keys=keys, **queues)
-        for queue, features, names in zip(self.queues or (), keys, self.queued, strict=False):
+        for queue, features, names in zip(self.queues or (), keys, self.reads, strict=False):
             queue.push(only(features, names), ids)
         return loss
 

@@ -19,14 +19,6 @@ from multigrain.interop.open_clip import ClipLoss
 from tests.worlds import World
 
 
-class SigmoidOfLogits(nn.Module):
-    """SigLIP's criterion of [texts, images], without scale and bias."""
-
-    def forward(self, logits: Tensor, ids: None = None) -> Tensor:
-        sign = 2 * torch.eye(len(logits)) - 1
-        return F.softplus(-sign * logits).sum() / len(logits)
-
-
 def model_output(bias: bool) -> dict[str, Any]:
     """As an open_clip model returns it: unit features, exp(logit scale), and logit_bias where it has one."""
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +34,7 @@ def model_output(bias: bool) -> dict[str, Any]:
     [
         pytest.param(open_clip.ClipLoss(), ClipLoss(), False, id="ClipLoss"),
         pytest.param(open_clip.ClipLoss(), ClipLoss(), True, id="ClipLoss with a bias"),
-        pytest.param(SigLipLoss(), ClipLoss(criterion=SigmoidOfLogits()), True, id="SigLipLoss"),
+        pytest.param(SigLipLoss(), ClipLoss(criterion=mg.Sigmoid(0, 0, learn=False)), True, id="SigLipLoss"),
     ],
 )
 def test_values_and_gradients_are_open_clips(theirs: nn.Module, ours: nn.Module, bias: bool):
@@ -126,5 +118,7 @@ def test_two_ranks_are_one_process(tmp_path: Path):
 def test_errors():
     with pytest.raises(ValueError, match=r"criterion: expected logit_scale 0, not trained.*got 2.659, trained"):
         ClipLoss(criterion=mg.InfoNCE())
+    with pytest.raises(ValueError, match=r"criterion: expected logit_scale 0, not trained"):
+        ClipLoss(criterion=mg.MarginRanking() + 0.5 * mg.InfoNCE())
     with pytest.raises(TypeError, match="text_features: expected Features, since the scorer names no grains"):
         ClipLoss(nn.Identity())(torch.ones(2, 3), torch.ones(2, 3), 1.0)

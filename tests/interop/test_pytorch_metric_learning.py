@@ -96,6 +96,17 @@ def test_it_trains_a_scorer_of_tokens():
     assert scorer.weight_logits.grad is not None and scorer.weight_logits.grad.abs().sum() > 0
 
 
+def test_its_criterion_adds_up_with_ours():
+    scores = cosines(*vectors())
+    theirs, ours = MetricCriterion(LOSSES["MultiSimilarity"](distance=ScoreDistance())), mg.InfoNCE()
+    both = theirs.named("pairs") + 0.5 * ours
+    close(both(scores, IDS), theirs(scores, IDS) + 0.5 * ours(scores, IDS))
+    text, video = (mg.Features(**{name: x}) for name, x in zip("ab", vectors(), strict=True))
+    loss = mg.RetrievalLoss(mg.Grain("a", "b"), both)
+    close(loss(text, video, IDS), both(scores, IDS))
+    assert set(loss.terms) == {"pairs", "InfoNCE"}
+
+
 def test_our_criterion_as_its_loss():
     text, video = vectors()
     infonce = mg.InfoNCE()

@@ -13,8 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multigrain.models import XCLIP, ClipConfig, ClipText, ClipVision, ModelConfig, TemporalConfig, VisionConfig
+from multigrain.models import (
+    XCLIP,
+    ClipConfig,
+    ClipText,
+    ClipVision,
+    ModelConfig,
+    RecipeConfig,
+    TemporalConfig,
+    VisionConfig,
+)
 from multigrain.models.clip import MEAN, STD
+from multigrain.recipes import build as build_recipe
 from tests.models.clips import CAPTIONS, SIZES, saved, sizes, tiny_clip, torchscript
 
 TIMM = "vit_base_patch16_clip_quickgelu_224"
@@ -197,6 +207,22 @@ def test_the_first_layers_are_frozen_with_the_embeddings(weights: Path):
     assert trained(model) == everything - kept
     rest = {name for name, p in model.named_parameters() if not name.startswith(("vision.", "text."))}
     assert all(p.requires_grad for name, p in model.named_parameters() if name in rest)
+
+
+@pytest.mark.parametrize(
+    ("name", "goes_on"), [("xclip", True), ("filip", True), ("align", False), ("frozen_in_time", False)]
+)
+def test_a_recipe_goes_on_from_clip_s_scale_unless_it_has_a_start_of_its_own(tmp_path: Path, name: str, goes_on: bool):
+    clip = tiny_clip()
+    with torch.no_grad():
+        clip.logit_scale.fill_(4.25)
+    saved(clip, tmp_path / "clip.pt")
+    model = build(tmp_path / "clip.pt", recipe=RecipeConfig(name))
+    own = build_recipe(name, model.vision.dim)
+    scales = [p for n, p in model.recipe.loss.named_parameters() if n.endswith("logit_scale")]  # type: ignore[union-attr]
+    assert scales and model.criterion.logit_scale == 4.25
+    expected = [torch.tensor(4.25)] if goes_on else [p for n, p in own.loss.named_parameters() if "logit_scale" in n]
+    assert [s.item() for s in scales] == [e.item() for e in expected]
 
 
 def test_timm_s_layers_are_frozen_alike(weights: Path):

@@ -72,6 +72,21 @@ def test_what_is_behind_a_mask_changes_nothing(name: str, settings: dict[str, An
         close(poisoned, clean, 0.0)
 
 
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in recipes.names()), *VARIANTS], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_features_of_another_dtype_are_scored(name: str, settings: dict[str, Any], dtype: torch.dtype) -> None:
+    recipe = small(name, **settings).eval()
+    text, video = raw()
+    torch.manual_seed(1)
+    expected = recipe(text, video).detach(), recipe.scores(text, video).detach()
+    torch.manual_seed(1)
+    text, video = text.to(dtype=dtype), video.to(dtype=dtype)
+    found = recipe(text, video), recipe.scores(text, video)
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype in (torch.float32, dtype)
+        close(x.float(), y, 0.05 if dtype != torch.float64 else 1e-4)
+
+
 @every
 def test_a_score_depends_on_its_own_pair(name: str) -> None:
     recipe, (text, video) = small(name).eval(), raw(4, 5)
@@ -102,7 +117,8 @@ def test_published_settings_are_the_defaults() -> None:
     assert (albef.momentum, albef.queue_size, albef.rerank_k) == (0.995, 65536, 128)
     contrast, matching = (term.loss for term in albef.loss.summands())
     assert (contrast.distillation, matching.negatives, matching.k) == (0.4, "hard", 1)
-    assert math.isclose(math.exp(contrast.criterion.max_logit_scale), 1000)
+    limits = contrast.criterion.min_logit_scale, contrast.criterion.max_logit_scale
+    assert all(math.isclose(math.exp(-x), t) for x, t in zip(limits, (0.5, 0.001), strict=True))  # temperatures
     weights = {term.name: term.weight for term in taco.loss.summands()}
     assert weights == {"global": 1.0, "token": 0.5, "fusion": 1.0}
     cascade = taco.loss.summands()[2].loss
@@ -147,6 +163,14 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
+
+
+def test_a_recipe_is_cached_with_its_terms() -> None:
+    recipe, (text, video) = small("drl"), raw()
+    cached = mg.CachedLoss(recipe)
+    loss = cached(lambda rows: (text[rows], video[rows]), [slice(0, 1), slice(1, 4)])
+    close(loss, recipe(text, video), 1e-5)
+    assert set(cached.terms) == set(recipe.terms) == {"contrast", "decorrelation"}
 
 
 @every

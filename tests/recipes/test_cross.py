@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,21 @@ def test_matching_head_with_logits_of_zero_loses_ln_2() -> None:
     torch.nn.init.zeros_(recipe.scorer.head.weight)
     torch.nn.init.zeros_(recipe.scorer.head.bias)
     close(recipe(*raw()), torch.tensor(math.log(2)), 1e-6)
+
+
+def test_matching_head_sees_as_many_right_as_wrong_pairs_where_only_texts_are_replaced() -> None:
+    seen: dict[str, int] = {}
+    for direction in ("candidate", "both"):
+        recipe = recipes.matching_head(DIM, direction=direction, **SMALL)
+        pairs = recipe.scorer.pairs
+
+        def count(text: mg.Features, video: mg.Features, pairs: Any = pairs, direction: str = direction) -> Any:
+            seen[direction] = len(text)
+            return pairs(text, video)
+
+        recipe.scorer.pairs = count
+        recipe(*raw(4))
+    assert seen == {"candidate": 8, "both": 12}
 
 
 def test_matching_head_orders_by_the_probability_of_a_match() -> None:

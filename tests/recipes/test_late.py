@@ -12,7 +12,7 @@ from torch import Tensor
 import multigrain as mg
 from multigrain import recipes
 from tests.recipes.features import DIM, raw
-from tests.strategies import close, randomise
+from tests.strategies import close, leaves, randomise
 
 
 def cosine(text: mg.Features, video: mg.Features, i: int, j: int, frame: str = "frame") -> Tensor:
@@ -161,6 +161,17 @@ def test_drl_weighs_tokens_by_its_mlp_and_adds_decorrelation() -> None:
     close(sum(terms.values()), loss)
 
 
+def test_drl_s_weights_learn_from_its_decorrelation_where_they_weigh_it() -> None:
+    text, video = raw()
+    for weighted in (False, True):
+        recipe = recipes.drl(DIM, weighted=weighted)
+        decorrelation = recipe.loss.summands()[1].loss
+        decorrelation(leaves(text), video).backward()
+        mlps = recipe.scorer.grains[0].aggregator.mlps
+        assert all((p.grad is not None) == weighted for p in mlps.parameters())
+        assert len(list(recipe.parameters())) == len(list(recipes.drl(DIM).parameters()))
+
+
 def test_drl_s_padding_does_not_beat_negative_similarities() -> None:
     """The original multiplies by the mask before the maximum, so that a pad's 0 wins over real -1s."""
     recipe = recipes.drl(DIM)
@@ -181,10 +192,12 @@ def test_ucofia_is_the_mean_of_three_grains() -> None:
 
     close(found["word-patch"], pairwise(text, video, lambda x: (isa(isa(x, 1), 0) + isa(isa(x, 0), 0)) / 2))
     patches = mg.Features(frame=video["frame"], patch=torch.randn(4, 9, DIM, dtype=torch.float64))
-    for settings in ({}, {"max_words": 5, "max_patches": 9}):
-        finest = recipes.ucofia(DIM, "mean", 4, patch="patch", **settings)
-        assert finest.scores(text, patches).isfinite().all()
-    assert [p.shape[0] for p in finest.double().scorer.parameters()] == [4, 5, 5, 9, 9]
+    plain, learned = (
+        recipes.ucofia(DIM, "mean", 4, patch="patch", **settings)
+        for settings in ({}, {"max_words": 5, "max_patches": 9})
+    )
+    close(learned.scores(text, patches), plain.scores(text, patches), 1e-9)  # the matrices begin as identities
+    assert [p.shape[0] for p in learned.scorer.parameters()] == [DIM, 4, 5, 5, 9, 9]
 
 
 def test_ts2net_blends_weighted_frames_with_the_whole() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -14,7 +15,8 @@ import multigrain as mg
 from multigrain import cli, training
 from multigrain.data import babyai
 from multigrain.extract import describe
-from multigrain.models import XCLIP, ClipConfig, ModelConfig, RecipeConfig, TextConfig
+from multigrain.models import XCLIP, ClipConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig
+from multigrain.temporal import TemporalTransformer
 from multigrain.training import BabyAIConfig, TrainConfig
 from tests.models.clips import SIZES as CLIP
 from tests.models.clips import saved, tiny_clip
@@ -120,6 +122,38 @@ def test_momentum_encoders_and_queues_resume_to_the_last_bit(name: str, stop: in
     assert any(key.startswith("text.") for key in moved) and not any(key.startswith("vision.") for key in moved)
 
 
+def test_a_step_of_momentum_encoders_in_its_order():
+    """The copy follows, encodes the keys; the loss meets them and earlier ones; then the queues take them in."""
+    torch.manual_seed(0)
+    model = XCLIP.from_config(toy("wenlan", queue_size=6, momentum=0.75).model, ["red", "go"]).eval()
+    momentum = training.momentum.Momentum(model)
+    before = {name: x.clone() for name, x in momentum.model.named_parameters()}
+    with torch.no_grad():
+        for x in model.parameters():
+            x.add_(torch.randn_like(x))
+    frames, ids = torch.randn(2, 3, model.vision.dim), torch.tensor([5, 6])
+
+    def encode(encoder: XCLIP, sentences: list[str]) -> tuple[mg.Features, mg.Features, torch.Tensor]:
+        return encoder.encode_text(sentences), encoder.video_features(frames), ids
+
+    for _ in range(2):
+        queues = copy.deepcopy(momentum.queues)
+        assert queues is not None and momentum.queues is not None
+        loss = momentum.loss(model, encode, ["red", "go red"])
+        for name, x in momentum.model.named_parameters():
+            before[name] = 0.75 * before[name] + 0.25 * dict(model.named_parameters())[name]
+            assert torch.allclose(x, before[name], atol=1e-6) and not x.requires_grad
+        keys = encode(momentum.model, ["red", "go red"])[:2]
+        expected = model.loss(
+            *encode(model, ["red", "go red"]), keys=keys, text_queue=queues[0], video_queue=queues[1]
+        )
+        assert torch.allclose(loss, expected)
+        for queue, old, side, grain in zip(momentum.queues, queues, keys, ("sentence", "video"), strict=True):
+            assert queue.features is not None and queue.features.names == (grain,) and len(queue) == len(old) + 2
+            assert torch.equal(queue.features[grain].features[-2:], side[grain].features)
+            assert queue.ids is not None and queue.ids[-2:].tolist() == [5, 6]
+
+
 def test_a_queue_counts_in_the_loss(tmp_path: Path):
     losses: dict[int, list[float]] = {}
     for size in (1, 32):
@@ -165,6 +199,46 @@ def test_a_reranker_orders_the_best(tmp_path: Path):
     for column, scores in enumerate(found.reverse.T):
         best = first[:, column].topk(2).indices
         assert int(scores.argmax()) == int(best[second[best, column].argmax()])
+
+
+def test_what_a_reranker_orders_is_not_corrected(tmp_path: Path):
+    model = training.train(toy("albef", **MOMENTUM["albef"]), DATA, tmp_path)
+    found = training.evaluate(model, DATA.test, max_frames=3)
+    with pytest.raises(ValueError, match="hubness: expected scores that compare between queries"):
+        training.corrected(found, "dual_softmax")
+    with pytest.raises(ValueError, match="hubness: expected scores that compare between queries"):
+        training.check_hubness("dual_softmax", model.recipe)
+    text, video = training.encode(model, DATA.test, max_frames=3)
+    assert training.evaluate_features(text, video, model.recipe).reranked
+    first = training.evaluate_features(text, video, model.scorer)
+    assert training.corrected(first, "dual_softmax").hubness == "dual_softmax"
+
+
+def test_a_model_in_training_is_evaluated_without_dropout():
+    model = XCLIP.from_config(toy("matching_head", depth=1, heads=2, dropout=0.5).model, ["red", "go"]).train()
+    scores = [training.evaluate(model, DATA.test, max_frames=3).scores["all"] for _ in range(2)]
+    assert torch.equal(*scores) and scores[0].unique().numel() > 1
+    assert model.training and model.scorer.training
+
+
+def test_momentum_encoders_in_shards_are_refused_before_anything_is_trained(tmp_path: Path):
+    config = dataclasses.replace(toy("wenlan", **MOMENTUM["wenlan"]), shards=2)
+    seen: list[Any] = []
+    with pytest.raises(ValueError, match="shards: expected 1 for a recipe with momentum encoders, got 2"):
+        training.train(config, DATA, tmp_path, progress=seen.append)
+    assert seen == []
+
+
+def test_a_recipe_reads_as_many_frames_as_the_model_unless_it_says_otherwise(tmp_path: Path):
+    longer = dataclasses.replace(TOY.model, temporal=TemporalConfig(max_frames=40))
+    for settings, expected in (({}, 40), ({"max_frames": 2}, 2)):
+        recipe = RecipeConfig("xclip", {"depth": 1, "heads": 2, **settings})
+        config = dataclasses.replace(TOY, model=dataclasses.replace(longer, recipe=recipe))
+        model = XCLIP.from_config(config.model, ["red"])
+        assert [m.max_frames for m in model.modules() if isinstance(m, TemporalTransformer)] == [expected]
+    with pytest.raises(ValueError, match=r"max_frames: expected at most 2 .*, got \d+ in stage"):
+        training.train(config, DATA, tmp_path)
+    assert XCLIP.from_config(dataclasses.replace(longer, recipe=RecipeConfig("clip")), ["red"]).recipe is not None
 
 
 def test_word_weights_are_inverse_document_frequencies(tmp_path: Path):
