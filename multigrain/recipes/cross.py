@@ -48,13 +48,13 @@ def matching_head(
     heads: int | None = None,
     negatives: str = "random",
     dropout: float = 0.0,
-    direction: str = "both",
+    direction: str = "candidate",
 ) -> Recipe:
     """One matching head for the three: they differ in encoders and data, not in the loss.
 
     Args:
-        negatives, direction: of Matching. With "candidate", a wrong text for each video, half of the pairs match, as in
-            LXMERT, whose sentences are replaced; with "both" a third.
+        negatives, direction: of Matching. With "candidate", a wrong text for each video as in LXMERT, whose sentences
+            are replaced, half of the pairs match; with "both" a third.
     """
     scorer = CrossEncoder(dim, depth, number_of_heads(dim, heads), dropout=dropout)
     return Recipe(scorer, Matching(scorer, negatives, direction=direction))
