@@ -133,7 +133,7 @@ class CrossEncoder(nn.Module):
             cls, q, c = real.split((1, query.length, candidate.length), 1)
             q, c = (m if side.mask is None else side.mask for m, side in ((q, query), (c, candidate)))
             mask = torch.cat([cls, q, c], 1)
-        return self.head(self.norm(self.transformer(x, mask)[:, 0]))
+        return self.head(self.norm(self.transformer.first(x, mask)))
 
 
 def _log_odds(logits: Tensor) -> Tensor:

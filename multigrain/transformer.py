@@ -46,13 +46,20 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), activation, nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "b l d"], keys: Bool[Tensor, "b 1 1 l"] | None) -> Float[Tensor, "b l d"]:
-        """Tokens after attention to the real `keys` (True; None = all) and the mlp."""
-        x = x + self.dropout(self._attend(self.attention_norm(x), keys))
+    def forward(
+        self, x: Float[Tensor, "b l d"], keys: Bool[Tensor, "b 1 1 l"] | None, first: bool = False
+    ) -> Float[Tensor, "b l d"]:
+        """Tokens after attention to the real `keys` (True; None = all) and the mlp; with `first`, the first alone."""
+        x = (x[:, :1] if first else x) + self.dropout(self._attend(self.attention_norm(x), keys, first))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
-    def _attend(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
+    def _attend(self, x: Tensor, keys: Tensor | None, first: bool) -> Tensor:
+        if first:
+            (of_q, of_kv), (q_bias, kv_bias) = (p.split((x.shape[-1], 2 * x.shape[-1])) for p in self.qkv.parameters())
+            q = rearrange(F.linear(x[:, :1], of_q, q_bias), "b l (h d) -> b h l d", h=self.heads)
+            k, v = rearrange(F.linear(x, of_kv, kv_bias), "b l (two h d) -> two b h l d", two=2, h=self.heads)
+        else:
+            q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
         return self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=keys), "b h l d -> b l (h d)"))
 
 
@@ -77,13 +84,22 @@ class Transformer(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """The tokens after all blocks."""
-        if mask is None:
-            for block in self.blocks:
-                x = block(x, None)
-            return x
-        x = x.masked_fill(~mask[..., None], 0.0)
-        # An item without a real token may attend to its zeros: a softmax over nothing would be NaN.
-        keys = (mask | ~mask.any(1, keepdim=True))[:, None, None]
+        x, keys = _filled(x, mask)
         for block in self.blocks:
             x = block(x, keys)
-        return x.masked_fill(~mask[..., None], 0.0)
+        return x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+
+    def first(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
+        """The first token, which is real, after all blocks, as `forward` has it; the last block computes no other."""
+        x, keys = _filled(x, mask)
+        for i, block in enumerate(self.blocks, 1):
+            x = block(x, keys, i == len(self.blocks))
+        return x[:, 0]
+
+
+def _filled(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tokens with zeros for padding, and the keys that they may attend to, [B, 1, 1, L]."""
+    if mask is None:
+        return x, None
+    # An item without a real token may attend to its zeros: a softmax over nothing would be NaN.
+    return x.masked_fill(~mask[..., None], 0.0), (mask | ~mask.any(1, keepdim=True))[:, None, None]

@@ -67,3 +67,20 @@ def test_there_may_be_more_positions_than_frames(frames: Tensor):
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match="temporal kind: expected one of none, transformer, lstm; got 'gru'"):
         TemporalConfig(kind="gru")
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_first_token_alone_is_that_of_all(frames: Tensor, depth: int, masked: bool):
+    torch.manual_seed(0)
+    transformer = Transformer(frames.shape[-1], depth, 2).double()
+    mask = torch.rand(frames.shape[:2]) < 0.6 if masked else None
+    if mask is not None:
+        mask[:, 0] = True
+    grads = []
+    for first in (lambda x: transformer.first(x, mask), lambda x: transformer(x, mask)[:, 0]):
+        x = frames.double().requires_grad_()
+        out = first(x)
+        grads.append([out, *torch.autograd.grad(out.square().sum(), [x, *transformer.parameters()])])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
