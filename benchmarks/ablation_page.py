@@ -13,6 +13,7 @@ from .report import study_provenance, table
 if TYPE_CHECKING:
     from .study import StudyResult
 
+NAMED = 6  # orderings in a sentence of the summary
 WAYS = ("t2v", "v2t", None)
 INTRODUCTION = """\
 # Ablations
@@ -73,8 +74,8 @@ def _setup(result: StudyResult) -> str:
     sizes, (towers, grains) = result.setup["sizes"], result.setup["stages"]
     cpu = sum(sum(run["cpu_seconds"].values()) for run in result.runs) / 60
     return (
-        f"To keep {len(result.runs)} trainings affordable ({cpu:.0f} minutes of one core in all), the second stage is "
-        f"{grains['epochs']} epochs over {sizes['train']:,} pairs; the towers ({towers['epochs']} "
+        f"To keep {len(result.runs)} trainings affordable ({cpu:.0f} minutes of one core in all), the "
+        f"second stage is {grains['epochs']} epochs over {sizes['train']:,} pairs; the towers ({towers['epochs']} "
         "epochs of the first stage) are trained once for each seed, and all variants start from them."
     )
 
@@ -109,14 +110,23 @@ def _paper(a: Row, b: Row) -> float | None:
 def _summary(result: StudyResult) -> Iterator[str]:
     for each in TABLES:
         found = judgements(each, result)
-        ordered = [j for j in found if j.paper is not None]
-        counts = {v: sum(j.verdict == v for j in ordered) for v in ("holds", "reversed", "open")}
-        if ordered:
-            said = f"{counts['holds']} hold, {counts['reversed']} reversed, {counts['open']} open"
-            yield f"- **{each.title}**: of the paper's {len(ordered)} orderings: {said}."
-        for j in found:
-            if j.paper is None:
-                yield f"- **{each.title}**: {_sentence(j)}."
+        said = [_sentence(j) for j in found if j.paper is None]
+        if ordered := [j for j in found if j.paper is not None]:
+            parts = [_counted(ordered, verdict) for verdict in ("holds", "reversed", "open")]
+            alike = f"{sum(j.ours.mean > 0 for j in ordered)} means are in its order"
+            said.insert(0, f"of {len(ordered)} orderings of the paper, {', '.join(parts)}; {alike}")
+        if said:
+            yield f"- **{each.title}**: {'; '.join(said)}."
+
+
+def _counted(ordered: list[Judgement], verdict: str) -> str:
+    """How many there are and, if they are few, which."""
+    these = [j for j in ordered if j.verdict == verdict]
+    words = {"holds": ("hold", "holds"), "reversed": ("are reversed", "is reversed"), "open": ("are open", "is open")}
+    count = f"{len(these)} {words[verdict][len(these) == 1]}"
+    if verdict == "open" or not 1 <= len(these) <= NAMED:
+        return count
+    return f"{count} ({', '.join(f'{j.better.label} over {j.worse.label}' for j in these)})"
 
 
 def _sentence(j: Judgement) -> str:

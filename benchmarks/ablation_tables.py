@@ -84,12 +84,13 @@ TABLES = (
     ),
     Table(
         "Temporal encoder",
-        "The video vector is the mean of the frames, or of what a transformer makes of them. The fine grains see the "
-        "frames after the transformer (as in `multigrain demo`) or those before it (as in the equations of the paper).",
+        "The video vector is the mean of the frames, or of what a transformer makes of them. With it, the fine grains "
+        "see the frames after it (temporal frames, as in `multigrain demo`) or those before it (raw frames, as in the "
+        "equations of the paper).",
         (
-            Row("none", "no temporal encoder", (45.2, 45.6)),
-            Row("transformer; fine grains see the frames before it", "raw frames", (46.1, 46.8)),
-            Row("transformer; fine grains see the frames after it", FOUR, None, _PROTOTYPE_FOUR),
+            Row("no transformer", "no temporal encoder", (45.2, 45.6)),
+            Row("raw frames", "raw frames", (46.1, 46.8)),
+            Row("temporal frames", FOUR, None, _PROTOTYPE_FOUR),
         ),
     ),
     Table(
