@@ -144,6 +144,7 @@ def choice(name: str, value: str, choices: Iterable[str]) -> str:
 
 def scores(value: Tensor, name: str = "scores") -> None:
     """A floating matrix [queries, candidates] without an empty axis, or an error."""
+    instance(name, value, Tensor)
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name}: expected a non-empty matrix [queries, candidates], got {shape(value)}")
     if not value.is_floating_point():
@@ -166,10 +167,18 @@ def targets(value: Tensor, scores: Tensor) -> None:
 
 def labels(name: str, value: Tensor, length: int) -> None:
     """A one-dimensional integer tensor of the given length, or an error."""
+    instance(name, value, Tensor)
     if value.shape != (length,):
         raise ValueError(f"{name}: expected shape [{length}], got {shape(value)}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name}: expected integers, got {value.dtype}")
+
+
+def shaped(name: str, value: Tensor, expected: tuple[int, ...]) -> Tensor:
+    """What a part that may be the caller's own has returned, a tensor of that shape, or an error."""
+    if instance(name, value, Tensor).shape != expected:
+        raise ValueError(f"{name}: expected shape {list(expected)}, got {shape(value)}")
+    return value
 
 
 def unique(what: str, names: Sequence[str]) -> None:

@@ -198,7 +198,9 @@ class Pool(nn.Module):
         """The features and the new grain [B, D]; an item without a real token of the source has none of the target."""
         tokens = features[self.source].tokenwise()
         if self.target in features:
-            raise ValueError(f"target: expected a new grain, got {self.target!r}, which the features have")
+            raise ValueError(
+                f"target: expected features without {self.target!r}, which is made of {self.source!r} here, got one"
+            )
         with without_autocast(tokens.features):
             pooled = self.pooler(tokens.filled(), _nonempty(tokens.mask))
         real = None if tokens.mask is None else tokens.mask.any(1, keepdim=True)

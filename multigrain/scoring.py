@@ -93,6 +93,8 @@ def _blocks(
         for j in range(0, len(candidate), block):
             columns = slice(j, min(j + block, len(candidate)))
             scores = scorer(queries, candidate[columns])
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            checks.shaped(f"scores of {type(scorer).__name__}", scores, shape)
             yield rows, columns, scores
             done += scores.numel()
             if progress is not None:

@@ -37,6 +37,16 @@ def strict() -> mg.MultiGrain:
     return mg.MultiGrain(mg.FrameWord(), strict=True)
 
 
+class Own(mg.Aggregator):
+    def forward(self, sim, query_mask=None, candidate_mask=None):
+        return sim.mean()
+
+
+class Rows(mg.Criterion):
+    def rows(self, scores, positives):
+        return scores.masked_fill(positives, 0.0)
+
+
 SIM = ones(2, 3, 4, 5)
 SCORER = mg.MultiGrain(mg.VideoSentence())
 META = torch.ones(3, 5, dtype=torch.bool, device="meta")
@@ -118,6 +128,12 @@ ERRORS = {
     "a smoothing of NaN": (lambda: mg.InfoNCE(label_smoothing=NAN), ValueError, "label_smoothing", "[0, 1)", "nan"),
     "a scale above its limit": (lambda: mg.InfoNCE(init_logit_scale=9.0), ValueError, "init_logit_scale", "max_logit_scale", "9.0"),
     "an unknown reduction": (lambda: mg.InfoNCE(reduction="none"), ValueError, "reduction", "mean, sum", "'none'"),
+    # what is the caller's own
+    "an aggregator of another shape": (lambda: mg.Grain("word", "frame", Own())(text(), video()), ValueError, "scores of Own", "[3, 2]", "[]"),
+    "a criterion of another shape": (lambda: Rows()(ones(3, 3)), ValueError, "rows of Rows", "[3]", "[3, 3]"),
+    "a loss for a scorer": (lambda: mg.score_matrix(mg.RetrievalLoss(SCORER, mg.InfoNCE()), text(), video()[[0, 1, 1]]), ValueError, "scores of RetrievalLoss", "[3, 3]", "[]"),
+    "ids in a list": (lambda: mg.InfoNCE()(ones(2, 2), [0, 1]), TypeError, "ids of the queries", "Tensor", "list"),
+    "scores in a list": (lambda: mg.retrieval_metrics([[1.0]]), TypeError, "scores", "Tensor", "list"),
     # metrics
     "NaN among scores": (lambda: mg.retrieval_metrics(bad((3, 3), (1, 2))), ValueError, "scores", "NaN", "row 1", "column 2"),
     "NaN among ranked scores": (lambda: mg.ranks(bad((2, 3), (0, 1)), torch.tensor([0, 0])), ValueError, "scores", "NaN", "row 0", "column 1"),

@@ -339,7 +339,7 @@ def test_what_cannot_be_pooled_is_said():
         mg.Pool("frame", "video", mg.SoftmaxPool())
     with pytest.raises(TypeError, match="pooler: expected a QueryPooler, got MeanPool"):
         mg.PooledGrain("sentence", "frame", mg.MeanPool())
-    with pytest.raises(ValueError, match="target: expected a new grain, got 'frame'"):
+    with pytest.raises(ValueError, match="target: expected features without 'frame', which is made of"):
         mg.Pool("frame", "frame", mg.MeanPool())(video)
     with pytest.raises(KeyError, match="no grain 'patch'"):
         mg.Pool("patch", "video", mg.MeanPool())(video)

@@ -68,10 +68,13 @@ class Criterion(Loss):
         by_query, by_candidate = self.shares
         parts = list[Tensor]()
         if by_query:
-            parts.append(by_query * self.rows(scores, of_rows).mean())
+            parts.append(by_query * self._rows(scores, of_rows).mean())
         if by_candidate:
-            parts.append(by_candidate * self.rows(scores.T, of_columns.T).mean())
+            parts.append(by_candidate * self._rows(scores.T, of_columns.T).mean())
         return torch.stack(parts).sum()
+
+    def _rows(self, scores: Tensor, positives: Tensor) -> Tensor:
+        return checks.shaped(f"rows of {type(self).__name__}", self.rows(scores, positives), (len(scores),))
 
 
 class PartialCriterion(Criterion):
