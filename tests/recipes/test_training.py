@@ -191,14 +191,15 @@ def test_a_reranker_orders_the_best(tmp_path: Path):
     text, video = training.encode(model, DATA.test, max_frames=3)
     found = training.evaluate_features(text, video, model.recipe)
     first, second = found.scores["sentence-video"], model.recipe.reranker(text, video)
-    for row, scores in enumerate(found.scores["all"]):
-        best = first[row].topk(2).indices
-        assert set(scores.topk(2).indices.tolist()) == set(best.tolist())
-        assert int(scores.argmax()) == int(best[second[row, best].argmax()])
     assert found.reverse is not None
-    for column, scores in enumerate(found.reverse.T):
-        best = first[:, column].topk(2).indices
-        assert int(scores.argmax()) == int(best[second[best, column].argmax()])
+    sides = (found.scores["all"], first, second), (found.reverse.T, first.T, second.T)
+    for ranked, cheap, dear in sides:
+        for scores, before, judged in zip(ranked, cheap, dear, strict=True):
+            # Videos of the same colours tie, up to rounding: values are compared, not places.
+            chosen, best = scores.topk(2).indices, before.topk(2)
+            assert torch.allclose(before[chosen].sort().values, best.values.sort().values, atol=1e-5)
+            assert judged[chosen[0]] >= judged[chosen[1]] - 1e-5
+    assert not torch.equal(found.scores["all"].argmax(1), first.argmax(1))  # it had something to say
 
 
 def test_what_a_reranker_orders_is_not_corrected(tmp_path: Path):
