@@ -49,8 +49,10 @@ def test_gradients_reach_every_parameter(name: str, settings: dict[str, Any]) ->
     randomise(recipe, spread=0.05)  # a weight that starts at zero would stop what lies in front of it
     text, video = raw(6)
     recipe(leaves(text), leaves(video)).backward()
-    missing = [n for n, p in recipe.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert missing == []
+    trained = {n: p for n, p in recipe.named_parameters() if p.requires_grad}
+    assert [n for n, p in trained.items() if p.grad is None] == []
+    # A bias that all scores share moves no softmax over them: its gradient is what rounding leaves, or nothing.
+    assert [n for n, p in trained.items() if not p.grad.any() and not n.endswith("head.bias")] == []
     assert all(p.grad.isfinite().all() for p in recipe.parameters() if p.grad is not None)
 
 
