@@ -3,9 +3,6 @@
     recipe = mg.recipes.build("drl", dim=512)
     loss = recipe(text, video)
     scores = recipe.scores(text, video)
-
-A new one is a function under `register_recipe` in a file of this folder, imported below, with a test in tests/recipes
-and a renewed table: `python -m multigrain.recipes docs/recipes.md`.
 """
 
 from .base import About, Recipe, about, build, names, register_recipe
