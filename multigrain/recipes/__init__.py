@@ -3,6 +3,8 @@
     recipe = mg.recipes.build("drl", dim=512)
     loss = recipe(text, video)
     scores = recipe.scores(text, video)
+
+Every recipe also takes the settings of its system; what they share is described at `build` and `Recipe`.
 """
 
 from .base import About, Recipe, about, build, names, register_recipe
