@@ -2,7 +2,7 @@
 
     features = encode_videos(model, ["a.mp4", "b.mp4"])          # Features(video [2, D], frame [2, N, D])
     report = extract(model, ["videos/"], "features/")            # resumable, in shards (see Collection)
-    report.videos, report.broken                                 # 9987, {"/data/videos/x.mp4": "no such file", ...}
+    report.videos, report.broken                                 # 9987, {"/videos/x.mp4": "no such file"}
 
 Decoding runs ahead in threads while the model computes.
 """

@@ -15,13 +15,17 @@ def render() -> str:
     """Both tables in Markdown: what each system is, and what was published for it."""
     systems = [(name, about(name)) for name in names()]
     what = [
-        [f"[`{name}`](api/recipes.md#multigrain.recipes.{name})", f"{a.system} ({a.paper})", a.grains, a.aggregation, a.loss, a.extras, a.cost]
+        [_link(name), f"{a.system} ({a.paper})", a.grains, a.aggregation, a.loss, a.extras, a.cost]
         for name, a in systems
     ]
     published = [[f"`{name}`", a.figure, a.source] for name, a in systems if a.figure]
     header = ["recipe", "system", "grains", "aggregation", "loss", "beside that", "cost of a score"]
     lines = [*_table(header, what), "", *_table(["recipe", "published", "read in"], published)]
     return "\n" + "\n".join(lines) + "\n\n"
+
+
+def _link(name: str) -> str:
+    return f"[`{name}`](api/recipes.md#multigrain.recipes.{name})"
 
 
 def write(page: Path) -> None:
