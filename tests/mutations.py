@@ -87,7 +87,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("kernels/table.py", "\"c n d -> (c n) d\"", "\"c n d -> (n c) d\"", "similarity_is_the_cosine_of_every_token_pair_and_zero_at_pads preset_equals_oracle"),
     ("grains.py", "return zero_empty(scores, q.mask, c.mask)", "return scores", "an_empty_item_scores_zero_and_moves_nothing test_a_registered_aggregator_of_the_user_s_own_works_like_the_others"),
     ("grains.py", "[:, :, 0, 0]", "[:, :, 0, 0].abs()", "grain_of_vectors_is_their_cosine"),
-    ("grains.py", "build_aggregator(aggregator) if isinstance", "AOSM() if isinstance", "an_aggregator_by_name_is_the_aggregator"),
+    ("aggregators/base.py", "return build_aggregator(value)", 'return build_aggregator("aosm")', "an_aggregator_by_name_is_the_aggregator"),
     ("grains.py", "return Grain(\"word\", \"video\", ", "return Grain(\"sentence\", \"video\", ", "preset_equals_oracle mean_is_the_mean_of_the_scores_by_grain"),
     ("scorer.py", "[1 / len(grains)] * len(grains)", "[1 / (len(grains) + 1)] * len(grains)", "mean_is_the_mean_of_the_scores_by_grain four_grains_equal_oracle"),
     ("scorer.py", "checks.weights(weights, len(grains))", "torch.tensor(checks.weights(weights, len(grains))).tolist()", "fixed_weights_equal_oracle"),

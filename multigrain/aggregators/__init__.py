@@ -6,7 +6,16 @@ name, exported by `multigrain/__init__.py`, judged by a function in `tests/oracl
 """
 
 from .attention import AOSM, ISA, Mixing
-from .base import Aggregator, aggregator_names, build_aggregator, clean, register_aggregator, two_orders, zero_empty
+from .base import (
+    Aggregator,
+    aggregator_names,
+    aggregator_of,
+    build_aggregator,
+    clean,
+    register_aggregator,
+    two_orders,
+    zero_empty,
+)
 from .normalized_softmax import NormalizedSoftmax
 from .token_weighted import TokenWeighted
 from .top_k import TopK
@@ -28,6 +37,7 @@ __all__ = [
     "TopK",
     "TwoLevel",
     "aggregator_names",
+    "aggregator_of",
     "build_aggregator",
     "clean",
     "register_aggregator",

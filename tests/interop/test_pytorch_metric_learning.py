@@ -195,6 +195,12 @@ def test_the_traps_are_closed():
         MetricCriterion(losses.NTXentLoss())
     with pytest.raises(ValueError, match=r"miner: expected distance=ScoreDistance\(\)"):
         MetricCriterion(losses.NTXentLoss(distance=distance), miners.MultiSimilarityMiner())
+    with pytest.raises(TypeError, match=r"criterion: .* got NTXentLoss, which reads embeddings; .*MetricCriterion"):
+        mg.RetrievalLoss(mg.Grain("a", "b"), losses.NTXentLoss())
+    with pytest.raises(ValueError, match=r"loss: expected a pos_margin above neg_margin, .* got 0 and 1"):
+        MetricCriterion(losses.ContrastiveLoss(distance=distance))
+    with pytest.raises(TypeError, match="loss: expected a Module, got the class NTXentLoss"):
+        MetricCriterion(losses.NTXentLoss)
     criterion = MetricCriterion(losses.NTXentLoss(distance=distance))
     with pytest.raises(ValueError, match="expected a square matrix"):
         criterion(scores[:4])
