@@ -23,7 +23,8 @@ from .evaluation import (
     protocol_of,
     scores_by_grain,
 )
-from .loop import Progress, device, train
+from .loop import Progress, train
+from .preflight import check, device
 
 __all__ = [
     "BabyAIConfig",
@@ -35,6 +36,7 @@ __all__ = [
     "Progress",
     "StageConfig",
     "TrainConfig",
+    "check",
     "check_hubness",
     "corrected",
     "device",

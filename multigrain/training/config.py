@@ -22,7 +22,11 @@ SCALE_GROUPS = ("rest", "towers")
 
 @dataclass(frozen=True)
 class BabyAIConfig:
-    """BabyAI pairs: see multigrain.data.babyai.load. `cache` is the folder of the generated rollouts."""
+    """BabyAI pairs: see multigrain.data.babyai.load. `cache` is the folder of the generated rollouts.
+
+    Raises:
+        ValueError: a size that is no positive number, or splits that leave nothing to train on.
+    """
 
     cache: str = "runs/data"
     pairs: int = 9500
@@ -30,6 +34,12 @@ class BabyAIConfig:
     val: int = 1000
     test: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "single", "val", "test"):
+            require(getattr(self, name) >= 1, name, "a positive integer", getattr(self, name))
+        held = self.val + self.test
+        require(held < self.pairs, "val, test", f"together fewer than the {self.pairs} pairs", held)
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,15 @@ from ..data.batch import Batch
 from ..distributed import world
 from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
-from ..temporal import TemporalTransformer
 from . import checkpoint, parallel
 from .checkpoint import MetricsLog, Position
-from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
+from .config import OptimizerConfig, StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
 from .encoding import Unreadable, first_rows
-from .evaluation import check_reranker, evaluate
+from .evaluation import evaluate
 from .momentum import Momentum, momentum_of
 from .objectives import Objective, make_objective
+from .preflight import check_batch, check_model, check_pairs, device
 from .shards import ShardedLoss
 
 LOG_EVERY = 10  # steps
@@ -145,6 +145,7 @@ class _Files:
         """A line now and then, and a checkpoint when it is time."""
         if at_epoch_end or event.step % LOG_EVERY == 0:
             values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
+            values["validation"] = checkpoint.rounded(event.validation)
             if event.terms is None:
                 del values["terms"]
             self.log.write(run.position, values)
@@ -165,11 +166,10 @@ class _Run:
         self.ranks = world()[1]
         self.ending = False  # as all ranks agree in every step
         self.device = device(config.device)
-        _check_pairs(config, data)
+        check_pairs(config, data)
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
-        _check_frames(config, self.model)
-        _check_recipe(config, self.model)
+        check_model(config, self.model)
         self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
         self.momentum: Momentum | None = None
@@ -250,12 +250,7 @@ class _Run:
         """The batches of an epoch, of all ranks together."""
         ids = pairs.ids.tolist() if stage.distinct else None
         order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed, ids)
-        parts, what = (self.ranks, "ranks") if self.config.shards == 1 else (self.config.shards, "shards")
-        if (least := min(map(len, order))) < parts:
-            raise ValueError(
-                f"batch_size: expected at least one pair for each of {parts} {what}, got batches of {least} in "
-                f"stage {stage.name!r}"
-            )
+        check_batch(self.config, stage, min(map(len, order)))
         if stage.distinct and (missing := len(pairs.sentences) - sum(map(len, order))) >= len(order[0]):
             warnings.warn(
                 f"stage {stage.name!r}: {missing} of {len(pairs.sentences)} pairs are left out of this epoch, since "
@@ -375,53 +370,6 @@ def make_optimizer(model: XCLIP, config: OptimizerConfig) -> torch.optim.Optimiz
 
 
 _UNDECAYED = ("position", "pos_embed", "class_embedding", "cls_token", "reg_token", "bilinear", "inner_", "outer_")
-
-
-def _check_pairs(config: TrainConfig, data: Data) -> None:
-    for stage in config.stages:
-        pairs = data.single if stage.task == "frames" else data.train
-        if not pairs.sentences:
-            raise ValueError(f"data: expected pairs to train on in stage {stage.name!r}, got none")
-
-
-def _check_frames(config: TrainConfig, model: XCLIP) -> None:
-    limits = [module.max_frames for module in model.modules() if isinstance(module, TemporalTransformer)]
-    limits += [] if model.temporal is None else [model.max_frames]
-    for stage in config.stages:
-        if stage.task == "videos" and limits and stage.max_frames > (limit := min(limits)):
-            raise ValueError(
-                f"max_frames: expected at most {limit} (model.temporal.max_frames, or the recipe's own), "
-                f"got {stage.max_frames} in stage {stage.name!r}"
-            )
-    if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
-        raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
-
-
-def _check_recipe(config: TrainConfig, model: XCLIP) -> None:
-    """What would be said late otherwise, after the stages before."""
-    if model.recipe is None:
-        return
-    if model.recipe.momentum is not None and config.shards > 1:
-        raise ValueError(f"shards: expected 1 for a recipe with momentum encoders, got {config.shards}")
-    if config.validation_pairs > 0:
-        check_reranker(model.recipe)
-
-
-def device(name: str) -> torch.device:
-    """That of a name; "auto": CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: torch knows no such device, or there is none here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device: expected auto, cpu or a CUDA device that is here, got {name!r}: {reason}") from error
-    return found
 
 
 def _mix(seed: int, stage: int, epoch: int) -> int:
