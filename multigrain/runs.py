@@ -164,17 +164,19 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     if not (run.out / "config.json").is_file() or not (run.out / "model").is_dir():
         raise FileNotFoundError(f"out: expected the folder of a finished training, got {run.out}; train first")
     trained, asked = training.load_config(run.out / "config.json"), run.config
+    settings, results = _rescored(trained.model, asked.model), run.out
     if isinstance(asked.data, BabyAIConfig):
         _same_pairs(trained.data, asked.data, run.out)
     model = XCLIP.from_pretrained(run.out / "model")
-    settings, results = _rescored(trained.model, asked.model), run.out
     # Another default aggregator means something only where a grain names none.
     same = dataclasses.replace(settings, aggregator=trained.model.aggregator) == trained.model
     if not same or str(settings.scorer()) != str(trained.model.scorer()):
         scorer = settings.scorer()
         if any(True for part in (scorer, model.scorer) for _ in part.parameters()):
-            raise ValueError("model: expected the grains of the training, since grains have parameters; got others")
-        print("multigrain: scored by other grains or aggregators than it was trained with", file=sys.stderr)
+            raise ValueError(
+                f"model: expected the grains of the training, since grains have parameters; got others; {_AS_TRAINED}"
+            )
+        print(f"multigrain: scored by other grains or aggregators than in training; {_AS_TRAINED}", file=sys.stderr)
         model.scorer, results = scorer, checkpoint.open_folder(run.out / "rescored")
     config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers, device=asked.device)
     restored = dataclasses.replace(run, config=config, results=results)
@@ -182,21 +184,32 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     return restored, model
 
 
+_AS_TRAINED = "leave out --config and such settings to evaluate as it was trained"
+
+
 def _rescored(trained: ModelConfig, asked: ModelConfig) -> ModelConfig:
     """The settings of the training with the grains that are asked for."""
     if trained.recipe != asked.recipe:
-        raise ValueError(f"model.recipe: expected that of the training, {trained.recipe}, got {asked.recipe}")
+        raise ValueError(
+            f"model.recipe: expected that of the training, {trained.recipe}, got {asked.recipe}; {_AS_TRAINED}"
+        )
     scoring = {name: getattr(asked, name) for name in SCORING}
     if trained.recipe is not None and any(getattr(trained, name) != value for name, value in scoring.items()):
-        raise ValueError(f"model: expected no grains, aggregator or weights for the recipe {trained.recipe.name!r}")
+        raise ValueError(
+            f"model: expected no grains, aggregator or weights for the recipe {trained.recipe.name!r}; {_AS_TRAINED}"
+        )
     return dataclasses.replace(trained, **scoring)
 
 
 def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
     """A split is made anew from the settings: other ones would test on what was trained on."""
+    if not isinstance(trained, BabyAIConfig):
+        raise ValueError(f"data: expected a manifest, with which {out} was trained, got BabyAI pairs; {_AS_TRAINED}")
     for name, got in dataclasses.asdict(asked).items():
-        if name != "cache" and (value := getattr(trained, name, None)) != got:
-            raise ValueError(f"data.{name}: expected {value!r}, with which {out} was trained, got {got!r}")
+        if name != "cache" and (value := getattr(trained, name)) != got:
+            raise ValueError(
+                f"data.{name}: expected {value!r}, with which {out} was trained, got {got!r}; {_AS_TRAINED}"
+            )
 
 
 def load_model(path: str | os.PathLike[str], architecture: str | None = None) -> XCLIP:
@@ -264,13 +277,13 @@ def write_report(
         print(f"multigrain: {len(evaluation.broken)} videos could not be read and were left out:", file=sys.stderr)
         print(*evaluation.broken, sep="\n", file=sys.stderr)
     values = {
-        "metrics": evaluation.metrics,
-        "chance": tables.chance(len(videos), protocol),
+        "metrics": checkpoint.rounded(evaluation.metrics),
+        "chance": checkpoint.rounded(tables.chance(len(videos), protocol)),
         "texts": count,
         "candidates": len(videos),
         "broken": evaluation.broken,
         "hubness": None if evaluation.hubness is None else {"correction": evaluation.hubness, "transductive": True},
-        "mean_recall_at_1": tables.recall_at_1(evaluation.metrics["all"]),
+        "mean_recall_at_1": checkpoint.rounded(tables.recall_at_1(evaluation.metrics["all"])),
         **about,
         "environment": checkpoint.environment(),
     }
