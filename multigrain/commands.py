@@ -15,6 +15,7 @@ import torch
 from . import demo, runs, training
 from .models import ModelConfig
 from .report.console import Bars
+from .report.results import write_report
 from .runs import Run
 from .tokens import Features
 from .training import parallel
@@ -174,7 +175,7 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
     if options.hubness is not None:
         evaluation, out = training.corrected(evaluation, options.hubness, protocol), out / options.hubness
     names = [[str(i) for i in rows] for rows in (evaluation.texts, evaluation.videos)]
-    runs.write_report(out, evaluation, protocol, *names)
+    write_report(out, evaluation, protocol, *names)
     if options.report is not None:
         from .report.run import write_features_page
 

@@ -25,9 +25,10 @@ import torch
 import yaml
 
 import multigrain as mg
-from multigrain import runs, training
+from multigrain import training
 from multigrain.cli import main
 from multigrain.models import XCLIP, RecipeConfig, VisionConfig
+from multigrain.report.results import write_report
 from multigrain.training import Progress, checkpoint, parallel
 from multigrain.training.data import batches
 from multigrain.training.merging import merged_metrics
@@ -186,7 +187,7 @@ def evaluated(rank: int, size: int, state: Any, out: Path) -> list[Any]:
             (True, [0, 3, 4], "all_captions"),  # one video is left, and one rank has none
         )
     ]
-    runs.write_report(out, found[1], "all_captions", *(([f"item {i}" for i in x]) for x in (found[1].texts, range(4))))
+    write_report(out, found[1], "all_captions", *(([f"item {i}" for i in x]) for x in (found[1].texts, range(4))))
     generator = torch.Generator().manual_seed(3)
     text = mg.Features(sentence=torch.randint(-1, 2, (60, 3), generator=generator).double())
     video = mg.Features(video=torch.randint(-1, 2, (21, 3), generator=generator).double())

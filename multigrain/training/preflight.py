@@ -9,7 +9,7 @@ from ..models import XCLIP
 from ..temporal import TemporalTransformer
 from .config import ClipsConfig, StageConfig, TrainConfig
 from .data import Data
-from .evaluation import check_reranker
+from .judging import check_reranker
 from .shards import check_shards
 
 
