@@ -25,7 +25,7 @@ from multigrain.report.page import render
 from multigrain.report.subject import Subject
 from multigrain.report.summary import summarize
 from multigrain.training import Evaluation
-from multigrain.training.evaluation import metrics_by_grain
+from multigrain.training.judging import metrics_by_grain
 from tests.browser import CHROMIUM, Browser
 from tests.pages import assert_self_contained
 from tests.test_explain import run  # noqa: F401  (a fixture)
