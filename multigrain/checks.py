@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -137,12 +138,13 @@ def positive(name: str, value: float) -> float:
 
 def number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> float:
     """A finite number between limits, or an error."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {value!r}")
+    value = float(value)
     if not (math.isfinite(value) and least <= value <= most):
         limits = "" if least == -math.inf else f" from {least:g}" + ("" if most == math.inf else f" to {most:g}")
         raise ValueError(f"{name}: expected a finite number{limits}, got {value!r}")
-    return float(value)
+    return value
 
 
 def count(name: str, value: int, at_most: int | None = None) -> int:

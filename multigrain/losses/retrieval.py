@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
+from ..aggregators import Aggregator
 from ..distributed import Gathered, Group, alone, deal, gather, world
 from ..tokens import Features
 from .base import Loss
@@ -224,7 +225,7 @@ def _criterion(value: nn.Module) -> nn.Module:
     """A loss of scores, as far as the name of what it takes first tells: one of embeddings would take them for such."""
     for _, _, loss in _summands(value):
         reads = checks.reads(loss)
-        if reads in (None, "embeddings", "text", "query", "sim"):
+        if isinstance(loss, Aggregator) or reads in (None, "embeddings", "text", "query"):
             what = "" if reads is None else f", which reads {reads}"
             hint = "; wrap it in multigrain.interop's MetricCriterion" if reads == "embeddings" else ""
             raise TypeError(
