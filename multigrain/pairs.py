@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from . import checks
 from .aggregators import Aggregator, aggregator_of, zero_empty
@@ -155,6 +154,8 @@ def _computed(function: Callable[[Tokens, Tokens], Tensor], query: Tokens, candi
     """function(query, candidate), computed `again` in the backward pass in place of being kept."""
     if not (again and torch.is_grad_enabled()):
         return function(query, candidate)
+
+    from torch.utils.checkpoint import checkpoint  # here: in torch 2.6 it imports SymPy, a third of a second
 
     def compute(q: Tensor, c: Tensor) -> Tensor:
         return function(Tokens(q, query.mask, unit=True), Tokens(c, candidate.mask, unit=True))

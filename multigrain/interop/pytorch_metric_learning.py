@@ -28,7 +28,11 @@ try:
     from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
     from pytorch_metric_learning.losses import BaseMetricLossFunction, ContrastiveLoss
 except ImportError as error:
-    raise ImportError('pytorch-metric-learning is missing: pip install "multigrain[metric]"') from error
+    if (error.name or "").split(".")[0] != "pytorch_metric_learning":
+        raise
+    raise ImportError(
+        'pytorch-metric-learning is missing, expected version 2.8 or newer: pip install "multigrain[metric]"'
+    ) from error
 
 if tuple(int(part) for part in _partner.__version__.split(".")[:2]) < (2, 8):
     raise ImportError(
@@ -132,6 +136,10 @@ class MetricCriterion(Loss):
 
 class CriterionLoss(BaseMetricLossFunction):
     """A criterion of ours as a loss of the package: `loss(embeddings, labels, ref_emb=..., ref_labels=...)`.
+
+    Not inside the package's wrappers. MultipleLosses passes no references: criteria add up instead (see
+    MetricCriterion). CrossBatchMemory and SelfSupervisedLoss refuse losses whose class they do not list, and a memory
+    holds references without a positive in the batch, which criteria refuse: FeatureQueue is that memory here.
 
     Args:
         criterion: scores, (labels, ref_labels) -> scalar; None: InfoNCE().

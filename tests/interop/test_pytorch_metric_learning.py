@@ -119,6 +119,12 @@ def test_our_criterion_as_its_loss():
         CriterionLoss()(text, IDS)
     with pytest.raises(ValueError, match="indices_tuple: expected None"):
         CriterionLoss()(text, IDS, (IDS,) * 4, video, IDS.clone())
+    # Its docstring says why not: should the package take it one day, say so there.
+    with pytest.raises(ValueError, match="expected labels, ref_emb and ref_labels"):
+        losses.MultipleLosses([CriterionLoss()])(text, IDS)
+    for wrapper in (lambda loss: losses.CrossBatchMemory(loss, 8), losses.SelfSupervisedLoss):
+        with pytest.raises(Exception, match="not supported for CriterionLoss"):
+            wrapper(CriterionLoss())
 
 
 def problem() -> tuple[nn.Module, mg.Features, mg.Features, FeatureDistance]:
@@ -215,7 +221,7 @@ def test_a_missing_or_old_package_is_named(version: str | None, monkeypatch: pyt
         monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
     else:
         monkeypatch.setattr(partner, "__version__", version)
-    expected = "is missing: pip install" if version is None else f"expected version 2.8 or newer, got {version}"
+    expected = "expected version 2.8 or newer" + ("" if version is None else f", got {version}")
     with pytest.raises(ImportError, match=expected) as caught:
         importlib.import_module(NAME)
     assert 'multigrain[metric]"' in str(caught.value)
