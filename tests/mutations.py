@@ -128,6 +128,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("losses/token.py", "chosen = weights > 0", "chosen = weights >= 0", "losses_of_features_have_finite_gradients_in_every_dtype token_nce_equals_oracle"),
     ("losses/token.py", "scores + weights.log()[:, None] /", "scores + 0 * weights[:, None] /", "token_nce_equals_oracle"),
     ("losses/decorrelation.py", "sim = torch.where(others.mask[:, None], sim, torch.finfo(sim.dtype).min)", "pass", "decorrelation_equals_loops_over_channels"),
+    ("losses/decorrelation.py", "name) if found is None else found", "name)", "decorrelation_by_learned_weights_is_that_by_the_same_weights_given"),
     ("losses/decorrelation.py", "q_weights) + _correlation(", "q_weights) + 0.9 * _correlation(", "decorrelation_equals_loops_over_channels"),
     ("losses/decorrelation.py", "z.T @ (w * z_partner)", "z.T @ (w * torch.arange(len(w)).to(w)[:, None] * z_partner)", "the_order_of_pairs_and_tokens_changes_no_loss_of_features"),
     ("losses/distillation.py", "return 1 - (_centred", "return 1.1 - (_centred", "a_student_like_its_teacher_has_nothing_to_learn distillation_equals_its_formula"),
