@@ -21,7 +21,7 @@ lint: test-install
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 docs: docs-install
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 figures: test-install
 	$(BIN)/python docs/figures

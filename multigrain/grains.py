@@ -26,6 +26,7 @@ class Grain(nn.Module):
 
     Raises:
         ValueError: unknown aggregator name; in forward, features that do not fit together.
+        KeyError: in forward, a grain that the features lack.
 
     Example:
         >>> grain = Grain("word", "frame", "mean_max")
@@ -115,20 +116,36 @@ class Grain(nn.Module):
 
 
 def VideoSentence(aggregator: Aggregator | str | None = None, bilinear: int | None = None) -> Grain:
-    """Grain("sentence", "video"): one vector each (X-CLIP's S_V-S; all that CLIP has)."""
+    """Grain("sentence", "video"): one vector each (X-CLIP's S_V-S; all that CLIP has).
+
+    Args:
+        aggregator, bilinear: as in Grain.
+    """
     return Grain("sentence", "video", aggregator, bilinear)
 
 
 def VideoWord(aggregator: Aggregator | str | None = None, bilinear: int | None = None) -> Grain:
-    """Grain("word", "video"): each word against the whole video (X-CLIP's S_V-W); default AOSM()."""
+    """Grain("word", "video"): each word against the whole video (X-CLIP's S_V-W).
+
+    Args:
+        aggregator, bilinear: as in Grain; aggregator None: AOSM().
+    """
     return Grain("word", "video", AOSM() if aggregator is None else aggregator, bilinear)
 
 
 def SentenceFrame(aggregator: Aggregator | str | None = None, bilinear: int | None = None) -> Grain:
-    """Grain("sentence", "frame"): the sentence against each frame (X-CLIP's S_F-S); default AOSM()."""
+    """Grain("sentence", "frame"): the sentence against each frame (X-CLIP's S_F-S).
+
+    Args:
+        aggregator, bilinear: as in Grain; aggregator None: AOSM().
+    """
     return Grain("sentence", "frame", AOSM() if aggregator is None else aggregator, bilinear)
 
 
 def FrameWord(aggregator: Aggregator | str | None = None, bilinear: int | None = None) -> Grain:
-    """Grain("word", "frame"): each word against each frame (X-CLIP's S_F-W); default AOSM()."""
+    """Grain("word", "frame"): each word against each frame (X-CLIP's S_F-W).
+
+    Args:
+        aggregator, bilinear: as in Grain; aggregator None: AOSM().
+    """
     return Grain("word", "frame", AOSM() if aggregator is None else aggregator, bilinear)

@@ -75,6 +75,10 @@ def dynamic_inverted_softmax(
     QB-Norm (Bogolin et al. 2022, arXiv 2112.12777); k and beta as its code. Not transductive with a bank of training
     queries. The other rows are the scores as they are. Equal scores at the k-th place all count.
 
+    Args:
+        bank, beta: as in inverted_softmax.
+        k: how deep a candidate may be in the ranking of a query of the bank to be a hub.
+
     Raises:
         TypeError, ValueError: as inverted_softmax; a k beyond the number of candidates.
     """

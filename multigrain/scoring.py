@@ -27,6 +27,7 @@ def score_matrix(
 
     Args:
         scorer: Features x Features -> scores, such as MultiGrain.
+        query, candidate: the two collections.
         block: queries and candidates in a block; memory beyond the result is that of one block.
         device: where the result goes; default: where the features are.
         progress: called with (pairs done, pairs in all) after each block.
@@ -57,7 +58,7 @@ def top_k(
 
     Args:
         k: from 1 to the number of candidates.
-        scorer, block, device, progress: as for `score_matrix`.
+        scorer, query, candidate, block, device, progress: as for `score_matrix`.
 
     Returns:
         Scores [queries, k] and candidate indices [queries, k].

@@ -43,6 +43,13 @@ def test_fences_of_a_page_run(page: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_code_fits_its_page() -> None:
+    """A screen of 1280 pixels shows 104 columns of code; longer lines would have to be scrolled."""
+    fences = re.compile(r"^```[a-z]+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    code = {str(page): "\n".join(fences.findall(page.read_text())) for page in PAGES}
+    assert [(name, line) for name in code for line in code[name].split("\n") if len(line) > 104] == []
+
+
 def public_names() -> set[str]:
     """As they are imported: those of the package, of the leaves, and of the modules of interop."""
     names = {f"multigrain.{name}" for name in mg.__all__}
@@ -98,7 +105,7 @@ def test_settings_of_the_guide_to_swapping_are_read() -> None:
 
 def test_commands_and_settings_of_the_guide_are_read() -> None:
     """Every `multigrain train` of the page and each setting that it tells to append."""
-    page = (ROOT / "docs/guides/reproduce.md").read_text()
+    page = (ROOT / "docs/guides/reproduce.md").read_text().replace("\\\n", "")
     commands = [shlex.split(line)[2:] for line in page.splitlines() if line.startswith("multigrain train")]
     assert len(commands) == 1
     words = commands[0]

@@ -14,7 +14,7 @@ CRITERIA = {
     "InfoNCE()": mg.InfoNCE(direction="query"),
     "Sigmoid, bias -2": mg.Sigmoid(init_logit_bias=-2.0, direction="query"),
     "MarginRanking(0.1)": mg.MarginRanking(0.1, direction="query"),
-    "the same, hard_pool=1": mg.MarginRanking(0.1, hard_pool=1, easy_weight=0, direction="query"),
+    "hard_pool=1": mg.MarginRanking(0.1, hard_pool=1, easy_weight=0, direction="query"),
 }
 
 

@@ -1,9 +1,4 @@
-"""Aggregators: from the similarities of all token pairs to one score per (query, candidate) pair.
-
-`base` says what an aggregator is. A new one is a class in a file of this folder that `register_aggregator` gives a
-name, exported by `multigrain/__init__.py`, judged by a function in `tests/oracle.py`, and listed in
-`docs/api/index.md`.
-"""
+"""Aggregators: from the similarities of all token pairs to one score per (query, candidate) pair."""
 
 from .attention import AOSM, ISA, Mixing
 from .base import (

@@ -40,7 +40,12 @@ class Aggregator(nn.Module, ABC):
         query_mask: Bool[Tensor, "q m"] | None = None,
         candidate_mask: Bool[Tensor, "c n"] | None = None,
     ) -> Float[Tensor, "q c"]:
-        """Scores [q, c] of sim [q, c, m, n] under masks [q, m] and [c, n]."""
+        """Scores [q, c] of all pairs, before any logit scale.
+
+        Args:
+            sim: similarities [q, c, m, n] of m query tokens with n candidate tokens.
+            query_mask, candidate_mask: [q, m] and [c, n], True = a real token; None: all are.
+        """
 
     def reads(self, side: str) -> tuple[str, ...]:
         """Names of the grains that `weigh` reads of a side ("query" or "candidate"), beside the compared one."""
@@ -114,6 +119,9 @@ AggregatorClass = TypeVar("AggregatorClass", bound=type[Aggregator])
 def register_aggregator(name: str) -> Callable[[AggregatorClass], AggregatorClass]:
     """A class decorator that gives an Aggregator a name, so that Grain("word", "frame", name) and YAML find it.
 
+    Args:
+        name: not taken yet; `multigrain.aggregators.aggregator_names()` lists those that are.
+
     Raises:
         ValueError: the name is taken by another class.
         TypeError: the class is not an Aggregator.
@@ -145,7 +153,12 @@ def aggregator_of(value: object) -> Aggregator:
 def build_aggregator(name: str, **settings: Any) -> Aggregator:
     """The aggregator of a registered name, with its settings.
 
+    Args:
+        name: such as "aosm" or "mean_max", or one of your own.
+        settings: the arguments of its class.
+
     Raises:
-        ValueError: no such name; the message lists them.
+        ValueError: no such name, the message lists them; or settings out of range.
+        TypeError: settings that the class does not have.
     """
     return _REGISTRY[checks.choice("aggregator", name, _REGISTRY)](**settings)

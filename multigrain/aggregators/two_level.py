@@ -54,7 +54,14 @@ class MeanMean(TwoLevel):
 
 @register_aggregator("mean_max")
 class MeanMax(TwoLevel):
-    """mean_i max_j: each token's best match, averaged. FILIP per direction; X-CLIP's Mean-Max; DRL's TI."""
+    """mean_i max_j x_ij: each token's best match, averaged. FILIP per direction; X-CLIP's Mean-Max; DRL's TI.
+
+    Args:
+        direction: whose tokens are i: "query" the query's, "candidate" the candidate's, "both" the mean of the two.
+
+    Raises:
+        ValueError: an unknown direction.
+    """
 
     def __init__(self, direction: str = "both") -> None:
         super().__init__(Reduction("mean"), Reduction("max"), direction)
@@ -62,7 +69,14 @@ class MeanMax(TwoLevel):
 
 @register_aggregator("max_mean")
 class MaxMean(TwoLevel):
-    """max_i mean_j: the token that matches the other side best as a whole (X-CLIP's Max-Mean)."""
+    """max_i mean_j x_ij: the token that matches the other side best as a whole (X-CLIP's Max-Mean).
+
+    Args:
+        direction: as in MeanMax.
+
+    Raises:
+        ValueError: an unknown direction.
+    """
 
     def __init__(self, direction: str = "both") -> None:
         super().__init__(Reduction("max"), Reduction("mean"), direction)
@@ -78,7 +92,16 @@ class MaxMax(TwoLevel):
 
 @register_aggregator("max_sim")
 class MaxSim(TwoLevel):
-    """sum_i max_j over query tokens i (ColBERT). Unlike MeanMax, it grows with the query's length."""
+    """sum_i max_j x_ij over query tokens i (ColBERT: Khattab and Zaharia 2020, arXiv 2004.12832).
+
+    Unlike MeanMax, it grows with the query's length.
+
+    Args:
+        direction: as in MeanMax.
+
+    Raises:
+        ValueError: an unknown direction.
+    """
 
     def __init__(self, direction: str = "query") -> None:
         super().__init__(Reduction("sum"), Reduction("max"), direction)
@@ -86,9 +109,14 @@ class MaxSim(TwoLevel):
 
 @register_aggregator("logsumexp")
 class LogSumExp(TwoLevel):
-    """t log sum_ij exp(sim_ij / t), a smooth maximum over token pairs; `direction` changes nothing.
+    """t log sum_ij exp(x_ij / t), a smooth maximum over token pairs: max <= LogSumExp <= max + t log(m n).
 
-    max <= LogSumExp <= max + t log(m n). Raises ValueError for a temperature that is not positive and finite.
+    Args:
+        temperature: sharpness t.
+        direction: changes nothing.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite, an unknown direction.
     """
 
     def __init__(self, temperature: float = 0.1, direction: str = "both") -> None:

@@ -3,7 +3,7 @@
     MetricCriterion(loss, miner)   its loss as a criterion of scores, for RetrievalLoss
     CriterionLoss(criterion)       our criterion as one of its losses
     ScoreDistance()                scores [q, c] in place of embeddings, their transpose in place of references
-    FeatureDistance(scorer, ...)   features packed into embeddings, for what keeps or gathers these (CrossBatchMemory)
+    FeatureDistance(scorer, ...)   features packed into embeddings, for what keeps these (CrossBatchMemory)
 
 Needs the extra `metric`.
 """

@@ -45,6 +45,11 @@ def text_features(model: Any, input_ids: Int[Tensor, "b w"], attention_mask: Int
 
     The words go through the projection too, so that they meet frames in one space.
 
+    Args:
+        model: a CLIPModel.
+        input_ids: [B, W] of its tokenizer.
+        attention_mask: [B, W], not 0 = a real token.
+
     Raises:
         ImportError: transformers is older than 5.
     """
@@ -58,7 +63,9 @@ def video_features(
     """Features(frame, video) of a model with `get_image_features`, such as CLIPModel, from the frames of videos.
 
     Args:
-        mask: not 0 = a real frame; None: all are. The video is the mean of the real, normalised frames.
+        model: a CLIPModel.
+        pixel_values: [B, N, 3, H, W] of its image processor.
+        mask: [B, N], not 0 = a real frame; None: all are. The video is the mean of the real, normalised frames.
 
     Raises:
         ImportError: transformers is older than 5.

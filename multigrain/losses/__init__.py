@@ -1,8 +1,4 @@
-"""Losses over matrices of scores, over features, and over batches larger than one process encodes.
-
-`base` says what a loss is, `criterion` what one of scores is, `whole` what one of features is. A new one is a class in
-a file of this folder, exported by `multigrain/__init__.py`, with a test, and listed in `docs/api/index.md`.
-"""
+"""Losses over matrices of scores, over features, and over batches larger than one process encodes."""
 
 from .base import Loss
 from .cached import CachedLoss

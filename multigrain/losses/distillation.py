@@ -22,8 +22,8 @@ class Distillation(WholeBatchLoss):
     """The distance of a student's scores from a teacher's, row by row and column by column.
 
         p_i = softmax_j(scale * student_ij),   t_i = softmax_j(teacher_scale * teacher_ij)
-        row = 1 - Pearson correlation of p_i and t_i    ("pearson")    or    sum_j t_ij (log t_ij - log p_ij)    ("kl")
-        L   = mean over rows + the same down the columns    ("sum", as TeachCLIP)    or half of that    ("mean")
+        row = 1 - Pearson correlation of p_i and t_i   ("pearson")   or   sum_j t_ij (log t_ij - log p_ij)   ("kl")
+        L   = mean over rows + the same down the columns   ("sum", as TeachCLIP)   or half of that   ("mean")
 
     No gradient reaches the teacher: it scores features of its own, such as grains of other names in the same text and
     video. The correlation with equal probabilities is 0. Source: TeachCLIP (Tian et al., CVPR 2024) and its code, whose

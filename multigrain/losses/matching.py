@@ -36,6 +36,9 @@ def random_negatives(positives: Bool[Tensor, "q c"], k: int = 1) -> Negatives:
 
     Returns:
         Columns [q, k], and a mask [q, k] that is True where there is one.
+
+    Raises:
+        ValueError: k below 1.
     """
     checks.instance("positives", positives, Tensor)
     return hard_negatives(torch.zeros(positives.shape, device=positives.device), positives, k)
@@ -46,6 +49,10 @@ def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"],
 
     Args:
         scores: of a ranker, times its logit scale.
+        positives, k: as for `random_negatives`, and so is what it returns.
+
+    Raises:
+        ValueError: positives of another shape than the scores, k below 1.
     """
     logits = widen(scores.detach())
     # Gumbel's trick: the k largest are a draw without replacement, and no chance ever underflows.
@@ -53,7 +60,14 @@ def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"],
 
 
 def cascade_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"], k: int = 8) -> Negatives:
-    """The k negatives of each query that a cheap ranker scores highest, best first (TACo; its k is 8)."""
+    """The k negatives of each query that a cheap ranker scores highest, best first (TACo; its k is 8).
+
+    Args:
+        scores, positives, k: as for `hard_negatives`, and so is what it returns.
+
+    Raises:
+        ValueError: positives of another shape than the scores, k below 1.
+    """
     checks.count("k", k)
     checks.instances(Tensor, scores=scores, positives=positives)
     same = positives.shape == scores.shape and positives.dtype == torch.bool

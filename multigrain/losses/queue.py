@@ -27,6 +27,9 @@ class FeatureQueue:
         size: the most items to hold.
         group: the process group; None: the default one.
 
+    Raises:
+        ValueError: a size below 1.
+
     Example:
         >>> queue = FeatureQueue(6)
         >>> for start in (0, 4):

@@ -20,7 +20,7 @@ class TokenNCE(WholeBatchLoss):
     """InfoNCE of single weighted query tokens against candidates.
 
         x_tj = max over tokens n of candidate j of cos(token t, token n)
-        L_q  = -sum_t w_t log softmax_j(s x_tj)_p(t) / sum_t w_t              p(t): t's candidate, evenly where several
+        L_q  = -sum_t w_t log softmax_j(s x_tj)_p(t) / sum_t w_t       p(t): t's candidate, evenly where several
         L_c  = -1/c' sum_j sum_{t of j} y_jt log p_jt,   p_jt = w_t exp(s x_tj) / sum_u w_u exp(s x_uj)
 
     t runs over the tokens of the batch with w_t > 0, y_jt = w_t / sum of w over the tokens that belong to candidate j,

@@ -101,10 +101,14 @@ class TemporalConfig:
 
 @dataclass(frozen=True)
 class GrainConfig:
-    """One grain.
+    """One grain, as in a YAML file: see Grain.
 
-    `aggregator` is a registered name ("mean_max") or {"class_path": "multigrain.AOSM", "init_args": {...}}; None
-    takes the model's, or none where both sides are one vector.
+    Args:
+        query, candidate: "sentence" or "word"; "video" or "frame".
+        aggregator: a registered name ("mean_max") or {"class_path": "multigrain.AOSM", "init_args": {...}}; None
+            takes the model's, or none where both sides are one vector.
+        bilinear: learn a matrix between the two sides.
+        name: how scores_by_grain calls it; default "query-candidate".
     """
 
     query: str

@@ -253,6 +253,11 @@ class XCLIP(Portable):
         """The loss of a batch of pairs: sentence i belongs to video i (and to those with the same id).
 
         Where torch.distributed has several ranks, it is that of all their batches (see RetrievalLoss).
+
+        Args:
+            sentences: see encode_text.
+            frames, mask, index: see encode_video.
+            ids: see RetrievalLoss.
         """
         return self.loss(self.encode_text(sentences), self.encode_video(frames, mask, index), ids)
 

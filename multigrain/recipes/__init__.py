@@ -4,8 +4,13 @@
     loss = recipe(text, video)
     scores = recipe.scores(text, video)
 
-A new one is a function under `register_recipe` in a file of this folder, imported below, with a test in tests/recipes
-and a renewed table: `python -m multigrain.recipes docs/recipes.md`.
+Settings that several share, out of whose range a ValueError names them:
+
+    dim                     D, the width of the features
+    max_frames              N, the most frames of a video that an encoder of frames takes
+    depth, heads            layers of a transformer and its attention heads, None: one for each 64 of D
+    temperature             of the aggregator, or the fixed one of the loss
+    queue_size, momentum    of the queues of keys, and of the encoders that make them (see `momentum_update`)
 """
 
 from .base import About, Recipe, about, build, names, register_recipe

@@ -66,7 +66,9 @@ class Recipe(nn.Module):
         loss: (text, video, ids) -> scalar, of features behind the heads. It shares the scorer's parameters.
         text_head, video_head: Features -> Features with more grains, or None for the identity.
         reverse: the scorer that ranks the texts of a video, [texts, videos] too, where it is another (FILIP).
-        reranker: a scorer of single pairs, too slow for all, for the best `rerank_k` of a ranking, or all of fewer.
+        reranker: a scorer of single pairs, too slow for all.
+        rerank_k: how many of the best of a ranking it orders, or all of fewer; given if and only if there is a
+            reranker.
         momentum: the decay of momentum encoders (see `momentum_update`) that make `keys`; None: there are none.
         queue_size: of the two queues of keys; None: there are none.
 
@@ -278,6 +280,7 @@ def build(name: str, dim: int | None = None, max_frames: int | None = None, **se
     """The recipe of a registered name.
 
     Args:
+        name: one of `names()`.
         dim: D, the width of the features, for the recipes with parameters of that width; the others ignore it.
         max_frames: N, for those with an encoder of frames; the others ignore it. None: their default.
         settings: of the function of that name.

@@ -15,7 +15,10 @@ def render() -> str:
     """Both tables in Markdown: what each system is, and what was published for it."""
     systems = [(name, about(name)) for name in names()]
     what = [
-        [f"`{name}`", f"{a.system} ({a.paper})", a.grains, a.aggregation, a.loss, a.extras, a.cost, _settings(name)]
+        [
+            f"[`{name}`](api/recipes.md#multigrain.recipes.{name})",
+            *(f"{a.system} ({a.paper})", a.grains, a.aggregation, a.loss, a.extras, a.cost, _settings(name)),
+        ]
         for name, a in systems
     ]
     published = [[f"`{name}`", a.figure, a.source] for name, a in systems if a.figure]

@@ -2,8 +2,8 @@
 
 A score of AOSM is a sum over token pairs, and its weights are those of its two softmaxes:
 
-    query direction      p_ij over candidate tokens j for each query token i, then a_i over i:  sum_ij a_i p_ij x_ij
-    candidate direction  r_ij over query tokens i for each candidate token j, then b_j over j:  sum_ij b_j r_ij x_ij
+    query direction      p_ij over candidate tokens j for each query token i, a_i over i:  sum_ij a_i p_ij x_ij
+    candidate direction  r_ij over query tokens i for each candidate token j, b_j over j:  sum_ij b_j r_ij x_ij
     both                 their mean, so token pair (i, j) has the weight (a_i p_ij + b_j r_ij) / 2
 """
 
