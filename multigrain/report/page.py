@@ -76,9 +76,8 @@ def _training(report: Report) -> str:
 
 def _settings(report: Report) -> str:
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.settings.items())
-    return (f"<dl>{terms}</dl>" if terms else "") + (
-        f"<details><summary>All settings</summary><pre>{escape(report.config)}</pre></details>" if report.config else ""
-    )
+    folded = f'<details class="settings"><summary>All settings</summary><pre>{escape(report.config)}</pre></details>'
+    return (f"<dl>{terms}</dl>" if terms else "") + (folded if report.config else "")
 
 
 _SECTIONS: Mapping[str, Callable[[Report], str]] = {
