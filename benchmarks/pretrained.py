@@ -21,9 +21,9 @@ from multigrain.models import XCLIP, ModelConfig
 from multigrain.models.evaluating import evaluating
 from multigrain.training.data import batches
 from multigrain.training.encoding import encode_texts
-from multigrain.training.loop import learning_rate, make_optimizer
 from multigrain.training.momentum import momentum_of
 from multigrain.training.objectives import frame_features, frozen_objective
+from multigrain.training.optimizer import learning_rate, make_optimizer
 
 SHARED = ("vision.", "text.", "criterion.")  # what a model takes over from the first stage
 BLOCK = 100  # sentences or videos encoded at a time

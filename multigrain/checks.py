@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -56,15 +58,25 @@ def same_batch(grains: dict[str, Tokens]) -> None:
         raise ValueError(f"Features: expected one device for all grains, got {devices}")
 
 
+def no_grain(target: str, names: Sequence[str], source: str) -> None:
+    """Features do not have what a head is about to make: what a caller gave is not overwritten."""
+    if target in names:
+        raise ValueError(
+            f"target: expected features without {target!r}, which is made of {source!r} here, got one; "
+            "features.only(...) leaves it out"
+        )
+
+
 def similarity(sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> None:
     """sim [q, c, m, n] with masks [q, m] and [c, n] (True = real), or an error."""
+    instance("sim", sim, Tensor)
     if sim.ndim != 4:
         raise ValueError(f"sim: expected [query, candidate, query_token, candidate_token], got {shape(sim)}")
     q, c, m, n = sim.shape
     for name, value, expected in (("query_mask", query_mask, (q, m)), ("candidate_mask", candidate_mask, (c, n))):
         if value is None:
             continue
-        if value.shape != expected:
+        if instance(name, value, Tensor).shape != expected:
             raise ValueError(f"{name}: expected shape {list(expected)} for sim {shape(sim)}, got {shape(value)}")
         if value.dtype != torch.bool:
             raise TypeError(f"{name}: expected dtype torch.bool (True = a real token), got {value.dtype}")
@@ -124,6 +136,17 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> float:
+    """A finite number between limits, or an error."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    value = float(value)
+    if not (math.isfinite(value) and least <= value <= most):
+        limits = "" if least == -math.inf else f" from {least:g}" + ("" if most == math.inf else f" to {most:g}")
+        raise ValueError(f"{name}: expected a finite number{limits}, got {value!r}")
+    return value
+
+
 def count(name: str, value: int, at_most: int | None = None) -> int:
     """A whole number from one to `at_most`, or an error."""
     if not isinstance(value, int) or isinstance(value, bool):
@@ -151,7 +174,7 @@ def scores(value: Tensor, name: str = "scores") -> None:
         raise TypeError(f"{name}: expected a floating-point matrix, got {value.dtype}")
 
 
-def square(value: Tensor, remedy: str) -> None:
+def square(value: Tensor, remedy: str = "pass a pair of ids (of the queries, of the candidates) otherwise") -> None:
     """Row i belongs to column i, or an error that says what to pass otherwise."""
     if value.shape[0] != value.shape[1]:
         raise ValueError(f"scores: expected a square matrix (row i belongs to column i), got {shape(value)}; {remedy}")
@@ -159,6 +182,7 @@ def square(value: Tensor, remedy: str) -> None:
 
 def targets(value: Tensor, scores: Tensor) -> None:
     """Weights from 0 of the shape of scores [q, c], or an error."""
+    instance("targets", value, Tensor)
     if value.shape != scores.shape:
         raise ValueError(f"targets: expected the shape of scores, {shape(scores)}, got {shape(value)}")
     if not value.is_floating_point():
@@ -204,14 +228,17 @@ def grains(values: Sequence[Grain | PooledGrain]) -> None:
     if not values:
         raise ValueError("grains: expected at least one Grain, got none")
     for i, value in enumerate(values):
-        if not hasattr(value, "similarity"):
-            raise TypeError(f"grains[{i}]: expected a Grain, got {type(value).__name__}")
+        if isinstance(value, type) or not hasattr(value, "similarity"):
+            raise TypeError(f"grains[{i}]: expected a Grain, got {named(value)}")
     unique("grains", [value.name for value in values])
 
 
 def weights(values: Sequence[float], grains: int) -> list[float]:
     """One finite number per grain."""
-    numbers = [float(value) for value in values]
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise TypeError(f"weights: expected {grains} numbers, one for each grain, got {values!r}") from None
     if len(numbers) != grains or not all(math.isfinite(value) for value in numbers):
         raise ValueError(f"weights: expected {grains} finite numbers, one for each grain, got {numbers}")
     return numbers
@@ -258,8 +285,34 @@ def one_query_token(grain: str, query: Tokens) -> None:
 def instance(name: str, value: object, kind: type[T]) -> T:
     """An object of a class, or an error."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise TypeError(f"{name}: expected {article} {kind.__name__}, got {named(value)}")
     return value
+
+
+def instances(kind: type, **values: object) -> None:
+    """Objects of one class by name, or an error that names the first other one."""
+    for name, value in values.items():
+        instance(name, value, kind)
+
+
+def scorer(name: str, value: T, but: type | None = None) -> T:
+    """What can be called with two Features, but is no object of a class `but`, or an error."""
+    if (but is not None and isinstance(value, but)) or reads(value) in (None, "sim", "scores"):
+        raise TypeError(f"{name}: expected a scorer of two Features, such as MultiGrain, got {named(value)}")
+    return value
+
+
+def reads(value: object) -> str | None:
+    """The name of what a function, or a module's `forward`, takes first; None: it is none, or a class."""
+    if isinstance(value, type) or not callable(value):
+        return None
+    return next(iter(inspect.signature(getattr(value, "forward", value)).parameters), "")
+
+
+def named(value: object) -> str:
+    """What an object is, for a message; a class itself is called one."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def token_weights(name: str, weights: Tokens, grain: str, tokens: Tokens) -> None:

@@ -168,7 +168,7 @@ def _parser() -> _Parser:
 
 
 _MODEL = "folder of a model or of a run, or a checkpoint of X-CLIP's code or of CLIP"
-_OVERRIDES = "Any setting of the config may follow: --seed=1 --model.frame_source=raw --data.pairs=2000"
+_OVERRIDES = "Any setting of the config may follow: --seed=1 --model.frame_source=raw --data.pairs=4000"
 _EXPLAIN = (
     "Draw the frames of a video against the words of a sentence: similarities, where the attention lies, and each "
     "grain's part in the score."

@@ -15,6 +15,7 @@ import torch
 from . import demo, runs, training
 from .models import ModelConfig
 from .report.console import Bars
+from .report.results import write_report
 from .runs import Run
 from .tokens import Features
 from .training import parallel
@@ -61,6 +62,7 @@ def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
     """Pairs and training."""
     run = _run(options, overrides)
     with parallel.launched(training.device(run.config.device)):
+        training.check(run.config)
         runs.fit(run, runs.load(run))
         print(f"Time: {run.clock}")
         print(f"Trained {run.out / 'model'}; next: {shlex.join(['multigrain', 'evaluate', '--out', str(run.out)])}")
@@ -78,6 +80,8 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
         raise ValueError("targets, protocol: expected with --text and --video; a run has --data.protocol=")
     if options.model is None:
         _only_of_evaluation(overrides)
+    elif own := [override for override in overrides if override.startswith("--model.")]:
+        raise ValueError(f"{own[0]}: expected no setting of the model beside --model, which has its own")
     run = _run(options, overrides)
     with parallel.launched(training.device(run.config.device)):
         _evaluate_run(run, options)
@@ -137,6 +141,20 @@ def _only_of_evaluation(overrides: list[str]) -> None:
             )
 
 
+def _read_beside_a_recipe(model: ModelConfig, overrides: list[str]) -> None:
+    """That no setting asks for what a recipe brings."""
+    for override in overrides:
+        name = override.partition("=")[0].removeprefix("--model.")
+        if model.recipe is not None and name.startswith(_BROUGHT) and name != "temporal.max_frames":
+            raise ValueError(
+                f"{override}: expected no such setting with the recipe {model.recipe.name!r}, which brings its own; "
+                "leave it out, or append --model.recipe=null to train without the recipe"
+            )
+
+
+_BROUGHT = (*runs.SCORING, "frame_source", "temporal.")  # see ModelConfig
+
+
 def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
     if overrides or options.text is None or options.video is None or options.config is not None:
         raise ValueError("features: expected --text FILE and --video FILE, no --config and no setting of one")
@@ -156,8 +174,8 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
     out = options.out or Path("runs", "features")
     if options.hubness is not None:
         evaluation, out = training.corrected(evaluation, options.hubness, protocol), out / options.hubness
-    names = [[str(i) for i in range(len(side))] for side in (text, video)]
-    runs.write_report(out, evaluation, protocol, *names)
+    names = [[str(i) for i in rows] for rows in (evaluation.texts, evaluation.videos)]
+    write_report(out, evaluation, protocol, *names)
     if options.report is not None:
         from .report.run import write_features_page
 
@@ -237,6 +255,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
     if options.cache is not None:
         overrides = [*overrides, f"--data.cache={options.cache}"]
     config = training.load_config(options.config, overrides)
+    if options.command == "train":
+        _read_beside_a_recipe(config.model, overrides)
     if isinstance(config.data, training.ClipsConfig):
         # Absolute, so that the run can be evaluated from anywhere.
         data = dataclasses.replace(config.data, manifest=os.path.abspath(config.data.manifest))

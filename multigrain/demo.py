@@ -48,6 +48,7 @@ def demo(
         config = shrink(config)
     run = Run(config, out, runs.config_text("demo"), workers, resume, "multigrain demo", _QUICK * quick, _CHOSEN)
     check(run)
+    training.check(config)
     pairs = cast("BabyAI", runs.load(run))
     model = runs.fit(run, pairs)
     return show(run, model, pairs, runs.evaluate(run, model, pairs.test))

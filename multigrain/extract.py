@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from . import checks
 from .collection import Collection
-from .data.video import VIDEO_SUFFIXES, Sampling, VideoError, batch, read_video
+from .data.files import Location, list_videos
+from .data.video import Sampling, VideoError, batch, read_video
 from .models.evaluating import evaluating
 from .scoring import Progress
 from .tokens import Features
@@ -34,7 +35,6 @@ from .tokens import Features
 if TYPE_CHECKING:
     from .models import XCLIP
 
-Location: TypeAlias = "str | os.PathLike[str]"
 Decoded: TypeAlias = "tuple[str, Tensor | VideoError]"
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -155,30 +155,6 @@ def encode_videos(
         features, _, _ = _encode(model, stream, batch_size, True, None, tick)
     assert features is not None  # strict, and there is a video
     return features.to(model.logit_scale.device)
-
-
-def list_videos(sources: Iterable[Location]) -> list[str]:
-    """Absolute paths of video files: files as they are, folders by what lies in them and below, sorted.
-
-    Raises:
-        TypeError: one path instead of a list of them.
-        ValueError: no path, or a folder without a file that is named like a video.
-    """
-    if isinstance(sources, (str, os.PathLike)):
-        raise TypeError(f"videos: expected a list of paths, got one path {os.fspath(sources)!r}")
-    paths: list[str] = []
-    for source in sources:
-        found = [Path(source)]
-        if found[0].is_dir():
-            # Not the files ".name.mp4" that file managers leave.
-            files = (file for file in found[0].rglob("[!.]*") if file.suffix.lower() in VIDEO_SUFFIXES)
-            found = sorted(file for file in files if file.is_file())
-            if not found:
-                raise ValueError(f"videos: expected video files in the folder {source}, found none")
-        paths += map(os.path.abspath, found)
-    if not paths:
-        raise ValueError("videos: expected at least one path, got none")
-    return paths
 
 
 def describe(model: XCLIP) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import checks
-from .aggregators import AOSM, Aggregator, build_aggregator, zero_empty
+from .aggregators import AOSM, Aggregator, aggregator_of, zero_empty
 from .kernels import table
 from .kernels.spec import Weights
 from .reduce import without_autocast
@@ -48,9 +48,10 @@ class Grain(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        checks.instances(str, query=query, candidate=candidate)
         self.query, self.candidate = query, candidate
         self.name = name or f"{query}-{candidate}"
-        self.aggregator = build_aggregator(aggregator) if isinstance(aggregator, str) else aggregator
+        self.aggregator = None if aggregator is None else aggregator_of(aggregator)
         size = None if bilinear is None else checks.count("bilinear", bilinear)
         self.register_parameter("bilinear", None if size is None else nn.Parameter(torch.eye(size)))
 
@@ -99,6 +100,7 @@ class Grain(nn.Module):
 
     def _sides(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
         """The two grains, checked, the query behind the bilinear matrix."""
+        checks.instances(Features, query=query, candidate=candidate)
         q, c = query[self.query].tokenwise(), candidate[self.candidate].tokenwise()
         checks.sides(self.name, q, c)
         if self.bilinear is not None:

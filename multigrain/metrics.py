@@ -7,13 +7,14 @@ Rivals are all candidates that are not positives of the query. NaN is an error, 
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from . import checks
+from .hubness import TRANSDUCTIVE
 
 TIES = {"optimistic": 0.0, "mean": 0.5, "pessimistic": 1.0}
 PROTOCOLS = ("diagonal", "group_max", "all_captions")
@@ -28,6 +29,7 @@ class RetrievalMetrics(TypedDict):
     v2t: dict[str, float]
     protocol: str
     ties: str
+    hubness: NotRequired[str]
 
 
 def ranks(
@@ -52,7 +54,7 @@ def ranks(
     if positives is None:
         checks.square(scores, "pass positives otherwise")
         positives = torch.arange(len(scores), device=scores.device)
-    if positives.dtype != torch.bool:
+    if checks.instance("positives", positives, Tensor).dtype != torch.bool:
         checks.labels("positives", positives, len(scores))
         checks.indices("positives", positives, scores.shape[1])
     elif positives.shape != scores.shape:
@@ -82,6 +84,7 @@ def retrieval_metrics(
     targets: Int[Tensor, "t"] | None = None,
     protocol: str = "diagonal",
     ties: str = "mean",
+    hubness: str | None = None,
 ) -> RetrievalMetrics:
     """R@1, R@5, R@10 (per cent), MdR and MnR (ranks), text to video and back.
 
@@ -93,14 +96,24 @@ def retrieval_metrics(
             "group_max": as X-CLIP and CLIP4Clip evaluate MSVD: each video ranks the videos, each by its best
             caption, so that a rival's many captions count once. R@1 is as in "all_captions", the rest is easier.
         ties: see `ranks`.
+        hubness: "dual_softmax", "inverted_softmax" or "sinkhorn" corrects the scores first, for each direction over
+            its own queries, and is named in the result: all three are transductive.
 
     Raises:
-        ValueError: NaN among the scores (the first pair is named), unknown protocol, targets that do not fit.
+        ValueError: NaN among the scores (the first pair is named), unknown protocol or correction, targets that do
+            not fit.
     """
+    if hubness is not None:
+        correct = TRANSDUCTIVE[checks.choice("hubness", hubness, TRANSDUCTIVE)]
+        corrected = retrieval_metrics(correct(scores), targets, protocol, ties)
+        corrected["v2t"] = retrieval_metrics(correct(scores.T).T, targets, protocol, ties)["v2t"]
+        return {**corrected, "hubness": hubness}
     checks.choice("protocol", protocol, PROTOCOLS)
     if protocol == "diagonal":
         if targets is not None:
             raise ValueError('targets: expected None under the protocol "diagonal"; name "all_captions" or "group_max"')
+        checks.scores(scores)
+        checks.square(scores, 'pass targets and the protocol "all_captions" or "group_max" otherwise')
         t2v, v2t = ranks(scores, ties=ties), ranks(scores.T, ties=ties)
     else:
         checks.scores(scores)

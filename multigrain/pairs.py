@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from . import checks
-from .aggregators import Aggregator, build_aggregator, zero_empty
+from .aggregators import Aggregator, aggregator_of, zero_empty
 from .reduce import widen
 from .tokens import Features, Tokens
 from .transformer import Transformer
@@ -64,6 +63,7 @@ class CrossEncoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        checks.instances(str, query=query, candidate=candidate)
         self.query, self.candidate = query, candidate
         checks.count("dim", dim)
         self.cls = nn.Parameter(0.02 * torch.randn(dim))
@@ -111,6 +111,7 @@ class CrossEncoder(nn.Module):
 
     def _tokens(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
         """The two grains, padding zero, in the dtype of the parameters."""
+        checks.instances(Features, query=query, candidate=candidate)
         q, c = query[self.query].normalized(), candidate[self.candidate].normalized()
         name = f"{self.query}-{self.candidate}"
         checks.sides(name, q, c)
@@ -154,6 +155,8 @@ def _computed(function: Callable[[Tokens, Tokens], Tensor], query: Tokens, candi
     if not (again and torch.is_grad_enabled()):
         return function(query, candidate)
 
+    from torch.utils.checkpoint import checkpoint  # here: in torch 2.6 it imports SymPy, a third of a second
+
     def compute(q: Tensor, c: Tensor) -> Tensor:
         return function(Tokens(q, query.mask, unit=True), Tokens(c, candidate.mask, unit=True))
 
@@ -188,11 +191,12 @@ class SegmentScorer(nn.Module):
         self, scorer: nn.Module, length: int, aggregator: Aggregator | str = "mean_mean", grain: str = "frame"
     ) -> None:
         super().__init__()
-        self.scorer, self.length, self.grain = scorer, checks.count("length", length), grain
-        self.aggregator = build_aggregator(aggregator) if isinstance(aggregator, str) else aggregator
+        self.scorer, self.length, self.grain = checks.scorer("scorer", scorer), checks.count("length", length), grain
+        self.aggregator = aggregator_of(aggregator)
 
     def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:
         """Scores [queries, candidates]; 0 where an item has no real token."""
+        checks.instances(Features, query=query, candidate=candidate)
         segments, real = self._segments(candidate)
         sim = self.scorer(query, segments).unflatten(1, (len(candidate), -1))[:, :, None]
         masks = [] if self.reads is None else [query[name].mask for name in sorted(self.reads[0])]
@@ -251,6 +255,8 @@ def rerank(
         ValueError: a k out of range, or features of other numbers of items than the scores.
     """
     checks.scores(scores)
+    checks.scorer("scorer", scorer)
+    checks.instances(Features, text=text, video=video)
     expected = [len(text), len(video)]
     checks.require(list(scores.shape) == expected, "scores", f"shape {expected} as the features", checks.shape(scores))
     checks.count("k", k, at_most=len(video))

@@ -192,15 +192,14 @@ class Pool(nn.Module):
 
     def __init__(self, source: str, target: str, pooler: Pooler) -> None:
         super().__init__()
+        checks.instances(str, source=source, target=target)
         self.source, self.target, self.pooler = source, target, checks.instance("pooler", pooler, Pooler)
 
     def forward(self, features: Features) -> Features:
         """The features and the new grain [B, D]; an item without a real token of the source has none of the target."""
+        checks.instance("features", features, Features)
         tokens = features[self.source].tokenwise()
-        if self.target in features:
-            raise ValueError(
-                f"target: expected features without {self.target!r}, which is made of {self.source!r} here, got one"
-            )
+        checks.no_grain(self.target, features.names, self.source)
         with without_autocast(tokens.features):
             pooled = self.pooler(tokens.filled(), _nonempty(tokens.mask))
         real = None if tokens.mask is None else tokens.mask.any(1, keepdim=True)
@@ -239,6 +238,7 @@ class PooledGrain(nn.Module):
 
     def __init__(self, query: str, candidate: str, pooler: QueryPooler, name: str | None = None) -> None:
         super().__init__()
+        checks.instances(str, query=query, candidate=candidate)
         self.query, self.candidate = query, candidate
         self.name = name or f"{query}-{candidate}"
         self.pooler = checks.instance("pooler", pooler, QueryPooler)
@@ -267,6 +267,7 @@ class PooledGrain(nn.Module):
         return table.similarity(*self._sides(query, candidate))
 
     def _sides(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
+        checks.instances(Features, query=query, candidate=candidate)
         q, c = query[self.query].tokenwise(), candidate[self.candidate].tokenwise()
         checks.sides(self.name, q, c)
         checks.one_query_token(self.name, q)

@@ -8,33 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from . import training
 from .data.manifest import missing_videos
-from .metrics import ranks
 from .models import XCLIP, ModelConfig
 from .models.original import is_original
-from .report import tables
-from .report.console import Bars, Clock, print_table
+from .report.console import Bars, Clock
+from .report.results import write_report
 from .training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint, parallel
 from .training.data import Data, Pairs
-from .training.merging import video_ranks
 
 SCORING = ("grains", "aggregator", "weights")
 _PACKAGES = {"timm": "models", "safetensors": "models"}
-RANKED = 10  # results of each query in rankings.jsonl
 NAMED = 3  # missing videos in a message
 
 
@@ -164,17 +155,19 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     if not (run.out / "config.json").is_file() or not (run.out / "model").is_dir():
         raise FileNotFoundError(f"out: expected the folder of a finished training, got {run.out}; train first")
     trained, asked = training.load_config(run.out / "config.json"), run.config
+    settings, results = _rescored(trained.model, asked.model), run.out
     if isinstance(asked.data, BabyAIConfig):
         _same_pairs(trained.data, asked.data, run.out)
     model = XCLIP.from_pretrained(run.out / "model")
-    settings, results = _rescored(trained.model, asked.model), run.out
     # Another default aggregator means something only where a grain names none.
     same = dataclasses.replace(settings, aggregator=trained.model.aggregator) == trained.model
     if not same or str(settings.scorer()) != str(trained.model.scorer()):
         scorer = settings.scorer()
         if any(True for part in (scorer, model.scorer) for _ in part.parameters()):
-            raise ValueError("model: expected the grains of the training, since grains have parameters; got others")
-        print("multigrain: scored by other grains or aggregators than it was trained with", file=sys.stderr)
+            raise ValueError(
+                f"model: expected the grains of the training, since grains have parameters; got others; {_AS_TRAINED}"
+            )
+        print(f"multigrain: scored by other grains or aggregators than in training; {_AS_TRAINED}", file=sys.stderr)
         model.scorer, results = scorer, checkpoint.open_folder(run.out / "rescored")
     config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers, device=asked.device)
     restored = dataclasses.replace(run, config=config, results=results)
@@ -182,21 +175,32 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     return restored, model
 
 
+_AS_TRAINED = "leave out --config and such settings to evaluate as it was trained"
+
+
 def _rescored(trained: ModelConfig, asked: ModelConfig) -> ModelConfig:
     """The settings of the training with the grains that are asked for."""
     if trained.recipe != asked.recipe:
-        raise ValueError(f"model.recipe: expected that of the training, {trained.recipe}, got {asked.recipe}")
+        raise ValueError(
+            f"model.recipe: expected that of the training, {trained.recipe}, got {asked.recipe}; {_AS_TRAINED}"
+        )
     scoring = {name: getattr(asked, name) for name in SCORING}
     if trained.recipe is not None and any(getattr(trained, name) != value for name, value in scoring.items()):
-        raise ValueError(f"model: expected no grains, aggregator or weights for the recipe {trained.recipe.name!r}")
+        raise ValueError(
+            f"model: expected no grains, aggregator or weights for the recipe {trained.recipe.name!r}; {_AS_TRAINED}"
+        )
     return dataclasses.replace(trained, **scoring)
 
 
 def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
     """A split is made anew from the settings: other ones would test on what was trained on."""
+    if not isinstance(trained, BabyAIConfig):
+        raise ValueError(f"data: expected a manifest, with which {out} was trained, got BabyAI pairs; {_AS_TRAINED}")
     for name, got in dataclasses.asdict(asked).items():
-        if name != "cache" and (value := getattr(trained, name, None)) != got:
-            raise ValueError(f"data.{name}: expected {value!r}, with which {out} was trained, got {got!r}")
+        if name != "cache" and (value := getattr(trained, name)) != got:
+            raise ValueError(
+                f"data.{name}: expected {value!r}, with which {out} was trained, got {got!r}; {_AS_TRAINED}"
+            )
 
 
 def load_model(path: str | os.PathLike[str], architecture: str | None = None) -> XCLIP:
@@ -245,81 +249,3 @@ def report(run: Run, evaluation: Evaluation, pairs: Pairs, **about: Any) -> None
     videos = [names[row] for row in evaluation.videos]
     about = {"seconds": run.clock.seconds, **about, "settings": dataclasses.asdict(run.config)}
     write_report(run.results, evaluation, run.protocol, texts, videos, **about)
-
-
-def write_report(
-    out: Path, evaluation: Evaluation, protocol: str, texts: Sequence[str], videos: Sequence[str], **about: Any
-) -> None:
-    """As `report`, for texts and videos of these names."""
-    count = sum(parallel.exchange(len(texts)))
-    lines = list(rankings(evaluation, texts, videos))
-    if not parallel.first():
-        return
-    print_table(evaluation.metrics, len(videos), tables.title(count, len(videos), evaluation.hubness))
-    if protocol == "diagonal":
-        print(tables.verdict(evaluation.metrics, len(videos)))
-    else:
-        print(f"Protocol {protocol}: see multigrain.retrieval_metrics")
-    if evaluation.broken:
-        print(f"multigrain: {len(evaluation.broken)} videos could not be read and were left out:", file=sys.stderr)
-        print(*evaluation.broken, sep="\n", file=sys.stderr)
-    values = {
-        "metrics": evaluation.metrics,
-        "chance": tables.chance(len(videos), protocol),
-        "texts": count,
-        "candidates": len(videos),
-        "broken": evaluation.broken,
-        "hubness": None if evaluation.hubness is None else {"correction": evaluation.hubness, "transductive": True},
-        "mean_recall_at_1": tables.recall_at_1(evaluation.metrics["all"]),
-        **about,
-        "environment": checkpoint.environment(),
-    }
-    checkpoint.write_json(checkpoint.open_folder(out) / "metrics.json", values)
-    checkpoint.write_lines(out / "rankings.jsonl", map(json.dumps, lines))
-
-
-def rankings(
-    evaluation: Evaluation, texts: Sequence[str], videos: Sequence[str], k: int = RANKED
-) -> Iterator[dict[str, Any]]:
-    """For each text and then for each video: itself, the rank of its best own item among all items of the other side
-    (for a video, as under "all_captions"), and its k best with their scores.
-
-    Collective: each rank ranks its texts, and finds the k best of them for each video.
-
-    Args:
-        texts, videos: the names of those of the evaluation.
-    """
-    scores, targets = evaluation.scores["all"], evaluation.targets
-    own = targets[:, None] == torch.arange(len(videos))
-    by_text = list(zip(evaluation.texts, _best(scores, own, k), strict=True)) if texts else []
-    text_ranks = ranks(scores, targets).tolist() if texts else []
-    asked = [
-        (row, _line("t2v", text, rank, best, videos))
-        for (row, best), text, rank in zip(by_text, texts, text_ranks, strict=True)
-    ]
-    yield from (line for _, line in sorted(chain(*parallel.exchange(asked)), key=itemgetter(0)))
-    scores = scores if evaluation.reverse is None else evaluation.reverse
-    by_video = [[(score, texts[i], mine) for score, i, mine in best] for best in _best(scores.T, own.T, k)]
-    found = parallel.exchange(by_video)
-    for video, rank, *parts in zip(videos, video_ranks(scores, targets).tolist(), *found, strict=True):
-        best = sorted(chain(*parts), key=itemgetter(0), reverse=True)[:k]
-        yield _line(
-            "v2t", video, rank, [(score, i, mine) for i, (score, _, mine) in enumerate(best)], [b[1] for b in best]
-        )
-
-
-def _best(scores: Tensor, own: Tensor, k: int) -> list[list[tuple[float, int, bool]]]:
-    """Of each row, the k best columns as (score, column, whether it is its own), best first."""
-    best = scores.topk(min(k, scores.shape[1]))
-    mine = own.gather(1, best.indices)
-    return [
-        list(zip(*row, strict=True))
-        for row in zip(best.values.tolist(), best.indices.tolist(), mine.tolist(), strict=True)
-    ]
-
-
-def _line(
-    direction: str, query: str, rank: float, best: Sequence[tuple[float, int, bool]], candidates: Sequence[str]
-) -> dict[str, Any]:
-    found = [{"item": candidates[i], "score": round(score, 6), "own": own} for score, i, own in best]
-    return {"direction": direction, "query": query, "rank": rank, "found": found}

@@ -81,6 +81,7 @@ class MultiGrain(nn.Module):
 
     def scores_by_grain(self, query: Features, candidate: Features) -> dict[str, Float[Tensor, "q c"]]:
         """Each grain's own scores [queries, candidates], by its name, unweighted. Raises what a call raises."""
+        checks.instances(Features, query=query, candidate=candidate)
         if self.strict:
             for names, features in zip(self.reads, (query, candidate), strict=True):
                 for name in sorted(names):

@@ -66,6 +66,7 @@ def top_k(
     Raises:
         ValueError: k or block out of range, or whatever the scorer raises.
     """
+    checks.instances(Features, query=query, candidate=candidate)
     checks.count("k", k, at_most=len(candidate))
     done: list[tuple[Tensor, Tensor]] = []
     best: tuple[Tensor, Tensor] | None = None
@@ -86,6 +87,8 @@ def _blocks(
     scorer: nn.Module, query: Features, candidate: Features, block: int, progress: Progress | None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Row by row of blocks: (queries, candidates, their scores)."""
+    checks.scorer("scorer", scorer)
+    checks.instances(Features, query=query, candidate=candidate)
     checks.count("block", block)
     done, total = 0, len(query) * len(candidate)
     for i in range(0, len(query), block):

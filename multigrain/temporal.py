@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from . import checks
 from .transformer import Transformer
 
 
@@ -39,6 +40,7 @@ class TemporalTransformer(nn.Module):
         positions: int | None = None,
     ) -> None:
         super().__init__()
+        checks.count("width", width)
         positions = max_frames if positions is None else positions
         if positions < max_frames:
             raise ValueError(
@@ -98,7 +100,7 @@ class TemporalLSTM(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.lstm = nn.LSTM(checks.count("width", width), width, batch_first=True)
 
     def forward(
         self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None

@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast, overload
+from typing import Any, Never, TypeAlias, cast, overload
 
 import torch
 from jaxtyping import Bool, Float
@@ -150,7 +150,10 @@ class Features:
 
     _grains: dict[str, Tokens]
 
-    def __init__(self, **grains: Tokens | Tensor | tuple[Tensor, Tensor | None]) -> None:
+    def __init__(self, *unnamed: Never, **grains: Tokens | Tensor | tuple[Tensor, Tensor | None]) -> None:
+        if unnamed:
+            got = checks.named(unnamed[0])
+            raise TypeError(f"Features: expected grains by name, as in Features(word=...), got {got} without one")
         given = cast("dict[str, Any]", grains.pop("_grains", grains))  # dataclasses.replace gives the field by its name
         self._grains = {name: _tokens(name, value) for name, value in given.items()}
         checks.same_batch(self._grains)
@@ -203,6 +206,14 @@ class Features:
             return self._grains[index]
         return Features(**{name: tokens[index] for name, tokens in self._grains.items()})
 
+    def only(self, *names: str) -> Features:
+        """The grains of these names.
+
+        Raises:
+            KeyError: no such grain; the message lists those that are there.
+        """
+        return Features(**{name: self[name] for name in names})
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Features:
         """The same features on another device, or of another dtype (masks stay bool)."""
         return Features(**{name: tokens.to(device, dtype) for name, tokens in self._grains.items()})
@@ -224,9 +235,9 @@ class Features:
         """
         if not parts:
             raise ValueError("parts: expected at least one Features, got none")
-        names = set(parts[0].names)
+        names = set(checks.instance("parts[0]", parts[0], Features).names)
         for i, part in enumerate(parts):
-            if set(part.names) != names:
+            if set(checks.instance(f"parts[{i}]", part, Features).names) != names:
                 raise ValueError(f"parts[{i}]: expected grains {sorted(names)}, got {sorted(part.names)}")
         return Features(**{name: _cat([part[name] for part in parts]) for name in parts[0].names})
 
@@ -287,7 +298,12 @@ def _rows(index: Index, size: int) -> slice | Tensor:
         if not -size <= index < size:
             raise IndexError(f"index: expected one from {-size} to {size - 1}, got {index}")
         return slice(index % size, index % size + 1)
-    return index if isinstance(index, slice) else torch.as_tensor(index)
+    if isinstance(index, slice):
+        return index
+    try:
+        return torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"index: expected the name of a grain, or numbers of items, got {index!r}") from error
 
 
 def _cat(parts: list[Tokens]) -> Tokens:

@@ -70,7 +70,7 @@ def explain(
     from .report.subject import encode_pair
 
     text, features, words, frames = encode_pair(model, sentence, video, sampling)
-    return explain_features(model.scorer, text, features, words, frames, title or sentence, subtitle)
+    return explain_features(model.scorer, text, features, words, frames, sentence if title is None else title, subtitle)
 
 
 def explain_features(
@@ -102,7 +102,7 @@ def explain_features(
         ValueError: more than one item, or sizes that do not fit each other.
     """
     pair = look(scorer, text, video, len(words), frames if isinstance(frames, int) else len(frames))
-    subtitle = f"score {rounded(pair.added)[1]:.3f}" if subtitle is None else subtitle
+    subtitle = f"score {matrix.signed(rounded(pair.added)[1])}" if subtitle is None else subtitle
     shown = None if isinstance(frames, int) else frames
     return similarity(
         shown, words, pair.sim, pair.weights, pair.coarse, pair.added, title, subtitle, pair.notes, levels
@@ -134,7 +134,7 @@ def similarity(
             (the two panels at the bottom); see `multigrain.report.explain.token_weights`.
         coarse: adds a row for the sentence and a column for the video.
         parts: what each grain adds to the score, by name.
-        title, subtitle: default: the words, and nothing.
+        title, subtitle: default: the words, and nothing; an empty title is none.
         notes: remarks at the bottom.
         levels: whether the inner level is drawn.
 
@@ -144,17 +144,18 @@ def similarity(
     m, n = len(words), sim.shape[1] if frames is None else len(frames)
     if tuple(sim.shape) != (m, n):
         raise ValueError(f"sim: expected [{m}, {n}] for {m} words and {n} frames, got {list(sim.shape)}")
-    inner = weights if levels and weights is not None and (weights.query or weights.candidate) else None
-    dotted = [] if coarse is None else [coarse.video_weights, coarse.sentence_weights]
+    inner = [] if weights is None or not levels else matrix.panels(weights)
+    above, beside = matrix.choices(weights)
     page = Page(
         m,
         n,
         coarse=coarse is not None,
-        weighted=weights is not None,
-        levels=inner is not None,
+        above=above is not None,
+        beside=beside is not None,
+        levels=bool(inner),
         thumbnails=frames is not None,
-        letters=max(map(len, words), default=0),
-        title=title or " ".join(words),
+        words=words,
+        title=" ".join(words) if title is None else title,
         subtitle=subtitle,
         bars=len(parts or ()),
         notes=notes,
@@ -166,14 +167,16 @@ def similarity(
     block.set_xticks(range(n), [str(j + 1) for j in range(n)])
     block.set_xlabel("frame", color=PALE, fontsize=8)
     labelled = block if coarse is None else matrix.coarse_blocks(page, coarse, scale)
-    labelled.set_yticks(range(m), words)
+    page.name_rows(labelled, page.words)
     if frames is not None:
         matrix.frame_row(page, frames)
-    matrix.legend(page, scale, any(x is not None for x in (weights, *dotted)))
+    dots = [None if weights is None else weights.cells]
+    if coarse is not None:
+        dots += [coarse.video_weights, coarse.sentence_weights, torch.ones(1) if coarse.counts else None]
+    matrix.legend(page, scale, [x for x in dots if x is not None])
     if weights is not None:
         matrix.outer_bars(page, weights)
-    if inner is not None:
-        matrix.inner_panels(page, inner, words)
+    matrix.inner_panels(page, inner)
     if parts is not None:
         matrix.grain_bars(page, parts)
     return page.figure

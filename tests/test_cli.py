@@ -111,6 +111,13 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
         (["train", "--config", "demo", "--seed=abc"], "abc"),
         (["train", "--config", "demo", "--model.grains=[{query: word, candidate: frame, aggregator: men_max}]"],
          "expected one of mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp, aosm, "),
+        (["train", "--config", "demo", "--data.test=9000"],
+         "val, test: expected together fewer than the 9500 pairs, got 10000"),
+        (["train", "--config", "demo", "--stages.1.max_frames=50"], "max_frames: expected at most 12"),
+        (["train", "--config", "demo", "--shards=65"], "expected at least one pair for each of 65 shards"),
+        (["train", "--config", "demo", "--model.text.heads=3"], "heads: expected a divisor of width 128, got 3"),
+        (["evaluate", "--config", "demo", "--model", "x", "--model.aggregator=max_max"],
+         "--model.aggregator=max_max: expected no setting of the model beside --model"),
         (["evaluate"], "expected --config, --out or both"),
         (["evaluate", "--config", "demo"], "expected the folder of a finished training"),
     ],
@@ -123,6 +130,7 @@ def test_wrong_settings(
     line = said(capsys)
     assert line.startswith("multigrain: error: ")
     assert message in line
+    assert not Path("runs/data").exists()  # said before pairs are generated
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["demo", "--quick"], ["train", "--config", "demo"]])
@@ -180,7 +188,7 @@ def test_train_and_evaluate_from_yaml(
     before = Path("runs/three/metrics.json").read_bytes()
     one = "--model.grains=[{query: word, candidate: frame, aggregator: max_max}]"
     assert main(["evaluate", "--out", "runs/three", one]) == 0
-    assert "scored by other grains" in capsys.readouterr().err
+    assert "scored by other grains or aggregators than in training; leave out --config" in capsys.readouterr().err
     assert Path("runs/three/metrics.json").read_bytes() == before
     assert list(json.loads(Path("runs/three/rescored/metrics.json").read_text())["metrics"]) == ["word-frame", "all"]
 
@@ -194,7 +202,8 @@ def test_train_and_evaluate_from_yaml(
     assert "--model.masked=false: evaluation takes settings of data, device" in capsys.readouterr().err
 
     assert main(["evaluate", "--out", "runs/three", "--data.seed=1"]) == 2
-    assert "data.seed: expected 0, with which runs/three was trained, got 1" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "data.seed: expected 0, with which runs/three was trained, got 1; leave out --config" in error
 
     Path("runs/three/model/model.safetensors").write_bytes(b"damaged")
     assert main(["evaluate", "--out", "runs/three"]) == 2

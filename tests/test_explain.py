@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import multigrain as mg
 from multigrain import runs, training, viz
+from multigrain.aggregators import aggregator_names, build_aggregator
 from multigrain.cli import main
 from multigrain.models import XCLIP
 from multigrain.report.matrix import Scale
@@ -50,6 +52,31 @@ def test_parts_add_up_to_the_score(weights: Any, aggregator: Any) -> None:
     assert list(pair.added) == [grain.name for grain in model.grains]
 
 
+@pytest.mark.parametrize("direction", ["both", "query", "candidate"])
+@pytest.mark.parametrize("name", aggregator_names())
+@torch.no_grad()
+def test_weights_that_are_drawn_add_up(name: str, direction: str) -> None:
+    aggregator = build_aggregator(name) if name == "logsumexp" else build_aggregator(name, direction=direction)
+    text, video = features()
+    pair = look(mg.MultiGrain(mg.FrameWord(aggregator)), text, video, 5, 4)
+    unexplained = any("no weights that add up" in note for note in pair.notes)
+    assert (pair.weights is None) == unexplained == (name == "logsumexp")
+    if pair.weights is not None:
+        assert float((pair.weights.cells * pair.sim).sum()) == pytest.approx(pair.score, abs=1e-5)
+
+
+def test_a_scorer_of_one_grain_says_what_is_not_in_its_score() -> None:
+    text, video = features()
+    pair = look(mg.MultiGrain(mg.VideoSentence()), text, video, 5, 4)
+    assert pair.coarse is not None
+    assert pair.coarse.counts
+    assert pair.weights is None
+    assert pair.notes == ("word-frame, sentence-frame, word-video: not part of this score, similarities alone",)
+    fine = look(mg.MultiGrain(mg.FrameWord()), text, video, 5, 4)
+    assert fine.coarse is not None
+    assert not fine.coarse.counts
+
+
 def test_shown_numbers_add_up() -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
@@ -85,7 +112,11 @@ def test_what_is_not_drawn_is_said() -> None:
     pair = look(twice, text, video, 5, 4)
     assert pair.weights is not None
     assert pair.weights.query is not None
-    assert [note.split(":")[0] for note in pair.notes] == ["again is not drawn", "phrase-frame is not drawn"]
+    assert [note.split(":")[0] for note in pair.notes] == [
+        "again is not drawn",
+        "phrase-frame is not drawn",
+        "sentence-frame, word-video, sentence-video",
+    ]
     assert set(pair.added) == {"word-frame", "again", "phrase-frame"}
 
 
@@ -119,7 +150,10 @@ def test_a_pooled_grain_has_its_part() -> None:
     pair = look(model, text, video, 5, 4)
     with torch.no_grad():
         assert pair.score == pytest.approx(float(model(text, video)), abs=1e-6)
-    assert pair.notes == ("sentence-frame: PooledGrain has no weights that add up to its score: similarities alone",)
+    assert pair.notes == (
+        "sentence-frame: PooledGrain has no weights that add up to its score: similarities alone",
+        "word-video, sentence-video: not part of this score, similarities alone",
+    )
 
 
 def test_fine_grains_alone() -> None:
@@ -186,7 +220,7 @@ def test_a_model_and_a_video_file(masked: bool, run: Path, tmp_path: Path) -> No
     with torch.no_grad():
         score = float(model.scorer(model.encode_text(["a dog runs"]), model.encode_video(clip)))
     texts = [line.get_text() for line in figure.texts]
-    assert f"score {score:.3f}" in texts
+    assert f"score {score:.3f}".replace("-", "−") in texts
     assert any("padding takes part" in line for line in texts) != masked
 
 
@@ -214,6 +248,10 @@ def test_the_command(run: Path, tmp_path: Path, capsys: Any) -> None:
     assert "<td>together</td>" in page
     assert "the video of test pair 1" in page
     assert "<script" not in page
+    # Once in the title and once in the heading, and the picture leaves both to the page.
+    sentence = re.findall(r"<h1>(.*)</h1>", page)[0]
+    assert page.count(sentence) == 2
+    assert len(re.findall(r"[Ss]core −?\d", page)) == 1
 
 
 @pytest.mark.parametrize(

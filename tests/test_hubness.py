@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import multigrain as mg
 from multigrain.hubness import (
     TRANSDUCTIVE,
     dual_softmax,
@@ -169,6 +170,15 @@ def test_sinkhorn_survives_where_exponentials_underflow(device):
     scores = torch.tensor([[1.0, -1.0], [0.9, -1.0]], device=device)
     assert (1000 * (scores - scores.amax())).exp()[:, 1].eq(0).all()
     assert sinkhorn(scores, 1000.0).argmax(1).tolist() == [0, 1]
+
+
+def test_metrics_of_a_correction_carry_its_name_and_each_direction_its_own():
+    scores = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
+    plain, found = mg.retrieval_metrics(scores), mg.retrieval_metrics(scores, hubness="sinkhorn")
+    assert found["t2v"] == mg.retrieval_metrics(sinkhorn(scores))["t2v"]
+    assert found["v2t"] == mg.retrieval_metrics(sinkhorn(scores.T))["t2v"]
+    assert (found["hubness"], "hubness" in plain) == ("sinkhorn", False)
+    assert found.keys() - plain.keys() == {"hubness"} and found["protocol"] == "diagonal"
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,10 @@ import torch
 import yaml
 
 import multigrain as mg
-from multigrain import runs, training
+from multigrain import training
 from multigrain.cli import main
 from multigrain.models import XCLIP, RecipeConfig, VisionConfig
+from multigrain.report.results import write_report
 from multigrain.training import Progress, checkpoint, parallel
 from multigrain.training.data import batches
 from multigrain.training.merging import merged_metrics
@@ -186,7 +187,7 @@ def evaluated(rank: int, size: int, state: Any, out: Path) -> list[Any]:
             (True, [0, 3, 4], "all_captions"),  # one video is left, and one rank has none
         )
     ]
-    runs.write_report(out, found[1], "all_captions", *(([f"item {i}" for i in x]) for x in (found[1].texts, range(4))))
+    write_report(out, found[1], "all_captions", *(([f"item {i}" for i in x]) for x in (found[1].texts, range(4))))
     generator = torch.Generator().manual_seed(3)
     text = mg.Features(sentence=torch.randint(-1, 2, (60, 3), generator=generator).double())
     video = mg.Features(video=torch.randint(-1, 2, (21, 3), generator=generator).double())
@@ -473,6 +474,19 @@ def command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
     return code, output.getvalue(), error.getvalue()
 
 
+def written_by_command(rank: int, size: int, folder: Path, *arguments: str) -> set[str]:
+    """Files below a folder that a command line writes on this rank, but for those that only see whether it may."""
+    found: set[str] = set()
+
+    def note(event: str, details: tuple[Any, ...]) -> None:
+        if event == "open" and str(details[0]).startswith(str(folder)) and details[2] & (os.O_WRONLY | os.O_RDWR):
+            found.add(re.sub(r"\.\d+\.tmp$", "", Path(details[0]).name))
+
+    sys.addaudithook(note)  # which stays: `found` is copied
+    assert command(rank, size, *arguments)[0] == 0
+    return {name for name in found if not name.startswith(".write-")}
+
+
 def killed_in_command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
     """As `command`; rank 1 is killed in its fourth step."""
     clip, steps = torch.nn.utils.clip_grad_norm_, itertools.count(1)
@@ -518,8 +532,26 @@ def test_torchrun_on_the_command_line(world: World, tmp_path: Path):
     assert "1 videos could not be read" in error
     assert "Trained" in output
     evaluate = ["evaluate", "--out", str(tmp_path / "run")]
-    assert [code for code, _, _ in world(command, *evaluate)] == [0, 0]
+    page = tmp_path / "run" / "index.html"
+    assert world(written_by_command, tmp_path, *evaluate, "--report") == [
+        {"index.html", "metrics.json", "rankings.jsonl"}, set(),
+    ]  # fmt: skip
+    assert "video7010" in page.read_text()
     together = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert main(evaluate) == 0
     alone = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (together["metrics"], together["texts"]) == (alone["metrics"], alone["texts"])
+
+
+def test_saved_features_on_the_command_line(world: World, tmp_path: Path):
+    torch.manual_seed(0)
+    mg.Features(sentence=torch.randn(7, 8), word=torch.randn(7, 5, 8)).save(tmp_path / "text.pt")
+    mg.Features(video=torch.randn(7, 8), frame=torch.randn(7, 4, 8)).save(tmp_path / "video.pt")
+    evaluate = ["evaluate", "--text", str(tmp_path / "text.pt"), "--video", str(tmp_path / "video.pt"), "--report"]
+    files = {"index.html", "metrics.json", "rankings.jsonl"}
+    assert world(written_by_command, tmp_path, *evaluate, "--out", str(tmp_path / "two")) == [files, set()]
+    assert main([*evaluate, "--out", str(tmp_path / "one")]) == 0
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in ("one", "two"))
+    assert one == two
+    for name in ("index.html", "rankings.jsonl"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

@@ -208,7 +208,7 @@ def test_momentum_by_hand() -> None:
     assert torch.equal(target.weight, online.weight)
     with pytest.raises(ValueError, match="target: expected a copy of online, got other names: bias, "):
         mg.momentum_update(nn.Linear(1, 1), nn.BatchNorm1d(1, affine=False))
-    with pytest.raises(ValueError, match=r"decay: expected a number from 0 to 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"decay: expected a finite number from 0 to 1, got 1\.5"):
         mg.momentum_update(online, target, 1.5)
 
 

@@ -17,8 +17,8 @@ from multigrain.data.batch import Batch, equal_ids
 from multigrain.models import XCLIP, GrainConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig, VisionConfig
 from multigrain.training import OptimizerConfig, StageConfig, TrainConfig
 from multigrain.training.data import batches
-from multigrain.training.loop import learning_rate, make_optimizer
 from multigrain.training.objectives import frame_features, make_objective
+from multigrain.training.optimizer import learning_rate, make_optimizer
 
 COLORS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
 
@@ -126,7 +126,7 @@ def test_a_finished_run_is_loaded_and_not_trained_again(whole: tuple[XCLIP, Path
 
 
 def test_a_sum_logs_its_terms_and_decays_none_of_its_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("multigrain.training.loop.LOG_EVERY", 1)
+    monkeypatch.setattr("multigrain.training.recording.LOG_EVERY", 1)
     settings = dataclasses.replace(CONFIG.model, recipe=RecipeConfig("video_colbert"))
     model = training.train(dataclasses.replace(CONFIG, model=settings), DATA, tmp_path)
     groups = make_optimizer(model, OptimizerConfig(weight_decay=0.2)).param_groups

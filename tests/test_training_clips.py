@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from multigrain import hubness, runs, training
+from multigrain import hubness, training
 from multigrain.data.batch import Batch
 from multigrain.metrics import retrieval_metrics
 from multigrain.models import XCLIP, ClipConfig, ModelConfig, TemporalConfig
 from multigrain.report import tables
+from multigrain.report.results import rankings
 from multigrain.training import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from multigrain.training.data import loading
-from multigrain.training.loop import make_optimizer
+from multigrain.training.optimizer import make_optimizer
 from tests.models.clips import sizes
 
 MODEL = ModelConfig(
@@ -204,7 +205,7 @@ def test_chance_is_only_said_where_it_is_one_figure():
 def test_rankings_name_what_was_found(model: XCLIP):
     pairs = Noise()
     found = training.evaluate(model, pairs, protocol="all_captions")
-    lines = list(runs.rankings(found, pairs.sentences, ["video0", "video1", "video2", "video3"], k=2))
+    lines = list(rankings(found, pairs.sentences, ["video0", "video1", "video2", "video3"], k=2))
     assert [line["direction"] for line in lines] == ["t2v"] * 10 + ["v2t"] * 4
     for line in lines:
         assert len(line["found"]) == 2

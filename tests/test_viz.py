@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -173,3 +173,84 @@ def test_curves() -> None:
 def test_pyplot_stays_out() -> None:
     code = "import sys, multigrain.viz as v; v.curves({}, {}); sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def overlaps(figure: viz.Figure) -> list[tuple[str, str]]:
+    """Texts of a figure, the labels of its axes too, that lie on each other or reach over the edge."""
+    figure.draw_without_rendering()
+    labels = [label for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+    texts = [
+        text for text in (*figure.texts, *labels, *(t for axes in figure.axes for t in axes.texts)) if text.get_text()
+    ]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_visible()]
+    edge = figure.bbox
+    found = [
+        (name, "the edge") for name, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > edge.x1 or box.y1 > edge.y1
+    ]
+    for (one, a), (other, b) in combinations(boxes, 2):
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1:
+            found.append((one, other))
+    return found
+
+
+LONG = ["Donaudampfschifffahrtsgesellschaftskapitän", "W" * 30, "$x^$", "<end_of_text>"]
+
+
+@pytest.mark.parametrize(
+    ("words", "n", "title"),
+    [
+        (["dog"], 1, None),
+        (["dog"], 12, None),
+        (list("abcde"), 1, None),
+        (list("abcde"), 3, None),
+        (["word"] * 9, 10, None),
+        (["word"] * 20, 24, "a title so long that it needs more than one line " * 9),
+        (LONG, 3, "COSTS $5 AND $_{ " + "WIDE WORDS " * 40),
+        (["一只", "狗", "כלב", "🐶"], 3, "一只狗在公园里接住了一个红色的飞盘" * 5),
+    ],
+    ids=["1x1", "1x12", "5x1", "5x3", "9x10", "20x24", "long", "other letters"],
+)
+def test_no_text_overlaps(words: list[str], n: int, title: str | None) -> None:
+    m = len(words)
+    sim = similarities(m, n)
+    coarse = viz.Coarse(sim[:, 0], sim[0], 0.3, torch.ones(m) / m, torch.ones(n) / n, counts=True)
+    parts = {"sentence-video": 0.1, "word-video": -0.02, "sentence-frame": 0.2, "a grain of a very long name": 0.1}
+    frames = np.zeros((n, 8, 8, 3), np.uint8)
+    notes = ["a note that is long enough for two lines " * 6]
+    weights = token_weights(mg.AOSM(0.1), sim)
+    figure = viz.similarity(frames, words, sim, weights, coarse, parts, title, "score 0.38", notes)
+    assert overlaps(figure) == []
+
+
+def test_letters_without_a_font_are_said() -> None:
+    nowhere = "\U000e0150"  # no font has letters for a plane that is not assigned
+    figure = viz.similarity(None, ["dog", nowhere], similarities(2, 3), title=nowhere)
+    texts = [text.get_text() for text in figure.texts]
+    assert "▯" in texts
+    assert any("▯ stands for a letter that no font" in text for text in texts)
+
+
+def test_one_word_or_frame_has_no_choice() -> None:
+    both = [text.get_text() for text in picture(5, 3).texts]
+    assert sum(text.startswith("where each") for text in both) == 2
+    assert sum(text.startswith("weight of") for text in both) == 2
+    lone = [text.get_text() for text in picture(5, 1).texts]
+    assert [text[:16] for text in lone if text.startswith("where each")] == ["where each frame"]
+    assert [text for text in lone if text.startswith("weight of")] == ["weight of\neach word"]
+
+
+def test_weights_below_zero_are_dark_dots() -> None:
+    weights = viz.Weights(torch.tensor([[1.0, -0.5]]))
+    figure = viz.similarity(None, ["dog"], similarities(1, 2), weights)
+    [dots] = [a.collections[0] for a in figure.axes if a.collections and len(a.collections[0].get_offsets()) == 2]
+    white, dark = dots.get_facecolors()[:, :3].mean(1)
+    assert white == 1
+    assert dark < 0.3
+    assert dots.get_sizes()[1] == pytest.approx(0.5 * dots.get_sizes()[0])
+    assert any("a dark\ndot counts against it" in text.get_text() for text in figure.texts)
+
+
+def test_ink_is_the_same_in_all_inner_panels() -> None:
+    figure = viz.similarity(None, list("abc"), similarities(3, 8), token_weights(mg.MeanMean(), similarities(3, 8)))
+    inner = [image for axes in figure.axes for image in axes.images if image.get_cmap().name == "Greys"]
+    assert [(image.norm.vmin, image.norm.vmax) for image in inner] == [(0, 1)] * 2  # black is all of it

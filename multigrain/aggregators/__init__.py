@@ -1,7 +1,16 @@
 """Aggregators: from the similarities of all token pairs to one score per (query, candidate) pair."""
 
 from .attention import AOSM, ISA, Mixing
-from .base import Aggregator, aggregator_names, build_aggregator, clean, register_aggregator, two_orders, zero_empty
+from .base import (
+    Aggregator,
+    aggregator_names,
+    aggregator_of,
+    build_aggregator,
+    clean,
+    register_aggregator,
+    two_orders,
+    zero_empty,
+)
 from .normalized_softmax import NormalizedSoftmax
 from .token_weighted import TokenWeighted
 from .top_k import TopK
@@ -23,6 +32,7 @@ __all__ = [
     "TopK",
     "TwoLevel",
     "aggregator_names",
+    "aggregator_of",
     "build_aggregator",
     "clean",
     "register_aggregator",

@@ -143,6 +143,13 @@ def aggregator_names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
+def aggregator_of(value: object) -> Aggregator:
+    """An aggregator, as it is or of a registered name with its defaults; an error for anything else."""
+    if isinstance(value, str):
+        return build_aggregator(value)
+    return checks.instance("aggregator", value, Aggregator)
+
+
 def build_aggregator(name: str, **settings: Any) -> Aggregator:
     """The aggregator of a registered name, with its settings.
 

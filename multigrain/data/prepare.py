@@ -16,12 +16,9 @@ from itertools import combinations
 from pathlib import Path
 
 from .annotations import SOURCES, Captions, Source
+from .files import VIDEO_SUFFIXES
 from .manifest import SPLITS, Clip, write_manifest
 
-SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv"}
-)
-"""What makes a file a video, in small letters."""
 VALIDATION = 500
 """Training videos that become the validation of a data set that has none."""
 _NAMED = 10  # of the videos left out, in the table
@@ -75,7 +72,7 @@ def prepare(
     Args:
         name: "msrvtt", "msvd", "lsmdc", "didemo" or "activitynet".
         annotations: folder of its annotation files (see annotations.SOURCES).
-        videos: folder of its videos, in any subfolders: a file is found by the video's id with any of `SUFFIXES`
+        videos: folder of its videos, in any subfolders: a file is found by the video's id with any of `VIDEO_SUFFIXES`
             behind it or in place of its own; of ActivityNet, the "v_" before the id may be absent. None is opened.
         out: the manifest; its folder is made, a file of that name replaced.
         val: for MSR-VTT and ActivityNet, how many training videos become the validation (default `VALIDATION`;
@@ -200,12 +197,12 @@ def _index(root: Path) -> dict[str, list[Path]]:
         seen.add(real)
         for file in files:
             stem, suffix = os.path.splitext(file)
-            if suffix.lower() in SUFFIXES:
+            if suffix.lower() in VIDEO_SUFFIXES:
                 path = Path(folder, file)
                 for name in (file, stem):
                     index.setdefault(name, []).append(path)
     if not index:
-        suffixes = ", ".join(sorted(SUFFIXES))
+        suffixes = ", ".join(sorted(VIDEO_SUFFIXES))
         raise FileNotFoundError(f"videos: expected files ending in {suffixes} under {root}, got none")
     return index
 
@@ -217,7 +214,7 @@ def _raise(error: OSError) -> None:
 def _find(video: str, index: dict[str, list[Path]]) -> Path | None:
     """The file of a video, or None."""
     stem, suffix = os.path.splitext(video)
-    names = (video, stem if suffix.lower() in SUFFIXES else video, video.removeprefix("v_"))
+    names = (video, stem if suffix.lower() in VIDEO_SUFFIXES else video, video.removeprefix("v_"))
     paths = next((index[name] for name in names if name in index), [])
     if len(paths) > 1:
         raise ValueError(f"videos: expected one file for {video!r}, got {paths[0]} and {paths[1]}")

@@ -32,14 +32,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["BACKENDS", "STRATEGIES", "VIDEO_SUFFIXES", "Sampling", "VideoError", "batch", "read_video", "sample"]
+__all__ = ["BACKENDS", "STRATEGIES", "Sampling", "VideoError", "batch", "read_video", "sample"]
 
 STRATEGIES = ("uniform", "head", "random", "segment")
 BACKENDS = ("auto", "torchcodec", "pyav")
-VIDEO_SUFFIXES = frozenset(
-    [".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"]
-)
-"""Files with these endings, in any case, are videos where a folder of them is asked for."""
 
 Source: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[np.uint8]"
 

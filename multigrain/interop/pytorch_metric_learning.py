@@ -20,14 +20,19 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..losses import InfoNCE, Loss
+from ..losses.criterion import Ids, pair
 from ..tokens import Features, Tokens
 
 try:
     import pytorch_metric_learning as _partner
     from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
-    from pytorch_metric_learning.losses import BaseMetricLossFunction
+    from pytorch_metric_learning.losses import BaseMetricLossFunction, ContrastiveLoss
 except ImportError as error:
-    raise ImportError('pytorch-metric-learning is missing: pip install "multigrain[metric]"') from error
+    if (error.name or "").split(".")[0] != "pytorch_metric_learning":
+        raise
+    raise ImportError(
+        'pytorch-metric-learning is missing, expected version 2.8 or newer: pip install "multigrain[metric]"'
+    ) from error
 
 if tuple(int(part) for part in _partner.__version__.split(".")[:2]) < (2, 8):
     raise ImportError(
@@ -35,7 +40,6 @@ if tuple(int(part) for part in _partner.__version__.split(".")[:2]) < (2, 8):
         'pip install --upgrade "multigrain[metric]"'
     )
 
-Ids: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
 # grain -> (most tokens, width)
 Sizes: TypeAlias = "Mapping[str, tuple[int, int]]"
 
@@ -80,7 +84,9 @@ class MetricCriterion(Loss):
         direction: "both", "query" or "candidate".
 
     Raises:
-        ValueError: a loss or miner with another distance, an unknown direction.
+        TypeError: a loss or miner that is no module.
+        ValueError: a loss or miner with another distance, a ContrastiveLoss with the margins of one, an unknown
+            direction.
     """
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None, direction: str = "both") -> None:
@@ -88,9 +94,16 @@ class MetricCriterion(Loss):
         self.loss, self.miner = loss, miner
         self.direction = checks.choice("direction", direction, ("both", "query", "candidate"))
         for name, part in (("loss", loss), ("miner", miner)):
-            for module in [] if part is None else part.modules():
+            for module in [] if part is None else checks.instance(name, part, nn.Module).modules():
                 if isinstance(module, BaseDistance) and not isinstance(module, ScoreDistance):
                     raise ValueError(f"{name}: expected distance=ScoreDistance(), got {type(module).__name__}")
+                # Of a similarity the margins are the other way round; the defaults leave almost every pair alone.
+                if isinstance(module, ContrastiveLoss) and module.pos_margin < module.neg_margin:
+                    raise ValueError(
+                        f"{name}: expected a pos_margin above neg_margin, as ContrastiveLoss(pos_margin=1, "
+                        f"neg_margin=0, ...), since scores are similarities, got {module.pos_margin} and "
+                        f"{module.neg_margin}"
+                    )
 
     def forward(self, scores: Float[Tensor, "q c"], ids: Ids | None = None) -> Float[Tensor, ""]:
         """The loss, a scalar.
@@ -103,9 +116,9 @@ class MetricCriterion(Loss):
         """
         checks.scores(scores)
         if ids is None:
-            checks.square(scores, "pass ids otherwise")
+            checks.square(scores)
             ids = torch.arange(len(scores), device=scores.device)
-        queries, candidates = ids if isinstance(ids, tuple) else (ids, ids)
+        queries, candidates = pair(ids)
         checks.labels("ids of the queries", queries, scores.shape[0])
         checks.labels("ids of the candidates", candidates, scores.shape[1])
         losses: list[Tensor] = []
@@ -123,6 +136,10 @@ class MetricCriterion(Loss):
 
 class CriterionLoss(BaseMetricLossFunction):
     """A criterion of ours as a loss of the package: `loss(embeddings, labels, ref_emb=..., ref_labels=...)`.
+
+    Not inside the package's wrappers. MultipleLosses passes no references: criteria add up instead (see
+    MetricCriterion). CrossBatchMemory and SelfSupervisedLoss refuse losses whose class they do not list, and a memory
+    holds references without a positive in the batch, which criteria refuse: FeatureQueue is that memory here.
 
     Args:
         criterion: scores, (labels, ref_labels) -> scalar; None: InfoNCE().

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -75,8 +76,10 @@ def video_features(
 
 def _output(output: Any) -> Any:
     if isinstance(output, Tensor):
+        version = getattr(sys.modules.get("transformers"), "__version__", "an unknown version")
         raise ImportError(
             "transformers: expected version 5 or newer, where get_text_features and get_image_features return all "
-            'tokens, got a tensor: pip install --upgrade "multigrain[hf]"'
+            f"tokens, got a tensor from {version}: "
+            'pip install --upgrade "multigrain[hf]"'
         )
     return output

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from .layout import CandidatesInnermost, Layout, QueriesInnermost
 from .side import Block, Side
@@ -31,6 +32,9 @@ LOWEST = -1e30
 
 # exp(+-SAFE), summed over thousands of tokens, multiplied by x or divided by, is far from the limits of fp32.
 SAFE, TINY = 60.0, 1e-32
+# At low temperatures most weights and gradients would be denormal numbers, with which a CPU computes at a hundredth of
+# its speed. exp(FLOOR) beside a largest weight of 1, and LOST beside a largest gradient of 1, are lost in fp64 too.
+FLOOR, LOST = -70.0, 1e-32
 
 
 class Column(NamedTuple):
@@ -154,7 +158,7 @@ def _inner(tile: Tile, spec: Spec) -> list[Level]:
     filled = _filled(tile)
     for axis in axes:
         top = filled.amax(axis, keepdim=True)
-        weight = _real((filled - top).exp_(), tile)
+        weight = _real((filled - top).clamp_(min=FLOOR).exp_(), tile)
         weighted = weight * x if spec.inner == "softmax" else None
         levels.append(_level(axis, weight, weighted, _total(weight, tile, axis), top))
     return levels
@@ -229,6 +233,7 @@ def _by_similarity(tile: Tile, levels: list[Level], parts: list[Tensor], spec: S
         return _through_exp(tile.x, levels, parts, spec)
     else:
         each = [_through_exp(tile.x, [level], [part], spec) for level, part in zip(levels, parts, strict=True)]
+        each = [hardshrink(dx, LOST) for dx in each]
     return each[0] if len(each) == 1 else each[0].add_(each[1])
 
 

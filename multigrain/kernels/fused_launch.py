@@ -220,7 +220,7 @@ def kernels(module: str) -> ModuleType:
     except ImportError as error:
         if (error.name or "").split(".")[0] != "triton":
             raise
-        raise Unsupported("triton: the package is not installed") from error
+        raise Unsupported('triton: the package is not installed: pip install "multigrain[kernels]"') from error
 
 
 def _dtype(query: Tensor, candidate: Tensor, interpreted: bool) -> torch.dtype:

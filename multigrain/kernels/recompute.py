@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..tokens import Tokens
 from .spec import Weights
@@ -47,6 +46,8 @@ def _split(tokens: Tokens, weights: Tensor | None, size: int) -> list[tuple[Toke
 def _score(
     definition: Definition, query: tuple[Tokens, Tensor | None], candidate: tuple[Tokens, Tensor | None]
 ) -> Tensor:
+    from torch.utils.checkpoint import checkpoint  # here: in torch 2.6 it imports SymPy, a third of a second
+
     (q, q_weights), (c, c_weights) = query, candidate
     if not torch.is_grad_enabled():
         return definition(q, c, (q_weights, c_weights))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+from .. import checks
 
 
 class Loss(nn.Module, ABC):
@@ -64,10 +65,7 @@ class Loss(nn.Module, ABC):
         return self if other == 0 else NotImplemented  # sum([a, b]) begins with 0
 
     def __mul__(self, weight: object) -> Loss:
-        if not isinstance(weight, (int, float)) or isinstance(weight, bool):
-            return NotImplemented
-        if not math.isfinite(weight):
-            raise ValueError(f"weight of {type(self).__name__}: expected a finite number, got {weight}")
+        weight = checks.number(f"weight of {type(self).__name__}", cast("float", weight))
         return Sum([term._replace(weight=weight * term.weight) for term in _outer(self)])
 
     __rmul__ = __mul__

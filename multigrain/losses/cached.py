@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .. import checks
 from ..tokens import Features, Tokens
 from .base import Loss
 
@@ -40,7 +41,7 @@ class CachedLoss(Loss):
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss = checks.instance("loss", loss, nn.Module)
 
     def forward(
         self,
@@ -137,7 +138,11 @@ class _Tape(Generic[Chunk]):
         with ExitStack() as stack:
             for device, dtype, enabled in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
-            text, video = self.encode(chunk)
+            encoded = self.encode(chunk)
+        pair = isinstance(encoded, (tuple, list)) and len(encoded) == 2
+        checks.require(pair, "what encode returned", "(text, video)", encoded)
+        text, video = encoded
+        checks.instances(Features, text=text, video=video)
         return {(i, name): side[name] for i, side in enumerate((text, video)) for name in side.names}
 
 

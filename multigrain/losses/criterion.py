@@ -96,13 +96,21 @@ class PartialCriterion(Criterion):
         return self.join(self.partial(scores, positives)[None])
 
 
+def pair(ids: Ids) -> tuple[Tensor, Tensor]:
+    """Ids of both sides."""
+    if not isinstance(ids, tuple):
+        return ids, ids
+    checks.require(len(ids) == 2, "ids", "integers [B] or a pair ([queries], [candidates])", f"{len(ids)} of them")
+    return ids
+
+
 def matches(scores: Tensor, ids: Ids | None) -> Tensor:
     """bool [queries, candidates]: the diagonal, or equal ids; an error where they do not fit the scores."""
     checks.scores(scores)
     if ids is None:
-        checks.square(scores, "pass ids otherwise")
+        checks.square(scores)
         return torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    queries, candidates = ids if isinstance(ids, tuple) else (ids, ids)
+    queries, candidates = pair(ids)
     checks.labels("ids of the queries", queries, scores.shape[0])
     checks.labels("ids of the candidates", candidates, scores.shape[1])
     positives = queries[:, None] == candidates

@@ -10,6 +10,7 @@ from .. import checks
 from ..distributed import Group
 from ..reduce import widen
 from ..tokens import Features
+from .base import Loss
 from .criterion import DIRECTIONS, Ids
 from .whole import Reads, WholeBatchLoss, grains_read
 
@@ -54,7 +55,8 @@ class Distillation(WholeBatchLoss):
         exchange_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(gather, group, exchange_dtype)
-        self.student, self.teacher = student, teacher
+        self.student = checks.scorer("student", student, but=Loss)
+        self.teacher = checks.scorer("teacher", teacher, but=Loss)
         self.kind = checks.choice("kind", kind, ("pearson", "kl"))
         self.scale = checks.positive("scale", scale)
         self.teacher_scale = self.scale if teacher_scale is None else checks.positive("teacher_scale", teacher_scale)

@@ -51,6 +51,7 @@ class InfoNCE(PartialCriterion):
         min_logit_scale: float = -math.inf,
     ) -> None:
         super().__init__(direction, reduction)
+        checks.number("init_logit_scale", init_logit_scale)
         if not min_logit_scale <= init_logit_scale <= max_logit_scale:
             least = "" if min_logit_scale == -math.inf else f" from min_logit_scale = {min_logit_scale}"
             raise ValueError(

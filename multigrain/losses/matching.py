@@ -40,6 +40,7 @@ def random_negatives(positives: Bool[Tensor, "q c"], k: int = 1) -> Negatives:
     Raises:
         ValueError: k below 1.
     """
+    checks.instance("positives", positives, Tensor)
     return hard_negatives(torch.zeros(positives.shape, device=positives.device), positives, k)
 
 
@@ -68,6 +69,7 @@ def cascade_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c
         ValueError: positives of another shape than the scores, k below 1.
     """
     checks.count("k", k)
+    checks.instances(Tensor, scores=scores, positives=positives)
     same = positives.shape == scores.shape and positives.dtype == torch.bool
     checks.require(same, "positives", f"a bool matrix of shape {checks.shape(scores)}", checks.shape(positives))
     best = torch.where(positives, -torch.inf, scores.detach()).topk(min(k, scores.shape[1]), 1).indices
@@ -116,9 +118,9 @@ class Matching(Loss):
         contrastive: bool = False,
     ) -> None:
         super().__init__()
-        if not callable(getattr(scorer, "pairs", None)):
-            raise TypeError(f"scorer: expected one with a method pairs, as CrossEncoder, got {type(scorer).__name__}")
-        self.scorer, self.ranker = scorer, ranker
+        if isinstance(scorer, type) or not callable(getattr(scorer, "pairs", None)):
+            raise TypeError(f"scorer: expected one with a method pairs, as CrossEncoder, got {checks.named(scorer)}")
+        self.scorer, self.ranker = scorer, None if ranker is None else checks.scorer("ranker", ranker, but=Loss)
         self.negatives = checks.choice("negatives", negatives, ("random", "hard", "cascade"))
         self.k = checks.count("k", (8 if negatives == "cascade" else 1) if k is None else k)
         self.temperature = checks.positive("temperature", temperature)
@@ -134,6 +136,7 @@ class Matching(Loss):
         Raises:
             ValueError: other numbers of texts than of videos, or ids that do not fit.
         """
+        checks.instances(Features, text=text, video=video)
         size = len(text)
         checks.require(len(video) == size, "video", f"as many videos as texts, {size}", len(video))
         checks.require(not isinstance(ids, tuple), "ids", "integers [B] that both sides share", "a pair")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .. import checks
+
 
 @torch.no_grad()
 def momentum_update(online: nn.Module, target: nn.Module, decay: float = 0.995) -> None:
@@ -17,8 +19,7 @@ def momentum_update(online: nn.Module, target: nn.Module, decay: float = 0.995) 
     Raises:
         ValueError: a decay outside [0, 1], or modules whose parameters or buffers differ in name.
     """
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay: expected a number from 0 to 1, got {decay}")
+    checks.number("decay", decay, 0, 1)
     mine, theirs = dict(target.named_parameters()), dict(online.named_parameters())
     my_buffers, their_buffers = dict(target.named_buffers()), dict(online.named_buffers())
     different = (mine.keys() ^ theirs.keys()) | (my_buffers.keys() ^ their_buffers.keys())

@@ -56,6 +56,7 @@ class FeatureQueue:
         Raises:
             ValueError: other grains or widths than before, or ids that do not fit; on every rank.
         """
+        checks.instance("features", features, Features)
         problem = self._problem(features, ids)
         batch = gather({"queue": features.detach()}, () if ids is None else (ids,), self.group, problem=problem)
         parts, labels = [batch.features["queue"][-self.size :]], [x[-self.size :] for x in batch.ids]

@@ -48,9 +48,9 @@ class MarginRanking(Criterion):
         direction: str = "both",
     ) -> None:
         super().__init__(direction, reduction)
-        self.margin, self.hard_weight, self.easy_weight = float(margin), float(hard_weight), float(easy_weight)
-        for name in ("margin", "hard_weight", "easy_weight"):
-            checks.require(0 <= getattr(self, name) < float("inf"), name, "a finite number from 0", getattr(self, name))
+        self.margin = checks.number("margin", margin, 0)
+        self.hard_weight = checks.number("hard_weight", hard_weight, 0)
+        self.easy_weight = checks.number("easy_weight", easy_weight, 0)
         self.hard_pool = None if hard_pool is None else checks.count("hard_pool", hard_pool)
         self.form = checks.choice("form", form, ("hinge", "lse"))
         self.over = checks.choice("over", over, ("mean", "sum"))

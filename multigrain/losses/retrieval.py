@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
+from ..aggregators import Aggregator
 from ..distributed import Gathered, Group, alone, deal, gather, world
 from ..tokens import Features
 from .base import Loss
@@ -58,7 +59,8 @@ class RetrievalLoss(Loss):
 
     Raises:
         ValueError: an unknown gather, or distillation out of range or without keys.
-        TypeError: local, queues or keys with what is no Criterion; distillation with another than InfoNCE.
+        TypeError: a scorer or criterion that is none; local, queues or keys with what is no Criterion; distillation
+            with another than InfoNCE.
 
     Example:
         >>> scorer = mg.MultiGrain(mg.Grain("sentence", "video"))
@@ -78,7 +80,7 @@ class RetrievalLoss(Loss):
     ) -> None:
         super().__init__()
         checks.require(0 <= distillation <= 1, "distillation", "a number from 0 to 1", distillation)
-        self.scorer, self.criterion = scorer, criterion
+        self.scorer, self.criterion = checks.scorer("scorer", scorer, but=Loss), _criterion(criterion)
         self.gather = checks.choice("gather", gather, GATHERS)
         self.group, self.exchange_dtype, self.distillation = group, exchange_dtype, distillation
         self._found: dict[str, Tensor] = {}
@@ -108,7 +110,11 @@ class RetrievalLoss(Loss):
             ValueError: features or ids that do not fit together; over several ranks, the same error on each.
         """
         if self.distillation and keys is None:
-            raise ValueError("keys: expected those of momentum encoders for distillation, got none")
+            raise ValueError(
+                f"keys: expected (text, video) of momentum encoders, whose scores make {self.distillation:g} of the "
+                "targets (distillation), got None; where there are none, pass (text.detach(), video.detach())"
+            )
+        checks.instances(Features, text=text, video=video)
         text, video = _scored(self.scorer, text, video)
         ranks = 1 if self.gather == "none" else world(self.group)[1]
         if keys is not None or text_queue is not None or video_queue is not None:
@@ -140,6 +146,9 @@ class RetrievalLoss(Loss):
     ) -> Tensor:
         """What this rank's texts and videos add to the loss of the whole batch, times the ranks."""
         terms = self._criteria("keys and queues")
+        for name, queue in zip(("text_queue", "video_queue"), queues, strict=True):
+            if queue is not None:
+                checks.instance(name, queue, FeatureQueue)
         kept, sides = {"text": text}, {"video": video}
         if keys is not None:
             kept = {"online text": text, "online video": video}
@@ -210,6 +219,19 @@ class RetrievalLoss(Loss):
                 )
             terms.append(_Term(name, weight, loss))
         return terms
+
+
+def _criterion(value: nn.Module) -> nn.Module:
+    """A loss of scores, as far as the name of what it takes first tells: one of embeddings would take them for such."""
+    for _, _, loss in _summands(value):
+        reads = checks.reads(loss)
+        if isinstance(loss, Aggregator) or reads in (None, "embeddings", "text", "query"):
+            what = "" if reads is None else f", which reads {reads}"
+            hint = "; wrap it in multigrain.interop's MetricCriterion" if reads == "embeddings" else ""
+            raise TypeError(
+                f"criterion: expected a loss of scores, such as InfoNCE(), got {checks.named(loss)}{what}{hint}"
+            )
+    return value
 
 
 class _Term(NamedTuple):

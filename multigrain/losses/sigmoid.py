@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .. import checks
 from ..reduce import widen
 from .criterion import PartialCriterion
 
@@ -45,8 +46,10 @@ class Sigmoid(PartialCriterion):
         direction: str = "both",
     ) -> None:
         super().__init__(direction, reduction)
-        self.logit_scale = nn.Parameter(torch.tensor(float(init_logit_scale)), requires_grad=learn)
-        self.logit_bias = nn.Parameter(torch.tensor(float(init_logit_bias)), requires_grad=learn)
+        scale = checks.number("init_logit_scale", init_logit_scale)
+        bias = checks.number("init_logit_bias", init_logit_bias)
+        self.logit_scale = nn.Parameter(torch.tensor(scale), requires_grad=learn)
+        self.logit_bias = nn.Parameter(torch.tensor(bias), requires_grad=learn)
 
     def partial(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q 1"]:
         """The sum over some columns of each row."""

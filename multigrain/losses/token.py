@@ -52,7 +52,7 @@ class TokenNCE(WholeBatchLoss):
     ) -> None:
         super().__init__(gather, group, exchange_dtype)
         self.scorer, self.weights = Grain(query, candidate, MeanMax("query")), weights
-        self.criterion = InfoNCE() if criterion is None else criterion
+        self.criterion = InfoNCE() if criterion is None else checks.instance("criterion", criterion, InfoNCE)
 
     @property
     def reads(self) -> Reads:

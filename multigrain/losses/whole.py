@@ -15,7 +15,7 @@ from ..distributed import Group, gather, world
 from ..reduce import widen
 from ..tokens import Features, Tokens
 from .base import Loss
-from .criterion import Ids
+from .criterion import Ids, pair
 
 Reads: TypeAlias = "tuple[frozenset[str], frozenset[str]]"
 
@@ -56,6 +56,7 @@ class WholeBatchLoss(Loss):
             KeyError, ValueError: features or ids that are missing or do not fit together; over several ranks, the same
                 error on each.
         """
+        checks.instances(Features, text=text, video=video)
         if (names := self.reads) is not None:
             text, video = only(text, names[0]), only(video, names[1])
         if self.gather == "none" or world(self.group)[1] == 1:
@@ -86,11 +87,6 @@ def only(features: Features, names: Iterable[str]) -> Features:
     """The grains of these names; those that are missing are the scorer's to miss."""
     kept = {name: features[name] for name in features.names if name in set(names)}
     return Features(**kept) if kept else features
-
-
-def pair(ids: Ids) -> tuple[Tensor, Tensor]:
-    """Ids of both sides."""
-    return ids if isinstance(ids, tuple) else (ids, ids)
 
 
 def problem(

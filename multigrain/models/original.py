@@ -19,7 +19,7 @@ from ..temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
 from .clip_weights import openai_architecture
 from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains
-from .state import check_state, read_state, safetensors
+from .state import check_state, is_torchscript, read_state, safetensors
 
 if TYPE_CHECKING:
     from .xclip import XCLIP
@@ -43,7 +43,7 @@ def is_original(path: str | os.PathLike[str]) -> bool:
     Raises:
         FileNotFoundError, ValueError: no file, or not a checkpoint.
     """
-    return MATRICES.keys() <= read_state(path)[0].keys()
+    return not is_torchscript(path) and MATRICES.keys() <= read_state(path, "meta")[0].keys()
 
 
 def read_original(path: str | os.PathLike[str], masked: bool) -> tuple[ModelConfig, dict[str, Tensor]]:

@@ -54,8 +54,11 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], nam
         raise ValueError(f"{name}: a checkpoint of another architecture: {'; '.join(told)}")
 
 
-def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
+def read_state(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[str, Tensor], str]:
     """A state dict in fp32, and the kind of file: "openai", "training" (a checkpoint of open_clip) or "plain".
+
+    Args:
+        device: "meta": names and shapes will do, so that a torch.save'd file need not be read whole.
 
     Raises:
         FileNotFoundError: no such file.
@@ -66,7 +69,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise FileNotFoundError(f"weights: expected a file, there is none at {path}")
     try:
-        values, kind = _read(path)
+        values, kind = _read(path, device)
     except ImportError:
         raise
     except Exception as error:  # torch.load, torch.jit and safetensors each have their own
@@ -88,17 +91,18 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, kind
 
 
-def _read(path: Path) -> tuple[Any, str]:
+def _read(path: Path, device: str) -> tuple[Any, str]:
     if path.suffix == ".safetensors":
         return safetensors().load_file(path), "plain"
-    if _is_torchscript(path):
+    if is_torchscript(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit itself
             return dict(torch.jit.load(path, map_location="cpu").state_dict()), OPENAI
-    return torch.load(path, map_location="cpu", weights_only=True), "plain"
+    return torch.load(path, map_location=device, weights_only=True), "plain"
 
 
-def _is_torchscript(path: Path) -> bool:
+def is_torchscript(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an archive of torch.jit, as OpenAI's are."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import torch
 from jaxtyping import Float
@@ -67,7 +67,8 @@ class Recipe(nn.Module):
         text_head, video_head: Features -> Features with more grains, or None for the identity.
         reverse: the scorer that ranks the texts of a video, [texts, videos] too, where it is another (FILIP).
         reranker: a scorer of single pairs, too slow for all.
-        rerank_k: how many of the best of a ranking it orders; given if and only if there is a reranker.
+        rerank_k: how many of the best of a ranking it orders, or all of fewer; given if and only if there is a
+            reranker.
         momentum: the decay of momentum encoders (see `momentum_update`) that make `keys`; None: there are none.
         queue_size: of the two queues of keys; None: there are none.
 
@@ -103,7 +104,8 @@ class Recipe(nn.Module):
             raise ValueError("rerank_k: expected a number with a reranker, and none without")
         self.text_head = nn.Identity() if text_head is None else text_head
         self.video_head = nn.Identity() if video_head is None else video_head
-        self.scorer, self.loss = scorer, loss
+        self.scorer = checks.scorer("scorer", scorer, but=Loss)
+        self.loss = checks.instance("loss", loss, Loss)
         self.reverse, self.reranker = reverse, reranker
         self.rerank_k = None if rerank_k is None else checks.count("rerank_k", rerank_k)
         self.momentum = momentum
@@ -113,6 +115,7 @@ class Recipe(nn.Module):
 
     def encode(self, text: Features, video: Features) -> tuple[Features, Features]:
         """What the scorer and the loss read, from what the encoders gave."""
+        checks.instances(Features, text=text, video=video)
         return self.text_head(text), self.video_head(video)
 
     def forward(self, text: Features, video: Features, ids: Ids | None = None, **settings: Any) -> Float[Tensor, ""]:
@@ -143,26 +146,39 @@ class Recipe(nn.Module):
         scorer = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
         return scorer(*self.encode(text, video))
 
-    def reranked(self, text: Features, video: Features, direction: str = "t2v") -> Float[Tensor, "t v"]:
-        """`scores` in which the reranker has ordered the `rerank_k` best of each row ("t2v") or column ("v2t").
+    def reranked(
+        self, text: Features, video: Features, direction: str = "t2v", k: int | None = None
+    ) -> Float[Tensor, "t v"]:
+        """`scores` in which the reranker has ordered the k best of each row ("t2v") or column ("v2t").
 
         Without a reranker, the scores. Only the order along the rows, or down the columns, means something then: see
         `rerank`. In blocks and without a graph; put the recipe in eval mode first.
+
+        Args:
+            k: from 1 to the number of candidates; None: `rerank_k`, or all where they are fewer.
+
+        Raises:
+            ValueError: a k out of range, or one without a reranker.
         """
         with torch.no_grad():
-            return self.reranked_of(*self.encode(text, video), direction)
+            return self.reranked_of(*self.encode(text, video), direction, k)
 
     @torch.no_grad()
-    def reranked_of(self, text: Features, video: Features, direction: str = "t2v") -> Float[Tensor, "t v"]:
+    def reranked_of(
+        self, text: Features, video: Features, direction: str = "t2v", k: int | None = None
+    ) -> Float[Tensor, "t v"]:
         """The same, of features behind the heads."""
         checks.choice("direction", direction, DIRECTIONS)
         first = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
         scores = score_matrix(first, text, video)
         if self.reranker is None or self.rerank_k is None:
+            checks.require(k is None, "k", "None without a reranker", k)
             return scores
+        if k is None:
+            k = min(self.rerank_k, len(video if direction == "t2v" else text))
         if direction == "t2v":
-            return rerank(scores, self.reranker, min(self.rerank_k, len(video)), text, video)
-        return rerank(scores.T, _Turned(self.reranker), min(self.rerank_k, len(text)), video, text).T
+            return rerank(scores, self.reranker, k, text, video)
+        return rerank(scores.T, _Turned(self.reranker), k, video, text).T
 
     @property
     def terms(self) -> dict[str, Tensor]:
@@ -172,6 +188,12 @@ class Recipe(nn.Module):
     def queues(self) -> tuple[FeatureQueue, FeatureQueue] | None:
         """New queues (of texts, of videos) of the recipe's size, or None where it has none."""
         return None if self.queue_size is None else (FeatureQueue(self.queue_size), FeatureQueue(self.queue_size))
+
+    def _no_sum(self, _: object) -> NoReturn:
+        """Scorers, heads and queues do not add up as losses do."""
+        raise TypeError("Recipe: expected its loss in a sum, as in `a.loss + 0.5 * b.loss`, got the recipe itself")
+
+    __add__ = __radd__ = __mul__ = __rmul__ = _no_sum
 
     def extra_repr(self) -> str:
         """The name and the settings that repr shows."""
@@ -211,6 +233,8 @@ def register_recipe(about: About) -> Callable[[Callable[P, Recipe]], Callable[P,
         ValueError: the name is taken.
     """
 
+    checks.instance("about", about, About)
+
     def decorate(function: Callable[P, Recipe]) -> Callable[P, Recipe]:
         name = function.__name__
         if name in _REGISTRY:
@@ -218,6 +242,11 @@ def register_recipe(about: About) -> Callable[[Callable[P, Recipe]], Callable[P,
 
         @functools.wraps(function)
         def recipe(*args: P.args, **settings: P.kwargs) -> Recipe:
+            try:
+                inspect.signature(function).bind(*args, **settings)
+            except TypeError as error:
+                known = ", ".join(parameters(name)) or "none"
+                raise TypeError(f"settings of recipe {name!r}: expected {known}; {error}") from None
             made = function(*args, **settings)
             made.name, made.about = name, about
             return made
@@ -231,6 +260,11 @@ def register_recipe(about: About) -> Callable[[Callable[P, Recipe]], Callable[P,
 def names() -> tuple[str, ...]:
     """The registered names, in alphabetical order."""
     return tuple(sorted(_REGISTRY))
+
+
+def parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """The settings that a recipe takes, `dim` first where it has parameters of that width."""
+    return inspect.signature(_REGISTRY[checks.choice("recipe", name, names())]).parameters
 
 
 def about(name: str) -> About:
@@ -253,15 +287,14 @@ def build(name: str, dim: int | None = None, max_frames: int | None = None, **se
 
     Raises:
         ValueError: no such name, the message lists them; or a recipe that needs `dim`, without.
-        TypeError: settings that the function does not have.
+        TypeError: settings that the function does not have; the message lists those that it has.
     """
-    function = _REGISTRY[checks.choice("recipe", name, names())]
-    parameters = inspect.signature(function).parameters
-    if "dim" in parameters:
+    known = parameters(name)
+    if "dim" in known:
         if dim is not None:
             settings["dim"] = dim
-        elif parameters["dim"].default is inspect.Parameter.empty:
+        elif known["dim"].default is inspect.Parameter.empty:
             raise ValueError(f"dim: recipe {name!r} expected the width of the features, got None")
-    if max_frames is not None and "max_frames" in parameters:
+    if max_frames is not None and "max_frames" in known:
         settings["max_frames"] = max_frames
-    return function(**settings)
+    return _REGISTRY[name](**settings)

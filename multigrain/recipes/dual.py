@@ -66,7 +66,8 @@ def align(label_smoothing: float = 0.1) -> Recipe:
 def frozen_in_time(temperature: float = 0.05) -> Recipe:
     """Frozen in Time: twice CLIP's loss at the fixed scale 20."""
     scorer = MultiGrain(VideoSentence())
-    criterion = InfoNCE(math.log(1 / temperature), learn_logit_scale=False, reduction="sum")
+    scale = math.log(1 / checks.positive("temperature", temperature))
+    criterion = InfoNCE(scale, learn_logit_scale=False, reduction="sum")
     return Recipe(scorer, RetrievalLoss(scorer, criterion), video_head=video_head())
 
 

@@ -20,7 +20,7 @@ class Encode(nn.Module):
         encoder: tokens [B, L, D], mask [B, L] or None -> [B, L, D'], such as TemporalTransformer.
 
     Raises:
-        KeyError: in forward, no such source.
+        KeyError, ValueError: in forward, features without the source, or that have another target already.
     """
 
     def __init__(self, source: str, target: str, encoder: nn.Module) -> None:
@@ -29,7 +29,10 @@ class Encode(nn.Module):
 
     def forward(self, features: Features) -> Features:
         """The features with one grain more."""
+        checks.instance("features", features, Features)
         tokens = features[self.source].tokenwise()
+        if self.target != self.source:
+            checks.no_grain(self.target, features.names, self.source)
         # Features may be kept in half precision beside an encoder that is not.
         dtype = next((p.dtype for p in self.encoder.parameters()), tokens.dtype)
         encoded = Tokens(self.encoder(tokens.features.to(dtype), tokens.mask), tokens.mask, self.target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .base import about, names
+from .base import about, names, parameters
 
 START = "<!-- Written by `python -m multigrain.recipes docs/recipes.md` from here -->\n"
 END = "<!-- to here -->"
@@ -15,17 +15,24 @@ def render() -> str:
     """Both tables in Markdown: what each system is, and what was published for it."""
     systems = [(name, about(name)) for name in names()]
     what = [
-        [_link(name), f"{a.system} ({a.paper})", a.grains, a.aggregation, a.loss, a.extras, a.cost]
+        [
+            _link(name),
+            *(f"{a.system} ({a.paper})", a.grains, a.aggregation, a.loss, a.extras, a.cost, _settings(name)),
+        ]
         for name, a in systems
     ]
     published = [[f"`{name}`", a.figure, a.source] for name, a in systems if a.figure]
-    header = ["recipe", "system", "grains", "aggregation", "loss", "beside that", "cost of a score"]
+    header = ["recipe", "system", "grains", "aggregation", "loss", "beside that", "cost of a score", "settings"]
     lines = [*_table(header, what), "", *_table(["recipe", "published", "read in"], published)]
     return "\n" + "\n".join(lines) + "\n\n"
 
 
 def _link(name: str) -> str:
     return f"[`{name}`](api/recipes.md#multigrain.recipes.{name})"
+
+
+def _settings(name: str) -> str:
+    return ", ".join(f"`{setting}`" for setting in parameters(name))
 
 
 def write(page: Path) -> None:

@@ -13,7 +13,7 @@ from .content import Example, Hit, Query
 from .images import figure_image, strip
 from .subject import Subject
 
-BEST, RANDOM, WORST = "Furthest ahead of every other video", "At random", "Furthest behind"
+BEST, RANDOM, WORST = "Best", "At random", "Worst"
 FOUND = 5  # of each query in the list of all
 
 
@@ -21,15 +21,17 @@ def choose(subject: Subject, each: int = 4, hits: int = 4, seed: int = 0) -> dic
     """Examples by heading, no query twice; the surest and the worst with heat maps where there is a picture.
 
     Args:
-        each: queries of each kind.
+        each: queries of each kind; of few queries, a third.
         hits: retrieved videos of each query; its own is added where it is not among them.
         seed: of the random ones.
     """
     scores, targets = subject.scores, subject.targets
     rank = ranks(scores, targets)
-    by_margin: list[int] = margins(scores, targets).argsort(descending=True).tolist()
-    by_rank: list[int] = rank.argsort(descending=True, stable=True).tolist()
+    ahead = margins(scores, targets)
+    by_margin: list[int] = ahead.argsort(descending=True).tolist()
+    by_rank = sorted(range(len(rank)), key=lambda query: (-float(rank[query]), float(ahead[query])))
     shuffled: list[int] = torch.randperm(len(rank), generator=torch.Generator().manual_seed(seed)).tolist()
+    each = min(each, -(-len(rank) // 3))
     taken: set[int] = set()
     groups: dict[str, list[Example]] = {}
     for heading, order in ((BEST, by_margin), (RANDOM, shuffled), (WORST, by_rank)):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SIDE, FRAMES = 96, 8  # of photographs in a strip: their height in pixels, and how many at most
 GAP = 2
+WEB_DPI = 100  # of figures in a page
 
 
 def figure_png(figure: Figure, dpi: int = 150) -> bytes:
@@ -24,7 +25,7 @@ def figure_png(figure: Figure, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def figure_image(figure: Figure, dpi: int = 100) -> bytes:
+def figure_image(figure: Figure, dpi: int = WEB_DPI) -> bytes:
     """A figure for a page: a tenth of the size of its PNG."""
     from PIL import Image
 
@@ -51,11 +52,21 @@ def strip(frames: NDArray[np.uint8]) -> bytes:
     return _webp(_side_by_side([Image.fromarray(frame).resize(size) for frame in chosen]), 60)
 
 
-def tag(image: bytes, kind: str, text: str) -> str:
-    """An `img` with the picture inside."""
+def tag(image: bytes, kind: str, text: str, wide: bool = False) -> str:
+    """An `img` with the picture inside; a wide one keeps its size, however narrow the page is."""
     mime = "png" if image.startswith(b"\x89PNG") else "webp"
     data = base64.b64encode(image).decode()
-    return f'<img class="{kind}" loading="lazy" alt="{escape(text)}" src="data:image/{mime};base64,{data}">'
+    size = f' style="min-width:{_width(image)}px"' if wide else ""
+    return f'<img class="{kind}"{size} loading="lazy" alt="{escape(text)}" src="data:image/{mime};base64,{data}">'
+
+
+def _width(image: bytes) -> int:
+    """Pixels of a page that a figure takes for its text to be read."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as picture:
+        dpi = picture.info.get("dpi", (WEB_DPI, WEB_DPI))[0]
+        return round(picture.width / dpi * 80)
 
 
 def _side_by_side(pictures: list[Image]) -> Image:

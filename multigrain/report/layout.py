@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .lettering import MISSING, families, inches, shorten, wrap
+
 INK, PALE = "#22252a", "#6b717a"
 
 ROW, GAP, BAR, SMALL = 0.27, 0.08, 0.55, 0.15
 """inches: a word's row, the gap before the coarse grains, the longest bar, a small row"""
-LETTER, LABELS = 0.08, (0.8, 2.2)
-"""inches: a letter of the labels at the left, with room to spare, and the least and the most for them"""
-LEGEND, BAR_ROW, PANELS = 1.55, 0.22, 5.4
+LABELS = 0.8, 2.2
+"""inches: the least and the most for the words at the left"""
+LEGEND, BAR_ROW, PANELS = 1.7, 0.22, 5.4
 """inches: the least height of the legend, a bar beside it, the least width of what is below the matrix"""
+WORD, TITLE, LINES = 8.5, 11.5, 3
+"""points: a word, the title; and the most lines of a title, whose words are all in the picture too"""
+_NO_FONT = "{} stands for a letter that no font of this machine has."
 
 
 class Page:
@@ -24,11 +28,11 @@ class Page:
 
     Args:
         coarse: with a row for the sentence and a column for the video.
-        weighted: with room for bars above and at the right.
+        above, beside: with room for bars above and at the right.
         levels: with room for the inner level's panels at the bottom.
         thumbnails: with room for a row of them.
-        letters: of the longest word.
-        title, subtitle: at the top; a long title is wrapped.
+        words: the m words; what of them has no room is cut off.
+        title, subtitle: at the top; a long title is wrapped. Either may be empty.
         bars: how many stand beside the legend.
         notes: lines at the very bottom.
     """
@@ -39,40 +43,47 @@ class Page:
         n: int,
         *,
         coarse: bool,
-        weighted: bool,
+        above: bool,
+        beside: bool,
         levels: bool,
         thumbnails: bool,
-        letters: int,
+        words: Sequence[str],
         title: str,
         subtitle: str,
         bars: int,
         notes: Sequence[str],
     ) -> None:
+        self.family, missing = families([title, *words])
+        table = str.maketrans(dict.fromkeys(missing, MISSING))
+        if missing:
+            notes = [*notes, _NO_FONT.format(MISSING)]
+        self.words = [shorten(word.translate(table), LABELS[1] - 0.15, WORD, self.family) for word in words]
         self.cell = min(max(0.56, 5.6 / n), 0.9)
-        video = 0.8 * self.cell if coarse else 0.0
-        labels = min(max(LABELS[0], 0.15 + LETTER * letters), LABELS[1])
+        video = self.cell if coarse else 0.0
+        labels = max([LABELS[0], *(0.15 + inches(word, WORD, self.family) for word in self.words)])
         self.left = labels + (video + GAP if coarse else 0)
         self.right = self.left + n * self.cell
         self.edge = max(self.right, self.left + PANELS)
-        self.width = max(self.right + BAR + 0.6 if weighted else 0.0, self.edge + 0.25)
+        self.width = max(self.right + BAR + 0.6 if beside else 0.0, self.edge + 0.25)
         self.columns = {"video": (labels, video), "frames": (self.left, n * self.cell)}
-        lines = textwrap.wrap(title, int(8.6 * self.width)) + [subtitle] * bool(subtitle)
-        self.top = 0.32 + 0.22 * len(lines) + (BAR + 0.1 if weighted else 0)
+        lines = wrap(title.translate(table), self.width - 0.24, LINES, TITLE, self.family, "bold") if title else []
+        head = 0.22 * (len(lines) + bool(subtitle))
+        self.top = 0.2 + head + (BAR + 0.22 if above else 0)
         sentence = self.top + (self.cell + 0.03) * thumbnails
-        words = sentence + (ROW + GAP if coarse else 0)
-        self.rows = {"sentence": (sentence, ROW), "words": (words, m * ROW)}
-        self.legend = words + m * ROW + 0.5
-        self.bottom = self.legend + max(LEGEND, 0.55 + BAR_ROW * bars)
-        below = self.bottom + (m * SMALL + 0.45 if levels else -0.25)
-        wrapped = [line for note in notes for line in textwrap.wrap(note, int(13 * self.width))]
+        words_top = sentence + (ROW + GAP if coarse else 0)
+        self.rows = {"sentence": (sentence, ROW), "words": (words_top, m * ROW)}
+        self.legend = words_top + m * ROW + 0.5
+        self.bottom = self.legend + max(LEGEND, 0.7 + BAR_ROW * bars)
+        below = self.bottom + (m * SMALL + 0.45 if levels else -0.4)
+        wrapped = [line for note in notes for line in wrap(note, self.width - 0.24, 9, 8, self.family)]
         self.height = below + 0.17 * len(wrapped)
         self.figure = Figure((self.width, self.height), facecolor="white")
+        style = {"fontsize": TITLE, "color": INK, "weight": "bold", "family": self.family}
         for i, line in enumerate(lines):
-            small = bool(subtitle) and i == len(lines) - 1
-            style = {"fontsize": 9.5} if small else {"fontsize": 11.5, "color": INK, "weight": "bold"}
             self.note(0.12, 0.22 + 0.22 * i, line, va="center", **style)
+        self.note(0.12, 0.22 * len(lines) + 0.22, subtitle, va="center", fontsize=9.5)
         for i, line in enumerate(wrapped):
-            self.note(0.12, below - 0.06 + 0.17 * i, line, va="center")
+            self.note(0.12, below - 0.06 + 0.17 * i, line, va="center", family=self.family)
 
     def block(self, row: str, column: str) -> Axes:
         """Axes over a row ("words", "sentence") and a column ("frames", "video")."""
@@ -90,6 +101,10 @@ class Page:
         return axes
 
     def note(self, x: float, y: float, text: str, **style: Any) -> None:
-        """Small pale text at (x, y)."""
-        style = {"fontsize": 8, "color": PALE, **style}
+        """Small pale text at (x, y); a dollar is a dollar."""
+        style = {"fontsize": 8, "color": PALE, "parse_math": False, **style}
         self.figure.text(x / self.width, 1 - y / self.height, text, **style)
+
+    def name_rows(self, axes: Axes, names: Sequence[str], **style: Any) -> None:
+        """Labels at the left of rows."""
+        axes.set_yticks(range(len(names)), names, family=self.family, parse_math=False, **style)

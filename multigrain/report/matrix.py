@@ -10,12 +10,13 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .explain import Weights
-from .layout import BAR, BAR_ROW, INK, PALE, SMALL, Page
+from .explain import Levels, Weights
+from .layout import BAR, BAR_ROW, INK, PALE, SMALL, WORD, Page
+from .lettering import shorten
 from .pair import Coarse, rounded
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLUE = "#0072B2"
+MINUS = "\N{MINUS SIGN}"
 # A cosine has a meaningful zero; orange and purple survive colour blindness, and print.
 DIVERGING, ONE_SIDED = "PuOr_r", "YlOrBr"
 NARROW = 0.5  # of the largest similarity: where all differ by less, and none is negative, zero is left out of the scale
@@ -60,11 +62,14 @@ class Scale:
     def number(self, value: float) -> str:
         """The similarity in two or three digits: .42, −.05."""
         text = f"{abs(value):.{3 if self.high - self.low < FINE else 2}f}".removeprefix("0")
-        return f"\N{MINUS SIGN}{text}" if value < 0 and text.strip(".0") else text
+        return f"{MINUS}{text}" if value < 0 and text.strip(".0") else text
 
 
 def heat(axes: Axes, sim: Tensor, scale: Scale, weights: Tensor | None = None) -> None:
-    """Cells coloured by similarity, its number in them, and dots whose area is the weight relative to the largest."""
+    """Cells coloured by similarity, its number in them, and dots whose area is the weight relative to the largest.
+
+    A weight below zero, which AOSM's mixing may give, is a dark dot.
+    """
     m, n = sim.shape
     axes.imshow(array(sim), aspect="auto", **scale.colours)
     axes.set_xticks([x - 0.5 for x in range(1, n)], minor=True)
@@ -75,11 +80,14 @@ def heat(axes: Axes, sim: Tensor, scale: Scale, weights: Tensor | None = None) -
     for i, row in enumerate(sim.tolist()):
         for j, value in enumerate(row):
             colour = "white" if scale.dark(value) else INK
-            axes.text(j + x, i + 0.02, scale.number(value), fontsize=6, color=colour, ha=side, va="center")
+            axes.text(j + x, i + 0.02, scale.number(value), fontsize=6.5, color=colour, ha=side, va="center")
     if weights is not None:
-        areas = array((weights / weights.max().clamp_min(1e-12)).clamp_min(0).flatten())
+        cells = array(weights).flatten()
+        areas = abs(cells) / max(abs(cells).max(), 1e-12)
         seen = (areas > 0.01).nonzero()[0]
-        axes.scatter(seen % n - 0.24, seen // n, s=areas[seen] * DOT, c="white", edgecolors=INK, linewidths=0.8)
+        colours = [INK if cells[k] < 0 else "white" for k in seen]
+        edges = ["white" if cells[k] < 0 else INK for k in seen]
+        axes.scatter(seen % n - 0.24, seen // n, s=areas[seen] * DOT, c=colours, edgecolors=edges, linewidths=0.8)
 
 
 def array(x: Tensor) -> NDArray[np.float32]:
@@ -98,7 +106,7 @@ def coarse_blocks(page: Page, coarse: Coarse, scale: Scale) -> Axes:
     """The sentence's row and the video's column; returns the latter's axes, at the left of the words."""
     across, down = coarse.sentence_weights, coarse.video_weights
     corner = page.block("sentence", "video")
-    heat(corner, torch.tensor([[coarse.both]]), scale)
+    heat(corner, torch.tensor([[coarse.both]]), scale, torch.ones(1, 1) if coarse.counts else None)
     corner.set_yticks([0], ["sentence"])
     heat(page.block("sentence", "frames"), coarse.sentence[None], scale, None if across is None else across[None])
     video = page.block("words", "video")
@@ -107,32 +115,55 @@ def coarse_blocks(page: Page, coarse: Coarse, scale: Scale) -> Axes:
     return video
 
 
+def choices(weights: Weights | None) -> tuple[Tensor | None, Tensor | None]:
+    """The outer level of frames and of words, where there is one; a lone frame or word has no choice."""
+    levels = (None, None) if weights is None else (weights.candidate, weights.query)
+    above, beside = (None if x is None or len(x.outer) == 1 else x.outer for x in levels)
+    return above, beside
+
+
 def outer_bars(page: Page, weights: Weights) -> None:
     """The outer level of either direction: frames above their thumbnails, words at the right."""
-    if weights.candidate is not None:
+    above, beside = choices(weights)
+    if above is not None:
+        outer = array(above)
         axes = page.at(page.left, page.top - BAR - 0.05, page.right - page.left, BAR)
-        axes.bar(range(len(weights.candidate.outer)), array(weights.candidate.outer), width=0.7, color=INK)
-        axes.set_xlim(-0.5, len(weights.candidate.outer) - 0.5)
+        bars = axes.bar(range(len(outer)), outer, width=0.7, color=INK)
+        axes.bar_label(bars, _weights(outer), padding=1.5, fontsize=6.5, color=PALE)
+        axes.set_xlim(-0.5, len(outer) - 0.5)
+        low, high = min(0.0, float(outer.min())), max(0.0, float(outer.max()))
+        axes.set_ylim(low - 0.3 * (high - low) * (low < 0), high)  # with room for the numbers of bars below zero
         page.note(page.left - 0.08, page.top - 0.05 - BAR / 2, "weight of\neach frame", ha="right", va="center")
-    if weights.query is not None:
+    if beside is not None:
+        outer = array(beside)
         y, height = page.rows["words"]
-        axes = page.at(page.right + 0.08, y, BAR + 0.35, height)
-        axes.barh(range(len(weights.query.outer)), array(weights.query.outer), height=0.6, color=INK)
-        axes.set_ylim(len(weights.query.outer) - 0.5, -0.5)
+        axes = page.at(page.right + 0.08, y, BAR + 0.4, height)
+        bars = axes.barh(range(len(outer)), outer, height=0.6, color=INK)
+        axes.bar_label(bars, _weights(outer), padding=2, fontsize=6.5, color=PALE)
+        axes.set_ylim(len(outer) - 0.5, -0.5)
+        low, high = min(0.0, float(outer.min())), max(0.0, float(outer.max()))
+        axes.set_xlim(low - 0.5 * (high - low) * (low < 0), high + 0.5 * (high - low))
         page.note(page.right + 0.08, y - 0.06, "weight of\neach word", va="bottom")
 
 
-def legend(page: Page, scale: Scale, weighted: bool) -> None:
+def _weights(outer: NDArray[np.float32]) -> list[str]:
+    """The numbers beside bars; nothing where there is next to none."""
+    return ["" if abs(w) < 0.005 else f"{w:.2f}".replace("0.", ".", 1).replace("-", MINUS) for w in outer.tolist()]
+
+
+def legend(page: Page, scale: Scale, dots: Sequence[Tensor]) -> None:
     """What colours, numbers and dots are."""
     page.note(page.left, page.legend + 0.1, "colour and number: similarity")
     axes = page.at(page.left, page.legend + 0.16, 1.9, 0.12)
     bar = page.figure.colorbar(ScalarMappable(**scale.colours), cax=axes, orientation="horizontal")
     bar.ax.xaxis.set_major_locator(MaxNLocator(4))
     bar.ax.tick_params(length=2, labelsize=7.5, labelcolor=PALE, color=PALE)
-    if weighted:
+    if dots:
         axes = page.at(page.left, page.legend + 0.66, 0.26, 0.26)
         axes.scatter([0], [0], s=DOT, c="white", edgecolors=INK, linewidths=0.8)
-        text = "the larger the dot, the more this\nsimilarity counts in the score"
+        text = "the larger the dot, the more this\nsimilarity counts in its grain"
+        if any(float(x.min()) < -0.01 * float(x.abs().max()) for x in dots):
+            text += "; a dark\ndot counts against it"
         page.note(page.left + 0.34, page.legend + 0.79, text, va="center")
 
 
@@ -140,33 +171,47 @@ def grain_bars(page: Page, parts: Mapping[str, float]) -> None:
     """Each grain's part in the score, as bars at the right of the legend; the numbers add up."""
     x = page.left + 3.65
     shown, total = rounded(parts)
-    page.note(x, page.legend + 0.1, f"score {total:.3f}, the sum of", color=INK)
-    axes = page.at(x, page.legend + 0.16, page.edge - x, BAR_ROW * len(parts))
+    page.note(x, page.legend + 0.1, f"score {signed(total)}, the sum of", color=INK)
+    axes = page.at(x, page.legend + 0.16, min(page.edge - x, 3.0), BAR_ROW * len(parts))
     bars = axes.barh(range(len(parts)), list(shown.values()), height=0.62, color=BLUE)
-    axes.bar_label(bars, [f"{value:.3f}" for value in shown.values()], padding=3, fontsize=8, color=INK)
-    axes.set_yticks(range(len(parts)), list(parts))
+    axes.bar_label(bars, [signed(value) for value in shown.values()], padding=3, fontsize=8, color=INK)
+    page.name_rows(axes, [shorten(name, 1.2, WORD, page.family) for name in parts])
     axes.set_ylim(len(parts) - 0.5, -0.5)
     low, high = min(0.0, *shown.values()), max(0.0, *shown.values())
     room = 0.5 * max(high - low, 1e-6)  # for the numbers
     axes.set_xlim(low - room if low < 0 else 0, high + (room if high > 0 or low == 0 else 0))
 
 
-def inner_panels(page: Page, weights: Weights, words: Sequence[str]) -> None:
-    """The inner level of either direction: two matrices of weights in ink."""
-    width = (page.edge - page.left - 0.3) / 2
-    panels = (
-        (weights.query, "where each word looks: a row is shared out over the frames", page.left),
-        (weights.candidate, "where each frame looks: a column, over the words", page.left + width + 0.3),
+def signed(value: float) -> str:
+    """Three digits: 0.421, −0.050."""
+    return f"{value:.3f}".replace("-", MINUS)
+
+
+def panels(weights: Weights) -> list[tuple[Levels, str]]:
+    """The inner levels worth a panel, each with its caption: those that have a choice."""
+    word, frame = "where each word looks (black: all of it),\n", "where each frame looks (black: all of it),\n"
+    both = (
+        (weights.query, 1, f"{word}shared out along each row"),
+        (weights.candidate, 0, f"{frame}shared out along each column"),
     )
-    for i, (levels, title, x) in enumerate(panels):
-        if levels is None:
-            continue
-        m, n = levels.inner.shape
+    return [(x, caption) for x, side, caption in both if x is not None and x.inner.shape[side] > 1]
+
+
+def inner_panels(page: Page, shown: Sequence[tuple[Levels, str]]) -> None:
+    """The inner level of either direction: matrices of weights in ink, on one scale."""
+    width = (page.edge - page.left - 0.3) / 2
+    for i, (levels, title) in enumerate(shown):
+        inner = array(levels.inner)
+        m, n = inner.shape
+        x = page.left + i * (width + 0.3)
         axes = page.at(x, page.bottom, width, m * SMALL)
-        axes.imshow(array(levels.inner), cmap="Greys", vmin=0, aspect="auto")
+        # Of small shares, too, one sees which is larger.
+        axes.imshow(inner.clip(0), cmap="Greys", norm=PowerNorm(0.5, 0, max(1.0, inner.max())), aspect="auto")
+        below = (inner < -0.01).nonzero()  # AOSM's mixing
+        axes.scatter(below[1], below[0], marker="_", s=16, c=BLUE, linewidths=1)
         axes.set_xticks(range(n), [str(j + 1) for j in range(n)])
         axes.tick_params(labelsize=7, labelcolor=PALE)
         axes.spines[:].set(visible=True, color="#c9ced6")
-        page.note(x, page.bottom - 0.08, title)
+        page.note(x, page.bottom - 0.06, title, va="bottom")
         if i == 0:
-            axes.set_yticks(range(m), words)
+            page.name_rows(axes, page.words, fontsize=7)

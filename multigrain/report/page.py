@@ -47,7 +47,9 @@ def _match(report: Report) -> str:
         for kind, (name, cells) in zip(kinds, report.parts.items(), strict=False)
     ]
     head = "<thead><tr><th>grain</th><th>its score</th><th>× its weight</th><th>= its part</th></tr></thead>"
-    table = f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>' if rows else ""
+    table = (
+        f'<div class="scroll" tabindex="0"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>' if rows else ""
+    )
     return "\n".join([*(_figure(*picture) for picture in report.similarity), *([table] if table else [])])
 
 
@@ -74,7 +76,8 @@ def _training(report: Report) -> str:
 
 def _settings(report: Report) -> str:
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.settings.items())
-    return (f"<dl>{terms}</dl>" if terms else "") + (f"<pre>{escape(report.config)}</pre>" if report.config else "")
+    folded = f'<details class="settings"><summary>All settings</summary><pre>{escape(report.config)}</pre></details>'
+    return (f"<dl>{terms}</dl>" if terms else "") + (folded if report.config else "")
 
 
 _SECTIONS: Mapping[str, Callable[[Report], str]] = {
@@ -123,7 +126,7 @@ def _table(rows: Sequence[tables.Row]) -> str:
         for row in rows
     ]
     head = f"<thead><tr><th></th>{spans}</tr><tr><th>grain</th>{heads}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _second(column: int) -> str:
@@ -171,9 +174,9 @@ def _hub(hub: Hub) -> str:
 
 
 def _strip(image: bytes | None, text: str) -> str:
-    return "" if image is None else f'<div class="scroll">{tag(image, "strip", text)}</div>'
+    return "" if image is None else f'<div class="scroll" tabindex="0">{tag(image, "strip", text)}</div>'
 
 
 def _figure(image: bytes, caption: str) -> str:
-    picture = f'<div class="scroll">{tag(image, "", caption)}</div>'
+    picture = f'<div class="scroll" tabindex="0">{tag(image, "", caption, wide=True)}</div>'
     return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -31,6 +31,8 @@ class Coarse:
     """the sentence against the video"""
     video_weights: Float[Tensor, "m"] | None = None
     sentence_weights: Float[Tensor, "n"] | None = None
+    counts: bool = False
+    """whether the sentence against the video is a grain of the score"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,11 @@ def look(scorer: nn.Module, text: Features, video: Features, words: int, frames:
             float(sim("sentence", "video")),
             None if down is None else down.cells[:, 0],
             None if across is None else across.cells[0],
+            weights("sentence", "video") is not None,
         )
+    shown = DRAWN if coarse is not None else DRAWN[:1]
+    absent = ["-".join(sides) for sides in shown if sides not in drawn]
+    notes += [f"{', '.join(absent)}: not part of this score, similarities alone"] * bool(absent)
     return Pair(sim("word", "frame"), weights("word", "frame"), coarse, parts, tuple(notes))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import training, viz
 from .content import Report
 from .images import figure_png
+from .matrix import signed
 from .page import render
 from .pair import Pair, look, rounded
 from .subject import encode_pair, frames_of
@@ -21,12 +24,7 @@ if TYPE_CHECKING:
 
     from ..models import XCLIP
 
-_HOW = (
-    "Frames of the video from left to right, words of the sentence from top to bottom. Colour and number: their "
-    "similarity. White dots: the larger, the more this similarity counts in its grain's score. Black bars: how much "
-    "each frame and each word counts. At the bottom: how each word shares its attention out over the frames, and each "
-    "frame over the words; black is most."
-)
+_HOW = "Frames of the video from left to right, words of the sentence from top to bottom."
 
 
 def numbered_pair(
@@ -61,7 +59,8 @@ class PairPage:
     what: str
     """the video, in words"""
     pair: Pair
-    figure: Figure
+    draw: Callable[[str, str], Figure]
+    """title, subtitle -> the picture"""
 
     @classmethod
     def of(
@@ -80,9 +79,8 @@ class PairPage:
         sampling = Sampling(fps, len(video) if whole else model.max_frames)
         text, features, words, frames = encode_pair(model, sentence, video, sampling)
         pair = look(model.scorer, text, features, len(words), len(frames))
-        subtitle = f"score {rounded(pair.added)[1]:.3f} for {what}"
-        figure = viz.explain_features(model.scorer, text, features, words, frames, sentence, subtitle)
-        return cls(sentence, what, pair, figure)
+        draw = partial(viz.explain_features, model.scorer, text, features, words, frames)
+        return cls(sentence, what, pair, draw)
 
     def rows(self) -> dict[str, tuple[str, str, str]]:
         """Of each grain its score, its weight and what it adds, and the total; the last column adds up."""
@@ -102,15 +100,14 @@ class PairPage:
     def write(self, path: Path) -> Path:
         """As .html, the page; else the picture."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        png = figure_png(self.figure)
+        score = f"score {signed(rounded(self.pair.added)[1])} for {self.what}"
         if path.suffix.lower() != ".html":
-            path.write_bytes(png)
+            path.write_bytes(figure_png(self.draw(self.sentence, score)))
             return path
         report = Report(
             title=f"“{self.sentence}”",
-            verdict=f"Score {rounded(self.pair.added)[1]:.3f} for {self.what}",
-            lead=self.pair.notes,
-            similarity=[(png, _HOW)],
+            verdict=f"S{score[1:]}",
+            similarity=[(figure_png(self.draw("", "")), _HOW)],  # the page says both, and the picture its notes
             parts=self.rows(),
         )
         path.write_text(render(report), encoding="utf-8")

@@ -34,13 +34,14 @@ _LEAD = (
     "the mission is the sentence. None of the sentences below was seen in training."
 )
 _MATRIX = (
-    "Colour and number: the similarity of a word (or the whole sentence) with a frame (or the whole video). Ink: "
-    "weight. A dot's area is the weight of that similarity in its grain's score, the inner and the outer level of "
-    "attention multiplied, the mean of both directions; it is relative to the largest of its block. Bars: the outer "
-    "level. The panels below: the inner level."
+    "A dot's area is the inner and the outer level of attention multiplied, the mean of both directions, relative to "
+    "the largest of its block. Bars: the outer level. The panels below: the inner level."
 )
 _SEES = " The features of a frame are those after the temporal encoder, so that each also knows of the others."
-_EXAMPLES = "Four queries of each kind, each with the videos that came first and its own."
+_EXAMPLES = (
+    "Queries, each with the videos that came first and its own. Best: its own is furthest ahead of all others. Worst: "
+    "its own is furthest down, or least ahead."
+)
 _OPEN = " A sentence leaves much open, so that a rival often shows some of the same objects and actions."
 _NOTHING = (
     "Saved features were evaluated: there are no thumbnails, since the videos are not known, and texts and videos are "

@@ -44,7 +44,7 @@ class Subject:
     frames: Callable[[int], NDArray[np.uint8]] | None = None
     """a video -> its frames [n, height, width, 3]; None: there is nothing to show"""
     picture: Callable[[int, int, str, bool], Figure] | None = None
-    """text, video, subtitle, whether with the inner level -> the heat map of that pair"""
+    """text, video, subtitle, whether with the title and the inner level -> the heat map of that pair"""
 
 
 def of_pairs(evaluation: Evaluation, pairs: Pairs, model: XCLIP, max_frames: int) -> Subject:
@@ -61,7 +61,7 @@ def of_pairs(evaluation: Evaluation, pairs: Pairs, model: XCLIP, max_frames: int
         sentence = pairs.sentences[evaluation.texts[text]]
         shown = frames(video)
         features = encode_pair(model, sentence, shown, Sampling(max_frames=len(shown)))
-        return viz.explain_features(model.scorer, *features, sentence, subtitle, levels)
+        return viz.explain_features(model.scorer, *features, sentence if levels else "", subtitle, levels)
 
     texts = [pairs.sentences[row] for row in evaluation.texts]
     # A picture explains a score by grains, which corrected ones and those of recipes are not.
@@ -78,7 +78,7 @@ def of_features(evaluation: Evaluation, text: Features, video: Features, scorer:
         assert isinstance(scorer, MultiGrain)
         query, candidate = text[i], video[j]
         words = [f"word {k + 1}" for k in range(_real(query["word"]))]
-        title = f"text {i} against video {j}"
+        title = f"text {i} against video {j}" if levels else ""
         return viz.explain_features(scorer, query, candidate, words, _real(candidate["frame"]), title, subtitle, levels)
 
     texts, videos = ([f"{side} {i}" for i in range(len(x))] for side, x in (("text", text), ("video", video)))

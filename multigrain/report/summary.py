@@ -11,7 +11,7 @@ from ..metrics import RetrievalMetrics, ranks
 from ..training import Evaluation
 from . import examples, tables
 from .content import Chart, Hub, Hubs, Report
-from .hubs import distribution, hubness
+from .hubs import FIRST, distribution, hubness
 from .images import strip
 from .subject import Subject
 
@@ -48,7 +48,7 @@ def summarize(subject: Subject, evaluation: Evaluation, lead: Sequence[str] = ()
         table_note=note,
         charts=_ranks(subject, metrics["all"]),
         examples=examples.choose(subject),
-        hubs=_hubs(subject),
+        hubs=_hubs(subject) if videos > FIRST else None,  # of fewer, each query finds all
         queries=listed,
         videos=subject.videos,
         **more,

@@ -10,20 +10,16 @@ As commands: `multigrain train` and `multigrain evaluate`.
 
 from __future__ import annotations
 
-from .config import BabyAIConfig, ClipsConfig, OptimizerConfig, StageConfig, TrainConfig, load_config
+from .config import BabyAIConfig, ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
+from .correction import check_hubness, corrected
 from .data import Data, Pairs, load_data
 from .encoding import encode
-from .evaluation import (
-    Evaluation,
-    check_hubness,
-    corrected,
-    evaluate,
-    evaluate_features,
-    metrics_by_grain,
-    protocol_of,
-    scores_by_grain,
-)
-from .loop import Progress, device, train
+from .evaluation import Evaluation, evaluate, evaluate_features, protocol_of, scores_by_grain
+from .judging import metrics_by_grain
+from .loop import train
+from .preflight import check, device
+from .reading import load_config
+from .recording import Progress
 
 __all__ = [
     "BabyAIConfig",
@@ -35,6 +31,7 @@ __all__ = [
     "Progress",
     "StageConfig",
     "TrainConfig",
+    "check",
     "check_hubness",
     "corrected",
     "device",

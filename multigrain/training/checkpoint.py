@@ -8,7 +8,7 @@ import pickle
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -54,6 +54,13 @@ def write_json(path: Path, values: object) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def rounded(values: Any) -> Any:
+    """Nested values with every float to six decimals: a share of a million is told apart, 64.70000000000001 is not."""
+    if isinstance(values, Mapping):
+        return {name: rounded(value) for name, value in values.items()}
+    return round(values, 6) if isinstance(values, float) else values
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -16,13 +16,11 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,41 +30,18 @@ from ..data.batch import Batch
 from ..distributed import world
 from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
-from ..temporal import TemporalTransformer
 from . import checkpoint, parallel
-from .checkpoint import MetricsLog, Position
-from .config import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
+from .checkpoint import Position
+from .config import StageConfig, TrainConfig
 from .data import Data, Pairs, batches, loading
 from .encoding import Unreadable, first_rows
-from .evaluation import check_reranker, evaluate
+from .evaluation import evaluate
 from .momentum import Momentum, momentum_of
 from .objectives import Objective, make_objective
+from .optimizer import learning_rate, make_optimizer
+from .preflight import check_batch, check_model, check_pairs, device
+from .recording import Files, Progress
 from .shards import ShardedLoss
-
-LOG_EVERY = 10  # steps
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is, after a step; `validation` is set after an epoch that was validated.
-
-    `epoch` and `step` count from 1, `step` within its stage; `seconds` is the time of this process in the stage;
-    `broken` has the videos that could not be read, each with the reason, as far as this process met them; `terms` those
-    of a criterion that is a sum (see Loss), else None.
-    """
-
-    stage: str
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    logit_scale: float
-    learning_rate: float
-    seconds: float
-    validation: dict[str, RetrievalMetrics] | None = None
-    broken: tuple[str, ...] = ()
-    terms: dict[str, float] | None = None
 
 
 def train(
@@ -96,12 +71,12 @@ def train(
     out = parallel.broadcast(partial(checkpoint.open_folder, out_dir))
     with parallel.Termination() as termination:
         run = _Run(config, data, termination)
-        files = _Files(out, config)
+        files = Files(out, config)
         if (state := parallel.broadcast(partial(files.start, run.settings, resume))) is not None:
             run.load_state(state)
         for event, at_epoch_end in run.steps():
             if parallel.first():
-                files.write(run, event, at_epoch_end)
+                files.write(event, run.position, run.state, at_epoch_end, run.ending)
             if progress is not None:
                 progress(event)
             if run.ending:
@@ -114,48 +89,6 @@ def train(
     return model
 
 
-class _Files:
-    """What rank 0 reads and writes."""
-
-    def __init__(self, out: Path, config: TrainConfig) -> None:
-        self.out, self.config = out, config
-        self.checkpoint, self.log = out / "checkpoint.pt", MetricsLog(out / "metrics.jsonl")
-        self.saved, self.broken = time.monotonic(), 0
-
-    def start(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-        """The state to go on from, or None and nothing of an earlier run."""
-        checkpoint.remove_partial(self.checkpoint)
-        state = None
-        if resume and self.checkpoint.is_file():
-            state = checkpoint.load_checkpoint(self.checkpoint, settings)
-        else:
-            self._clear()
-        self.log.keep_until(Position(-1) if state is None else Position(*state["position"]))
-        checkpoint.write_json(self.out / "config.json", asdict(self.config))
-        checkpoint.write_json(self.out / "environment.json", checkpoint.environment())
-        return state
-
-    def _clear(self) -> None:
-        """Remove what an earlier run left: its model must not pass for that of this one."""
-        checkpoint.remove_checkpoints(self.checkpoint)
-        (self.out / "broken.txt").unlink(missing_ok=True)
-        shutil.rmtree(self.out / "model", ignore_errors=True)
-
-    def write(self, run: _Run, event: Progress, at_epoch_end: bool) -> None:
-        """A line now and then, and a checkpoint when it is time."""
-        if at_epoch_end or event.step % LOG_EVERY == 0:
-            values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
-            if event.terms is None:
-                del values["terms"]
-            self.log.write(run.position, values)
-        if len(event.broken) > self.broken:
-            checkpoint.add_lines(self.out / "broken.txt", event.broken[self.broken :])
-            self.broken = len(event.broken)
-        if at_epoch_end or run.ending or time.monotonic() - self.saved > self.config.checkpoint_seconds:
-            checkpoint.save_checkpoint(self.checkpoint, run.state(), self.config.keep)
-            self.saved = time.monotonic()
-
-
 class _Run:
     """The model, the optimizer and how far they are."""
 
@@ -165,11 +98,10 @@ class _Run:
         self.ranks = world()[1]
         self.ending = False  # as all ranks agree in every step
         self.device = device(config.device)
-        _check_pairs(config, data)
+        check_pairs(config, data)
         sentences = [*data.single.sentences, *data.train.sentences]
         self.model = XCLIP.from_config(config.model, build_vocabulary(sentences)).to(self.device)
-        _check_frames(config, self.model)
-        _check_recipe(config, self.model)
+        check_model(config, self.model)
         self.model.weigh_words(data.train.sentences)
         self.optimizer: torch.optim.Optimizer | None = None
         self.momentum: Momentum | None = None
@@ -215,16 +147,20 @@ class _Run:
                 if len(terms) > 1:
                     self.last = replace(self.last, terms=dict(zip(terms, means, strict=True)))
                 yield replace(self.last, broken=tuple(self.broken)), False
-            validation = self._validate(stage)
-            for found in parallel.exchange(tuple(self.broken)):
-                self.broken |= dict.fromkeys(found)
-            last = epoch + 1 == stage.epochs
-            self.position = Position(number + 1) if last else Position(number, epoch + 1)
-            if last:
-                self.optimizer = None
-            if self.last is None:
-                raise ValueError(f"no video of an epoch could be read; the first: {next(iter(self.broken))}")
-            yield replace(self.last, validation=validation, broken=tuple(self.broken)), True
+            yield self._end_epoch(stage, epoch), True
+
+    def _end_epoch(self, stage: StageConfig, epoch: int) -> Progress:
+        """Validate and go on to the next epoch or stage."""
+        validation = self._validate(stage)
+        for found in parallel.exchange(tuple(self.broken)):
+            self.broken |= dict.fromkeys(found)
+        if epoch + 1 == stage.epochs:
+            self.position, self.optimizer = Position(self.position.stage + 1), None
+        else:
+            self.position = Position(self.position.stage, epoch + 1)
+        if self.last is None:
+            raise ValueError(f"no video of an epoch could be read; the first: {next(iter(self.broken))}")
+        return replace(self.last, validation=validation, broken=tuple(self.broken))
 
     def _loss(self, objective: Objective) -> Callable[[list[Any], list[int], int], Tensor]:
         """From this rank's items and seeds of a batch, and a seed for all ranks, to the loss."""
@@ -250,12 +186,7 @@ class _Run:
         """The batches of an epoch, of all ranks together."""
         ids = pairs.ids.tolist() if stage.distinct else None
         order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed, ids)
-        parts, what = (self.ranks, "ranks") if self.config.shards == 1 else (self.config.shards, "shards")
-        if (least := min(map(len, order))) < parts:
-            raise ValueError(
-                f"batch_size: expected at least one pair for each of {parts} {what}, got batches of {least} in "
-                f"stage {stage.name!r}"
-            )
+        check_batch(self.config, stage, min(map(len, order)))
         if stage.distinct and (missing := len(pairs.sentences) - sum(map(len, order))) >= len(order[0]):
             warnings.warn(
                 f"stage {stage.name!r}: {missing} of {len(pairs.sentences)} pairs are left out of this epoch, since "
@@ -335,93 +266,6 @@ class _Run:
         if state["optimizer"] is not None:
             self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The rate of a step (from 0) out of `steps`: linear to the top, then half a cosine to 0, without a jump."""
-    warm = config.warmup * steps
-    if step < warm:
-        return config.learning_rate * (step + 1) / (math.floor(warm) + 1)
-    return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
-
-
-def make_optimizer(model: XCLIP, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over what is trainable, with weight decay on matrices alone; a group's `share` multiplies the rate.
-
-    Positions are not matrices in that sense, nor are the mixing and bilinear ones, which start from the identity:
-    decay would pull them away from it.
-    """
-    slow = model.tower_parameters(logit_scale=config.logit_scale_group == "towers")
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not any(word in name for word in _UNDECAYED)
-            groups.setdefault((name in slow, decays), []).append(parameter)
-    tower_share = (config.tower_learning_rate or config.learning_rate) / config.learning_rate
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": config.weight_decay if decays else 0.0,
-                "share": tower_share if tower else 1.0,
-            }
-            for (tower, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
-
-
-_UNDECAYED = ("position", "pos_embed", "class_embedding", "cls_token", "reg_token", "bilinear", "inner_", "outer_")
-
-
-def _check_pairs(config: TrainConfig, data: Data) -> None:
-    for stage in config.stages:
-        pairs = data.single if stage.task == "frames" else data.train
-        if not pairs.sentences:
-            raise ValueError(f"data: expected pairs to train on in stage {stage.name!r}, got none")
-
-
-def _check_frames(config: TrainConfig, model: XCLIP) -> None:
-    limits = [module.max_frames for module in model.modules() if isinstance(module, TemporalTransformer)]
-    limits += [] if model.temporal is None else [model.max_frames]
-    for stage in config.stages:
-        if stage.task == "videos" and limits and stage.max_frames > (limit := min(limits)):
-            raise ValueError(
-                f"max_frames: expected at most {limit} (model.temporal.max_frames, or the recipe's own), "
-                f"got {stage.max_frames} in stage {stage.name!r}"
-            )
-    if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
-        raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
-
-
-def _check_recipe(config: TrainConfig, model: XCLIP) -> None:
-    """What would be said late otherwise, after the stages before."""
-    if model.recipe is None:
-        return
-    if model.recipe.momentum is not None and config.shards > 1:
-        raise ValueError(f"shards: expected 1 for a recipe with momentum encoders, got {config.shards}")
-    if config.validation_pairs > 0:
-        check_reranker(model.recipe)
-
-
-def device(name: str) -> torch.device:
-    """That of a name; "auto": CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: torch knows no such device, or there is none here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device: expected auto, cpu or a CUDA device that is here, got {name!r}: {reason}") from error
-    return found
 
 
 def _mix(seed: int, stage: int, epoch: int) -> int:

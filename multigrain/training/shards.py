@@ -32,6 +32,16 @@ from .objectives import Objective
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def check_shards(shards: int) -> None:
+    """That there are enough for the ranks.
+
+    Raises:
+        ValueError: fewer shards than ranks.
+    """
+    if shards < (ranks := world()[1]):
+        raise ValueError(f"shards: expected 1, or at least one for each of {ranks} ranks, got {shards}")
+
+
 class ShardedLoss:
     """The loss of a batch in shards, the same on all ranks; its `backward()` leaves the whole gradient on each.
 
@@ -44,15 +54,13 @@ class ShardedLoss:
     """
 
     def __init__(self, model: nn.Module, objective: Objective, shards: int) -> None:
-        ranks = world()[1]
-        if shards < ranks:
-            raise ValueError(f"shards: expected 1, or at least one for each of {ranks} ranks, got {shards}")
+        check_shards(shards)
         for name, module in model.named_modules():
             if isinstance(module, _BATCH_NORMS):
                 raise ValueError(f"shards: expected 1 for a model with batch normalisation ({name}), got {shards}")
         self.objective = objective
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.counts = [len(parallel.share(shards, rank)) for rank in range(ranks)]
+        self.counts = [len(parallel.share(shards, rank)) for rank in range(world()[1])]
 
     def __call__(self, items: Sequence[Any], seeds: Sequence[int], seed: int) -> Tensor:
         """The loss of the whole batch.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from multigrain.data.annotations import SOURCES
+from multigrain.data.files import list_videos
 from multigrain.data.manifest import load_manifest
 from multigrain.data.prepare import prepare, protocol_of
 from multigrain.metrics import PROTOCOLS
@@ -336,6 +337,14 @@ def test_annotations_of_another_format_are_named(tmp_path, name, file, content, 
 def test_a_video_in_two_splits_is_refused(tmp_path, name, file, content, message) -> None:
     with pytest.raises(ValueError, match=f"annotations: expected no video in two splits, got {message}"):
         prepare(*write(tmp_path, name, **{file: content}))
+
+
+def test_what_is_a_video_to_a_manifest_is_one_to_an_extraction(tmp_path) -> None:
+    arguments = write(tmp_path, "msrvtt")
+    videos, suffixes = sorted(arguments[2].iterdir()), [".ts", ".M2TS", ".webm", ".Mpg", ".3gp", ".wmv"]
+    found = [path.rename(path.with_suffix(suffix)) for path, suffix in zip(videos, suffixes, strict=True)]
+    assert not any(part.missing for part in prepare(*arguments, val=0).splits.values())
+    assert list_videos([arguments[2]]) == [str(path) for path in found]
 
 
 def test_a_folder_without_videos_or_with_other_videos_is_named(tmp_path) -> None:

@@ -119,6 +119,12 @@ def test_our_criterion_as_its_loss():
         CriterionLoss()(text, IDS)
     with pytest.raises(ValueError, match="indices_tuple: expected None"):
         CriterionLoss()(text, IDS, (IDS,) * 4, video, IDS.clone())
+    # Its docstring says why not: should the package take it one day, say so there.
+    with pytest.raises(ValueError, match="expected labels, ref_emb and ref_labels"):
+        losses.MultipleLosses([CriterionLoss()])(text, IDS)
+    for wrapper in (lambda loss: losses.CrossBatchMemory(loss, 8), losses.SelfSupervisedLoss):
+        with pytest.raises(Exception, match="not supported for CriterionLoss"):
+            wrapper(CriterionLoss())
 
 
 def problem() -> tuple[nn.Module, mg.Features, mg.Features, FeatureDistance]:
@@ -195,6 +201,12 @@ def test_the_traps_are_closed():
         MetricCriterion(losses.NTXentLoss())
     with pytest.raises(ValueError, match=r"miner: expected distance=ScoreDistance\(\)"):
         MetricCriterion(losses.NTXentLoss(distance=distance), miners.MultiSimilarityMiner())
+    with pytest.raises(TypeError, match=r"criterion: .* got NTXentLoss, which reads embeddings; .*MetricCriterion"):
+        mg.RetrievalLoss(mg.Grain("a", "b"), losses.NTXentLoss())
+    with pytest.raises(ValueError, match=r"loss: expected a pos_margin above neg_margin, .* got 0 and 1"):
+        MetricCriterion(losses.ContrastiveLoss(distance=distance))
+    with pytest.raises(TypeError, match="loss: expected a Module, got the class NTXentLoss"):
+        MetricCriterion(losses.NTXentLoss)
     criterion = MetricCriterion(losses.NTXentLoss(distance=distance))
     with pytest.raises(ValueError, match="expected a square matrix"):
         criterion(scores[:4])
@@ -209,7 +221,7 @@ def test_a_missing_or_old_package_is_named(version: str | None, monkeypatch: pyt
         monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
     else:
         monkeypatch.setattr(partner, "__version__", version)
-    expected = "is missing: pip install" if version is None else f"expected version 2.8 or newer, got {version}"
+    expected = "expected version 2.8 or newer" + ("" if version is None else f", got {version}")
     with pytest.raises(ImportError, match=expected) as caught:
         importlib.import_module(NAME)
     assert 'multigrain[metric]"' in str(caught.value)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 import multigrain as mg
@@ -68,11 +69,12 @@ def test_any_pair_of_encoders():
     torch.testing.assert_close(text["sentence"].features[1], mean)
 
 
-def test_an_old_version_is_named():
+def test_an_old_version_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transformers, "__version__", "4.57.1")
     old = SimpleNamespace(
         get_text_features=lambda **inputs: torch.ones(2, 12), get_image_features=lambda **inputs: torch.ones(2, 12)
     )
-    with pytest.raises(ImportError, match=r"expected version 5 or newer.*multigrain\[hf\]"):
+    with pytest.raises(ImportError, match=r"expected version 5 or newer.*4\.57\.1.*multigrain\[hf\]"):
         text_features(old, IDS, MASK)
-    with pytest.raises(ImportError, match=r"expected version 5 or newer.*multigrain\[hf\]"):
+    with pytest.raises(ImportError, match=r"expected version 5 or newer.*4\.57\.1.*multigrain\[hf\]"):
         video_features(old, torch.rand(2, 1, 3, 16, 16))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from multigrain import runs
 from multigrain.models import XCLIP, TemporalLSTM
 from multigrain.models.clip import MEAN, STD
 from multigrain.models.original import MATRICES
@@ -193,6 +194,20 @@ def test_what_the_original_has_no_place_for_is_refused(transf: Golden, tmp_path:
     with pytest.raises(ValueError, match="expected CLIP as OpenAI's, got GELU"):
         model.save_original(tmp_path / "no.bin")
     assert not (tmp_path / "no.bin").exists()
+
+
+def test_a_checkpoint_is_read_once(transf: Golden, monkeypatch: pytest.MonkeyPatch):
+    """To tell whose it is takes names alone."""
+    load, devices = torch.load, list[str]()
+
+    def seen(path: Path, map_location: str, **options: Any) -> Any:
+        devices.append(map_location)
+        return load(path, map_location, **options)
+
+    monkeypatch.setattr(torch, "load", seen)
+    model = runs.load_model(transf.path)
+    assert devices == ["meta", "cpu"]
+    assert torch.equal(model.cpu().logit_scale, transf.state["clip.logit_scale"])
 
 
 def test_other_checkpoints_are_refused_in_one_line(transf: Golden, tmp_path: Path):

@@ -208,8 +208,49 @@ def test_names_and_settings_that_are_wrong_are_named() -> None:
         recipes.build("clop")
     with pytest.raises(ValueError, match="dim: recipe 'xclip' expected the width"):
         recipes.build("xclip")
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(TypeError, match=r"settings of recipe 'clip': expected none; .* 'colour'"):
         recipes.build("clip", colour=1)
+    with pytest.raises(TypeError, match=r"settings of recipe 'drl': expected dim, decorrelation, weighted; .* 'decor'"):
+        recipes.drl(8, decor=0.01)
+
+
+@every
+def test_a_grain_that_the_heads_make_is_not_overwritten_in_silence(name: str) -> None:
+    """A script that tries every recipe hands them what they all read."""
+    recipe, (text, video) = small(name).eval(), raw()
+    given = mg.Features(frame=video["frame"], video=torch.randn(4, DIM))
+    expected = recipe.scores(text, video)
+    close(recipe.scores(text, given.only("frame")), expected, 0.0)
+    if "video" in recipe.video_head(video):
+        with pytest.raises(ValueError, match=r"target: expected features without 'video'.*features\.only\(\.\.\.\)"):
+            recipe.scores(text, given)
+    else:
+        close(recipe.scores(text, given), expected, 0.0)
+
+
+def test_losses_of_recipes_add_up_and_recipes_do_not() -> None:
+    drl, filip, albef = (small(name) for name in ("drl", "filip", "albef"))
+    text, video = raw()
+    for add in (lambda: drl + filip, lambda: 0.5 * filip, lambda: drl.loss + filip, lambda: sum([drl, filip])):
+        with pytest.raises(TypeError, match=r"Recipe: expected its loss in a sum, as in `a\.loss \+ 0\.5 \* b\.loss`"):
+            add()
+    close((drl.loss + 0.5 * filip.loss)(text, video), drl(text, video) + 0.5 * filip(text, video), 1e-6)
+    scorer = drl.scorer
+    mixed = recipes.Recipe(scorer, drl.loss + albef.loss, video_head=albef.video_head, momentum=albef.momentum)
+    mixed(text, video).backward()
+    assert set(mixed.terms) == {"contrast", "decorrelation", "contrast_2", "matching"}
+
+
+def test_parts_of_a_recipe_are_what_they_are_called() -> None:
+    drl = small("drl")
+    with pytest.raises(TypeError, match=r"scorer: expected a scorer of two Features, .*, got Sum"):
+        recipes.Recipe(drl.loss, drl.scorer)
+    with pytest.raises(TypeError, match="loss: expected a Loss, got MultiGrain"):
+        recipes.Recipe(drl.scorer, drl.scorer)
+    with pytest.raises(TypeError, match="text: expected a Features, got Tensor"):
+        drl(torch.randn(4, DIM), raw()[1])
+    with pytest.raises(TypeError, match="about: expected an About, got function"):
+        recipes.register_recipe(recipes.drl)
 
 
 def test_a_new_recipe_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:

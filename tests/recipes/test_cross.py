@@ -160,6 +160,12 @@ def test_reranking_all_is_the_reranker_s_matrix_and_some_stay_above_the_rest(nam
     close(recipe.reranked(text, video, direction), recipe.reranker(*recipe.encode(text, video)), 1e-5)
     recipe.rerank_k = 2
     again = recipe.reranked(text, video, direction)
+    recipe.rerank_k = 128  # more than there are: all
+    close(recipe.reranked(text, video, direction), recipe.reranked(text, video, direction, k=6), 0.0)
+    close(recipe.reranked(text, video, direction, k=2), again, 0.0)
+    for k in (0, 7):
+        with pytest.raises(ValueError, match=f"k: expected an integer from 1 to 6, got {k}"):
+            recipe.reranked(text, video, direction, k)
     if direction == "v2t":
         first, again = first.T, again.T
     for before, after in zip(first, again, strict=True):
@@ -180,5 +186,7 @@ def test_a_recipe_without_a_reranker_keeps_its_scores() -> None:
     recipe, (text, video) = recipes.filip(), raw()
     for direction in ("t2v", "v2t"):
         close(recipe.reranked(text, video, direction), recipe.scores(text, video, direction))
+    with pytest.raises(ValueError, match="k: expected None without a reranker, got 3"):
+        recipe.reranked(text, video, k=3)
     with pytest.raises(ValueError, match="rerank_k"):
         recipes.Recipe(recipe.scorer, recipe.loss, rerank_k=3)

@@ -280,6 +280,22 @@ def test_the_command_line_trains_and_evaluates_a_recipe(pairs: tuple[Path, babya
     ):
         assert cli.main(["evaluate", *out, other]) == 2
         assert message in capsys.readouterr().err
+    assert cli.main(["evaluate", "--config", "recipes/filip", *out]) == 2  # of other pairs, too
+    error = capsys.readouterr().err
+    assert "model.recipe: expected that of the training, RecipeConfig(name='albef'," in error
+    assert "leave out --config" in error
+
+
+@pytest.mark.parametrize(
+    "override", ["--model.aggregator=max_max", "--model.grains.0.name=x", "--model.weights=learned",
+                 "--model.frame_source=raw", "--model.temporal.depth=1"],
+)  # fmt: skip
+def test_what_a_recipe_does_not_read_is_refused_before_any_work(override: str, tmp_path: Path, capsys: Any):
+    train = ["train", "--config", "recipes/filip", "--out", str(tmp_path / "run"), override]
+    assert cli.main(train) == 2
+    assert f"{override}: expected no such setting with the recipe 'filip'" in (error := capsys.readouterr().err)
+    assert "append --model.recipe=null" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_features_of_another_recipe_are_not_searched_with():

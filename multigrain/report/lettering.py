@@ -1,0 +1,59 @@
+"""Text in pictures, of any language: its width, and fonts that have its letters."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib import font_manager, rcParams
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+MISSING = "▯"  # of a letter that no font has
+_PLACEHOLDER = "Last Resort"  # Matplotlib's own, which has every letter as a box
+
+
+def families(texts: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Fonts that have the letters of the texts between them, Matplotlib's own first; and the letters that none has."""
+    first = FontProperties(family=rcParams["font.family"]).get_name()
+    chosen = [first]
+    lacking = _lacking(font_manager.findfont(first), {letter for text in texts for letter in text if letter > "~"})
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name) if lacking else ():
+        if not font.name.startswith(_PLACEHOLDER) and font.name not in chosen:
+            left = _lacking(font.fname, lacking)
+            chosen += [font.name] * (left < lacking)
+            lacking = left
+    return chosen, lacking
+
+
+def inches(text: str, size: float, family: Sequence[str], weight: str = "normal") -> float:
+    """The width of a line of text of that size in points."""
+    properties = FontProperties(family=list(family), size=size, weight=weight)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, properties, ismath=False)
+    return 1.04 * width / 72  # on pixels, letters are a little wider than their outlines
+
+
+def wrap(text: str, width: float, most: int, size: float, family: Sequence[str], weight: str = "normal") -> list[str]:
+    """Lines of at most `width` inches, `most` of them; what is left out is an ellipsis."""
+    letters = max(1, int(len(text) * width / max(inches(text, size, family, weight), 1e-6)))
+    while True:
+        lines = textwrap.wrap(text, letters, max_lines=most, placeholder=" …")
+        if letters <= 3 or all(inches(line, size, family, weight) <= width for line in lines):
+            return lines
+        letters -= max(1, letters // 20)
+
+
+def shorten(text: str, width: float, size: float, family: Sequence[str]) -> str:
+    """The text, or as much of its beginning as fits, and an ellipsis."""
+    if inches(text, size, family) <= width:
+        return text
+    kept = text
+    while kept and inches(f"{kept}…", size, family) > width:
+        kept = kept[:-1]
+    return f"{kept}…"
+
+
+def _lacking(path: str, letters: set[str]) -> set[str]:
+    """Those of the letters that a font does not have."""
+    font = font_manager.get_font(path)
+    return {letter for letter in letters if not font.get_char_index(ord(letter))}

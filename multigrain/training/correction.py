@@ -1,0 +1,58 @@
+"""Evaluations after a transductive correction of hubness, which needs the scores of all queries at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from .. import checks
+from ..distributed import world
+from ..hubness import TRANSDUCTIVE
+from .evaluation import Evaluation
+from .judging import ALL, metrics_by_grain, reranks
+
+
+def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") -> Evaluation:
+    """The evaluation after a transductive correction of hubness: texts rank corrected videos, videos corrected texts.
+
+    Args:
+        hubness: a name of multigrain.hubness.TRANSDUCTIVE.
+        protocol: of the evaluation.
+
+    Raises:
+        ValueError: no such name, an evaluation that is corrected already or was reranked, or several ranks.
+    """
+    check_hubness(hubness)
+    _check_comparable(evaluation.reranked)
+    checks.require(evaluation.hubness is None, "evaluation", "one without a correction", evaluation.hubness)
+    correct = TRANSDUCTIVE[hubness]
+    scores = {name: correct(matrix) for name, matrix in evaluation.scores.items()}
+    back = evaluation.scores if evaluation.reverse is None else {**evaluation.scores, ALL: evaluation.reverse}
+    reverse = {name: correct(matrix.T).T for name, matrix in back.items()}
+    metrics, back = (metrics_by_grain(both, protocol, evaluation.targets) for both in (scores, reverse))
+    for name, values in metrics.items():
+        values["v2t"] = back[name]["v2t"]
+    return replace(evaluation, scores=scores, metrics=metrics, hubness=hubness, reverse=reverse[ALL])
+
+
+def check_hubness(name: str, scorer: nn.Module | None = None) -> None:
+    """That `corrected` can serve, for the scores of a MultiGrain or Recipe: better said before anything is computed.
+
+    Raises:
+        ValueError: no such name; a reranker; or several ranks, of which none holds the whole matrix.
+    """
+    checks.choice("hubness", name, TRANSDUCTIVE)
+    _check_comparable(scorer is not None and reranks(scorer))
+    if (ranks := world()[1]) > 1:
+        raise ValueError(
+            f"hubness: expected one process, since {name} needs the scores of all texts at once, got {ranks}"
+        )
+
+
+def _check_comparable(reranked: bool) -> None:
+    if reranked:
+        raise ValueError(
+            "hubness: expected scores that compare between queries, got those of a reranker, which only order "
+            "the candidates of each"
+        )

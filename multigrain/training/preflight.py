@@ -1,0 +1,95 @@
+"""What is wrong with settings, said before anything is computed."""
+
+from __future__ import annotations
+
+import torch
+
+from ..distributed import world
+from ..models import XCLIP
+from ..temporal import TemporalTransformer
+from .config import ClipsConfig, StageConfig, TrainConfig
+from .data import Data
+from .judging import check_reranker
+from .shards import check_shards
+
+
+def check(config: TrainConfig) -> None:
+    """That settings fit each other, as far as can be said without the pairs, which may take minutes to generate.
+
+    A model over CLIP is not built for it: its weights may take as long to read.
+
+    Raises:
+        ValueError: they do not; the message names what was expected and what came.
+    """
+    device(config.device)
+    if config.shards > 1:
+        check_shards(config.shards)
+    for stage in config.stages:
+        check_batch(config, stage, stage.batch_size)
+    if config.model.clip is None:
+        check_model(config, XCLIP.from_config(config.model, ["word"]))
+
+
+def check_batch(config: TrainConfig, stage: StageConfig, size: int) -> None:
+    """That a batch of so many pairs has one for each rank or shard.
+
+    Raises:
+        ValueError: it has not.
+    """
+    parts, what = (world()[1], "ranks") if config.shards == 1 else (config.shards, "shards")
+    if size < parts:
+        raise ValueError(
+            f"batch_size: expected at least one pair for each of {parts} {what}, got batches of {size} in "
+            f"stage {stage.name!r}"
+        )
+
+
+def check_pairs(config: TrainConfig, data: Data) -> None:
+    """That there are pairs for every stage.
+
+    Raises:
+        ValueError: there are none.
+    """
+    for stage in config.stages:
+        pairs = data.single if stage.task == "frames" else data.train
+        if not pairs.sentences:
+            raise ValueError(f"data: expected pairs to train on in stage {stage.name!r}, got none")
+
+
+def check_model(config: TrainConfig, model: XCLIP) -> None:
+    """That a model takes the frames and can be trained as the settings say, in late stages too.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    limits = [module.max_frames for module in model.modules() if isinstance(module, TemporalTransformer)]
+    limits += [] if model.temporal is None else [model.max_frames]
+    for stage in config.stages:
+        if stage.task == "videos" and limits and stage.max_frames > (limit := min(limits)):
+            raise ValueError(
+                f"max_frames: expected at most {limit} (model.temporal.max_frames, or the recipe's own), "
+                f"got {stage.max_frames} in stage {stage.name!r}"
+            )
+    if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
+        raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
+    if model.recipe is not None and model.recipe.momentum is not None and config.shards > 1:
+        raise ValueError(f"shards: expected 1 for a recipe with momentum encoders, got {config.shards}")
+    if model.recipe is not None and config.validation_pairs > 0:
+        check_reranker(model.recipe)
+
+
+def device(name: str) -> torch.device:
+    """That of a name; "auto": CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or there is none here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: expected auto, cpu or a CUDA device that is here, got {name!r}: {reason}") from error
+    return found

@@ -1,0 +1,85 @@
+"""What a run tells while it trains, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..metrics import RetrievalMetrics
+from . import checkpoint
+from .checkpoint import MetricsLog, Position
+from .config import TrainConfig
+
+LOG_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, after a step; `validation` is set after an epoch that was validated.
+
+    `epoch` and `step` count from 1, `step` within its stage; `seconds` is the time of this process in the stage;
+    `broken` has the videos that could not be read, each with the reason, as far as this process met them; `terms` those
+    of a criterion that is a sum (see Loss), else None.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    logit_scale: float
+    learning_rate: float
+    seconds: float
+    validation: dict[str, RetrievalMetrics] | None = None
+    broken: tuple[str, ...] = ()
+    terms: dict[str, float] | None = None
+
+
+class Files:
+    """What rank 0 reads and writes in the folder of a run."""
+
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        self.out, self.config = out, config
+        self.checkpoint, self.log = out / "checkpoint.pt", MetricsLog(out / "metrics.jsonl")
+        self.saved, self.broken = time.monotonic(), 0
+
+    def start(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+        """The state to go on from, or None and nothing of an earlier run."""
+        checkpoint.remove_partial(self.checkpoint)
+        state = None
+        if resume and self.checkpoint.is_file():
+            state = checkpoint.load_checkpoint(self.checkpoint, settings)
+        else:
+            self._clear()
+        self.log.keep_until(Position(-1) if state is None else Position(*state["position"]))
+        checkpoint.write_json(self.out / "config.json", asdict(self.config))
+        checkpoint.write_json(self.out / "environment.json", checkpoint.environment())
+        return state
+
+    def _clear(self) -> None:
+        """Remove what an earlier run left: its model must not pass for that of this one."""
+        checkpoint.remove_checkpoints(self.checkpoint)
+        (self.out / "broken.txt").unlink(missing_ok=True)
+        shutil.rmtree(self.out / "model", ignore_errors=True)
+
+    def write(
+        self, event: Progress, position: Position, state: Callable[[], dict[str, Any]], at_epoch_end: bool, ending: bool
+    ) -> None:
+        """A line now and then, and a checkpoint when it is time: after an epoch, before the end, every so often."""
+        if at_epoch_end or event.step % LOG_EVERY == 0:
+            values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
+            values["validation"] = checkpoint.rounded(event.validation)
+            if event.terms is None:
+                del values["terms"]
+            self.log.write(position, values)
+        if len(event.broken) > self.broken:
+            checkpoint.add_lines(self.out / "broken.txt", event.broken[self.broken :])
+            self.broken = len(event.broken)
+        if at_epoch_end or ending or time.monotonic() - self.saved > self.config.checkpoint_seconds:
+            checkpoint.save_checkpoint(self.checkpoint, state(), self.config.keep)
+            self.saved = time.monotonic()
