@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -129,7 +129,7 @@ def require(holds: bool, name: str, expected: str, got: object) -> None:
 
 def positive(name: str, value: float) -> float:
     """A finite number above zero, or an error."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a positive number, got {value!r}")
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
@@ -149,12 +149,12 @@ def number(name: str, value: float, least: float = -math.inf, most: float = math
 
 def count(name: str, value: int, at_most: int | None = None) -> int:
     """A whole number from one to `at_most`, or an error."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a positive integer, got {value!r}")
     if value < 1 or (at_most is not None and value > at_most):
         limit = "" if at_most is None else f" to {at_most}"
         raise ValueError(f"{name}: expected an integer from 1{limit}, got {value}")
-    return value
+    return int(value)
 
 
 def choice(name: str, value: str, choices: Iterable[str]) -> str:

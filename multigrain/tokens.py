@@ -231,7 +231,7 @@ class Features:
         """One batch from several with the same grains; shorter ones are padded and masked.
 
         Raises:
-            ValueError: nothing to concatenate, or parts with different grains.
+            ValueError: nothing to concatenate, or parts with different grains or widths.
         """
         if not parts:
             raise ValueError("parts: expected at least one Features, got none")
@@ -239,13 +239,15 @@ class Features:
         for i, part in enumerate(parts):
             if set(checks.instance(f"parts[{i}]", part, Features).names) != names:
                 raise ValueError(f"parts[{i}]: expected grains {sorted(names)}, got {sorted(part.names)}")
+            for name in part.names:
+                checks.width(f"parts[{i}], grain {name!r}", parts[0][name].dim, part[name].dim)
         return Features(**{name: _cat([part[name] for part in parts]) for name in parts[0].names})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one file, whole or not at all (a temporary file, then a rename)."""
         path = Path(path)
         partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        torch.save({name: (t.features, t.mask, t.unit) for name, t in self._grains.items()}, partial)
+        torch.save({name: (_own(t.features), _own(t.mask), t.unit) for name, t in self._grains.items()}, partial)
         partial.replace(path)
 
     @staticmethod
@@ -301,9 +303,19 @@ def _rows(index: Index, size: int) -> slice | Tensor:
     if isinstance(index, slice):
         return index
     try:
-        return torch.as_tensor(index)
+        rows = torch.as_tensor(index)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"index: expected the name of a grain, or numbers of items, got {index!r}") from error
+    if rows.ndim == 0 and rows.dtype != torch.bool:
+        return _rows(int(rows), size)  # of a tensor or an array: by itself it would take the axis away
+    if rows.ndim != 1:
+        raise ValueError(f"index: expected one number, or numbers in one dimension, got shape {checks.shape(rows)}")
+    return rows
+
+
+def _own(x: Tensor | None) -> Tensor | None:
+    """Without its graph, and without what it is a slice of, which a file would hold whole."""
+    return x if x is None else x.detach() if x.untyped_storage().nbytes() <= x.nbytes else x.detach().clone()
 
 
 def _cat(parts: list[Tokens]) -> Tokens:

@@ -32,7 +32,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("tokens.py", "unit = any(part.unit for part in parts)", "unit = all(part.unit for part in parts)", "joining_normalizes_the_parts_that_are_not_unit"),
     ("tokens.py", "else self.mask[rows]", "else self.mask[rows].flip(0)", "slices_joined_are_the_whole indexing_takes_the_same_items_of_every_grain"),
     ("tokens.py", "_pad(_mask(part), length)", "(_pad(_mask(part), length) | True)", "joining_pads_to_the_longest_and_masks_the_pads slices_joined_are_the_whole"),
-    ("tokens.py", "(t.features, t.mask, ", "(t.features, None, ", "saving_and_loading_gives_the_same_features"),
+    ("tokens.py", "_own(t.mask)", "None", "saving_and_loading_gives_the_same_features"),
     ("tokens.py", "if self.unit:", "if False:", "unit_tokens_are_compared_as_they_are_but_for_their_pads"),
     ("tokens.py", "(EPS)), self.mask, unit=True)", "(EPS)), self.mask)", "normalizing_twice_is_normalizing_once"),
     ("tokens.py", "self.features.to(device=device, dtype=dtype)", "self.features.to(device=device)", "moving_keeps_masks_and_changes_dtype_alone"),

@@ -126,10 +126,10 @@ def test_sigmoid_starts_as_published():
 def test_property_margin_ranking_equals_oracle(form, over, hard_pool, device, problem):
     scores, queries, candidates = problem
     positives = queries[:, None] == candidates
-    criterion = mg.MarginRanking(0.3, hard_pool, 3.0, 0.5, form, over)
+    criterion = mg.MarginRanking(0.3, hard_pool, 3.3, 0.1, form, over)
     found = criterion.rows(scores.to(device), positives.to(device))
     rows = zip(scores.tolist(), positives.tolist(), strict=True)
-    expected = [oracle.ranking_row(*row, 0.3, hard_pool, 3.0, 0.5, form, over) for row in rows]
+    expected = [oracle.ranking_row(*row, 0.3, hard_pool, 3.3, 0.1, form, over) for row in rows]
     close(found, torch.tensor(expected, dtype=torch.float64))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,8 +74,10 @@ ERRORS = {
     "a list of names": (lambda: text().only(["word"]), TypeError, "index", "name of a grain", "['word']"),
     "a tensor among parts": (lambda: mg.Features.cat([text(), ones(2)]), TypeError, "parts[1]", "Features", "Tensor"),
     "a missing grain by name": (lambda: text()["frame"], KeyError, "'frame'", "sentence, word"),
+    "an index of two dimensions": (lambda: text()[torch.tensor([[0, 1]])], ValueError, "index", "one dimension", "[1, 2]"),
     "an index out of range": (lambda: text()[3], IndexError, "-3 to 2", "got 3"),
     "nothing to join": (lambda: mg.Features.cat([]), ValueError, "parts", "at least one", "none"),
+    "parts of two widths": (lambda: mg.Features.cat([video(), video(frame=ones(2, 4, 5))]), ValueError, "parts[1], grain 'frame'", "width 8", "got 5"),
     "parts that differ": (lambda: mg.Features.cat([text(), video()]), ValueError, "parts[1]", "['sentence', 'word']", "['frame', 'video']"),
     # aggregators
     "an unknown aggregator": (lambda: mg.build_aggregator("soft"), ValueError, "aggregator", "mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp, aosm", "'soft'"),
@@ -151,6 +154,9 @@ ERRORS = {
     "a matching scorer's class": (lambda: mg.Matching(mg.CrossEncoder), TypeError, "scorer", "CrossEncoder", "the class CrossEncoder"),
     "a teacher's class": (lambda: mg.Distillation(SCORER, mg.MultiGrain), TypeError, "teacher", "the class MultiGrain"),
     "features for a queue": (lambda: mg.RetrievalLoss(SCORER, mg.InfoNCE())(video(), video(), text_queue=video()), TypeError, "text_queue", "FeatureQueue", "Features"),
+    "one side of keys": (lambda: mg.RetrievalLoss(SCORER, mg.InfoNCE())(video(), video(), keys=video()), ValueError, "keys", "(text, video)", "Features(video"),
+    "keys of tensors": (lambda: mg.RetrievalLoss(SCORER, mg.InfoNCE())(video(), video(), keys=(ones(2, 8), video())), TypeError, "keys", "Features", "Tensor"),
+    "ids to match in a list": (lambda: mg.Matching(mg.CrossEncoder(8, 1, 2))(text(), text(), [0, 1, 2]), TypeError, "ids", "Tensor", "list"),
     "a tensor to push": (lambda: mg.FeatureQueue(2).push(ones(2, 8)), TypeError, "features", "Features", "Tensor"),
     "one name of weights": (lambda: mg.Decorrelation(weights="idf"), ValueError, "weights", "two names", "'idf'"),
     "a cached loss's class": (lambda: mg.CachedLoss(mg.RetrievalLoss), TypeError, "loss", "Module", "the class RetrievalLoss"),
@@ -205,6 +211,12 @@ def test_bad_input_is_one_error_that_says_what_was_expected_and_what_came(wrong)
     for part in parts:
         assert part in message, f"{wrong}: {part!r} is missing from {message!r}"
     assert "\n" not in message, f"{wrong}: one sentence, not {message!r}"
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert mg.FeatureQueue(np.int64(3)).size == 3
+    assert mg.AOSM(np.float32(0.5)).inner.temperature == 0.5
+    assert mg.MarginRanking(np.float32(0.5)).margin == 0.5
 
 
 def test_nan_behind_a_mask_is_no_error_in_strict_mode():

@@ -149,6 +149,13 @@ def test_property_retrieval_loss_is_the_criterion_of_the_scores(device, pair, da
     close(loss(text, video, ids), criterion(scorer(text, video), ids), 0.0)
 
 
+def test_ids_go_where_the_scores_are():
+    """As a data loader leaves them on the CPU; the meta device stands for any other."""
+    loss = mg.RetrievalLoss(mg.Grain("sentence", "video"), mg.InfoNCE().to("meta"))
+    x = torch.ones(3, 4, device="meta")
+    assert loss(mg.Features(sentence=x), mg.Features(video=x), torch.tensor([0, 1, 1])).device.type == "meta"
+
+
 @given(labelled(), smoothings)
 def test_property_targets_are_normalised_in_rows_and_in_columns(device, problem, smoothing):
     scores, queries, candidates = (x.to(device) for x in problem)

@@ -104,6 +104,7 @@ def test_property_indexing_takes_the_same_items_of_every_grain(device, pair, dat
     rows = data.draw(st.lists(st.integers(-len(text), len(text) - 1), min_size=1, max_size=5))
     taken = text[torch.tensor(rows, device=device)]
     same(taken, text[rows])
+    same(taken, mg.Features.cat([text[i] for i in torch.tensor(rows)]))  # tensors of no dimension, such as a loop gives
     same(taken, mg.Features.cat([text[i] for i in rows]))
     assert torch.equal(taken["sentence"].features, text["sentence"].features[rows])
 
@@ -165,6 +166,13 @@ def test_features_give_their_grains_by_name_and_their_items_by_index():
     assert (features.batch_size, len(features), len(word)) == (3, 3, 3)
     assert (features["sentence"].length, word.length, word.dim) == (1, 5, 4)
     assert (features.device, word.dtype) == (torch.device("cpu"), torch.float32)
+
+
+def test_a_file_holds_neither_a_graph_nor_what_features_are_a_slice_of(tmp_path):
+    x = torch.randn(1000, 8, requires_grad=True)
+    mg.Features(a=(2 * x[:, None], torch.ones(1000, 1, dtype=torch.bool)))[:2].save(tmp_path / "a.pt")
+    assert not mg.Features.load(tmp_path / "a.pt")["a"].features.requires_grad
+    assert (tmp_path / "a.pt").stat().st_size < 4000
 
 
 def test_detached_features_have_no_graph():

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+import multigrain as mg
 from multigrain import training
 from multigrain.data.batch import Batch, equal_ids
+from multigrain.kernels.spec import Unsupported
 from multigrain.models import XCLIP, GrainConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig, VisionConfig
 from multigrain.training import OptimizerConfig, StageConfig, TrainConfig
 from multigrain.training.data import batches
@@ -236,6 +238,15 @@ def test_evaluation_scores_each_grain_and_all_together(whole: tuple[XCLIP, Path]
     metrics = training.evaluate(model, DATA.test, [0, 1, 2]).metrics
     assert set(metrics) == set(scores)
     assert metrics["all"]["protocol"] == "diagonal"
+
+
+def test_evaluation_scores_by_the_settings_of_the_scorer():
+    text = mg.Features(word=(torch.ones(2, 3, 4), torch.tensor([[True], [False]]).expand(2, 3)))
+    video = mg.Features(frame=torch.ones(2, 3, 4))
+    with pytest.raises(ValueError, match="word: expected a real token in every item, got none in row 1"):
+        training.evaluate_features(text, video, mg.MultiGrain(mg.FrameWord(), strict=True))
+    with pytest.raises(Unsupported):
+        training.evaluate_features(text, video, mg.MultiGrain(mg.FrameWord(), backend="triton"))
 
 
 @pytest.mark.parametrize("masked", [True, False])

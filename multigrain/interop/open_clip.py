@@ -77,6 +77,10 @@ class _Logits(nn.Module):
         self.scorer = scorer
         self.line = line  # a tuple: an attribute that is a parameter would become one of this module
 
+    @property
+    def reads(self) -> Any:
+        return getattr(self.scorer, "reads", None)
+
     def forward(self, text: Any, image: Any) -> Tensor:
         scale, bias = self.line
         logits = scale * self.scorer(text, image)

@@ -204,7 +204,13 @@ class FeatureDistance(CosineSimilarity):
         return _pack(features, self.candidate, self.embedding_size)
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """The scores of packed features."""
+        """The scores of packed features.
+
+        Raises:
+            ValueError: no references where queries and candidates are packed differently.
+        """
+        if query_emb is ref_emb and self.query != self.candidate:
+            raise ValueError("ref_emb: expected packed features of the other side, got nothing")
         if self.reverse:
             return self.scorer(_unpack(ref_emb, self.query), _unpack(query_emb, self.candidate)).T
         return self.scorer(_unpack(query_emb, self.query), _unpack(ref_emb, self.candidate))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..tokens import Features, Tokens
 from .base import Loss
+from .whole import text_and_video
 
 Chunk = TypeVar("Chunk")
 Encode: TypeAlias = "Callable[[Chunk], tuple[Features, Features]]"
@@ -139,11 +140,8 @@ class _Tape(Generic[Chunk]):
             for device, dtype, enabled in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
             encoded = self.encode(chunk)
-        pair = isinstance(encoded, (tuple, list)) and len(encoded) == 2
-        checks.require(pair, "what encode returned", "(text, video)", encoded)
-        text, video = encoded
-        checks.instances(Features, text=text, video=video)
-        return {(i, name): side[name] for i, side in enumerate((text, video)) for name in side.names}
+        sides = text_and_video("what encode returned", encoded)
+        return {(i, name): side[name] for i, side in enumerate(sides) for name in side.names}
 
 
 class _Replay(torch.autograd.Function):

@@ -113,6 +113,7 @@ def matches(scores: Tensor, ids: Ids | None) -> Tensor:
     queries, candidates = pair(ids)
     checks.labels("ids of the queries", queries, scores.shape[0])
     checks.labels("ids of the candidates", candidates, scores.shape[1])
+    queries, candidates = queries.to(scores.device), candidates.to(scores.device)
     positives = queries[:, None] == candidates
     if isinstance(ids, tuple):
         checks.positives(positives)

@@ -141,8 +141,10 @@ class Matching(Loss):
         checks.require(len(video) == size, "video", f"as many videos as texts, {size}", len(video))
         checks.require(not isinstance(ids, tuple), "ids", "integers [B] that both sides share", "a pair")
         own = torch.arange(size, device=text.device)
-        ids = own if ids is None else ids.to(text.device)
+        if ids is None:
+            ids = own
         checks.labels("ids", ids, size)
+        ids = ids.to(text.device)
         positives = ids[:, None] == ids
         pairs, real = [(own, own)], [torch.ones_like(own, dtype=torch.bool)]
         scores = self._rank(text, video)

@@ -77,5 +77,5 @@ class MarginRanking(Criterion):
             return negatives.to(scores.dtype)
         among = torch.where(negatives, scores, torch.finfo(scores.dtype).min)
         last = among.topk(min(self.hard_pool, scores.shape[1]), 1).values[:, -1:]
-        weights = torch.where(scores >= last, self.hard_weight, self.easy_weight).to(scores.dtype)
+        weights = torch.full_like(scores, self.easy_weight).masked_fill(scores >= last, self.hard_weight)
         return torch.where(negatives, weights, 0.0)

@@ -30,7 +30,7 @@ from .base import Loss
 from .criterion import Criterion, Ids, PartialCriterion
 from .infonce import InfoNCE
 from .queue import FeatureQueue
-from .whole import grains_read, only, pair, problem, whole_batch
+from .whole import grains_read, only, pair, problem, text_and_video, whole_batch
 
 GATHERS = ("auto", "local", "global", "none")
 
@@ -152,7 +152,7 @@ class RetrievalLoss(Loss):
         kept, sides = {"text": text}, {"video": video}
         if keys is not None:
             kept = {"online text": text, "online video": video}
-            keys = _scored(self.scorer, keys[0].detach(), keys[1].detach())
+            keys = _scored(self.scorer, *(side.detach() for side in text_and_video("keys", keys)))
             sides = {"text": keys[0], "video": keys[1]}
         batch = self._gather(sides, ids, problem(text, video, ids, keys), kept)
         own, text_ids, video_ids = _labels(batch, ids)

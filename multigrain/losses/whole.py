@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -106,6 +106,13 @@ def problem(
     except (TypeError, ValueError) as error:
         return str(error)
     return None
+
+
+def text_and_video(name: str, value: object) -> tuple[Features, Features]:
+    """A pair of Features, or an error that names it."""
+    if not isinstance(value, (tuple, list)) or len(pair := cast("Sequence[object]", value)) != 2:
+        raise ValueError(f"{name}: expected (text, video), got {value!r}")
+    return checks.instance(f"text of {name}", pair[0], Features), checks.instance(f"video of {name}", pair[1], Features)
 
 
 def token_weights(features: Features, grain: str, weights: str | None) -> Float[Tensor, "b m"]:

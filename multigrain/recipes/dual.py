@@ -83,7 +83,7 @@ def frozen_in_time(temperature: float = 0.05) -> Recipe:
     )
 )
 def wenlan(queue_size: int = 9600, momentum: float = 0.99) -> Recipe:
-    """WenLan: MoCo across modalities. Give `keys` and both queues in training; without them it is InfoNCE.
+    """WenLan: MoCo across modalities. Give `keys` and both queues in training; without keys, the batch's own.
 
     The other keys of the batch are negatives too; in the original only those in the queue are.
     """

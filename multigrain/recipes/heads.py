@@ -62,8 +62,10 @@ def temporal_encoder(kind: str, dim: int, max_frames: int, depth: int, heads: in
 
 
 def number_of_heads(dim: int, heads: int | None) -> int:
-    """Attention heads for tokens of width D: as given, or one for every 64 of D, as in CLIP."""
-    return max(1, dim // 64) if heads is None else heads
+    """Attention heads for tokens of width D: as given, or one for every 64 of D, as in CLIP, or fewer that divide D."""
+    if heads is not None:
+        return heads
+    return next(n for n in range(max(1, checks.count("width", dim) // 64), 0, -1) if dim % n == 0)
 
 
 def video_head(encoder: nn.Module | None = None) -> nn.Module:

@@ -32,7 +32,8 @@ def by_grain(scorer: nn.Module, text: Features, video: Features, progress: Count
         return {ALL: score_matrix(scorer, text, video, device="cpu")}
     scores = {}
     for done, grain in enumerate(grains_of(scorer), 1):
-        scores[grain.name] = score_matrix(grain, text, video, device="cpu")
+        alone = MultiGrain(grain, strict=scorer.strict, backend=scorer.backend)
+        scores[grain.name] = score_matrix(alone, text, video, device="cpu")
         if progress is not None:
             progress(done, len(scorer.grains))
     total = torch.zeros_like(next(iter(scores.values())))

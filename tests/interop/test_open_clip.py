@@ -95,6 +95,12 @@ def test_token_features_and_several_grains():
     text = mg.Features(sentence=words[:, 0], word=(words, mask))
     video = mg.Features(video=frames[:, 0], frame=frames)
     torch.testing.assert_close(ClipLoss(scorer)(video, text, scale), criterion(scorer(text, video)))
+    # What it does not read stays where it is: here the words, which no rank has to send.
+    read: list[tuple[str, ...]] = []
+    coarse = mg.VideoSentence()
+    coarse.register_forward_pre_hook(lambda _, sides: read.extend(side.names for side in sides))
+    ClipLoss(coarse)(video, text, scale)
+    assert read == [("sentence",), ("video",)]
 
 
 def on_a_rank(rank: int, size: int, gather: str) -> list[Tensor]:

@@ -195,6 +195,9 @@ def test_the_traps_are_closed():
         losses.NTXentLoss(distance=distance)(scores, IDS)
     with pytest.raises(ValueError, match=r"the transpose of the scores \[6, 4\], got \[6, 4\]"):
         distance(scores[:, :4], scores[:, :4].clone())
+    _, text, _, packed = problem()
+    with pytest.raises(ValueError, match="ref_emb: expected packed features of the other side, got nothing"):
+        losses.NTXentLoss(distance=packed)(packed.pack_queries(text), torch.arange(6) // 2)
     with pytest.raises(NotImplementedError, match="scores of all pairs"):
         distance.pairwise_distance(scores, scores)
     with pytest.raises(ValueError, match=r"loss: expected distance=ScoreDistance\(\), got CosineSimilarity"):

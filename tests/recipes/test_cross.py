@@ -24,6 +24,12 @@ def test_matching_head_with_logits_of_zero_loses_ln_2() -> None:
     close(recipe(*raw()), torch.tensor(math.log(2)), 1e-6)
 
 
+@pytest.mark.parametrize(("dim", "heads"), [(16, 1), (96, 1), (200, 2), (512, 8)])
+def test_the_default_number_of_heads_divides_the_width(dim: int, heads: int) -> None:
+    (layer,) = recipes.matching_head(dim, depth=1).scorer.transformer.blocks
+    assert layer.heads == heads
+
+
 def test_matching_head_sees_as_many_right_as_wrong_pairs_where_only_texts_are_replaced() -> None:
     seen: dict[str, int] = {}
     for direction in ("candidate", "both"):
