@@ -61,6 +61,7 @@ def ranks(
         raise ValueError(
             f"positives: expected a bool matrix of shape {checks.shape(scores)}, got {checks.shape(positives)}"
         )
+    positives = positives.to(scores.device)
     parts = [_ranks(scores[i : i + _ROWS], positives[i : i + _ROWS], share, i) for i in range(0, len(scores), _ROWS)]
     return torch.cat(parts)
 
@@ -103,30 +104,39 @@ def retrieval_metrics(
         ValueError: NaN among the scores (the first pair is named), unknown protocol or correction, targets that do
             not fit.
     """
+    checks.choice("protocol", protocol, PROTOCOLS)
+    checks.scores(scores)
+    if protocol != "diagonal":
+        targets = _targets(scores, targets, protocol)
+    elif targets is not None:
+        raise ValueError('targets: expected None under the protocol "diagonal"; name "all_captions" or "group_max"')
+    else:
+        checks.square(scores, 'pass targets and the protocol "all_captions" or "group_max" otherwise')
+    by_text = by_video = scores
     if hubness is not None:
         correct = TRANSDUCTIVE[checks.choice("hubness", hubness, TRANSDUCTIVE)]
-        corrected = retrieval_metrics(correct(scores), targets, protocol, ties)
-        corrected["v2t"] = retrieval_metrics(correct(scores.T).T, targets, protocol, ties)["v2t"]
-        return {**corrected, "hubness": hubness}
-    checks.choice("protocol", protocol, PROTOCOLS)
-    if protocol == "diagonal":
-        if targets is not None:
-            raise ValueError('targets: expected None under the protocol "diagonal"; name "all_captions" or "group_max"')
-        checks.scores(scores)
-        checks.square(scores, 'pass targets and the protocol "all_captions" or "group_max" otherwise')
-        t2v, v2t = ranks(scores, ties=ties), ranks(scores.T, ties=ties)
-    else:
-        checks.scores(scores)
-        targets = _targets(scores, targets, protocol)
-        t2v = ranks(scores, targets, ties)
-        videos = torch.arange(scores.shape[1], device=scores.device)
-        if protocol == "all_captions":
-            v2t = ranks(scores.T, videos[:, None] == targets[None], ties)
-        else:
-            best = scores.new_full((len(videos), len(videos)), -torch.inf)
-            best.scatter_reduce_(0, targets[:, None].expand_as(scores), scores, "amax")
-            v2t = ranks(best.T, ties=ties)
-    return {"t2v": summarize(t2v), "v2t": summarize(v2t), "protocol": protocol, "ties": ties}
+        by_text, by_video = correct(scores), correct(scores.T).T
+    result: RetrievalMetrics = {
+        "t2v": summarize(ranks(by_text, targets, ties)),
+        "v2t": summarize(_ranks_of_videos(by_video, targets, protocol, ties)),
+        "protocol": protocol,
+        "ties": ties,
+    }
+    if hubness is not None:
+        result["hubness"] = hubness
+    return result
+
+
+def _ranks_of_videos(scores: Tensor, targets: Tensor | None, protocol: str, ties: str) -> Tensor:
+    """The rank of each video's best own text, or of itself among the videos, each by its best text."""
+    if targets is None:
+        return ranks(scores.T, ties=ties)
+    videos = torch.arange(scores.shape[1], device=scores.device)
+    if protocol == "all_captions":
+        return ranks(scores.T, videos[:, None] == targets[None], ties)
+    best = scores.new_full((len(videos), len(videos)), -torch.inf)
+    best.scatter_reduce_(0, targets[:, None].expand_as(scores), scores, "amax")
+    return ranks(best.T, ties=ties)
 
 
 def summarize(ranks: Float[Tensor, "q"]) -> dict[str, float]:
@@ -145,4 +155,4 @@ def _targets(scores: Tensor, targets: Tensor | None, protocol: str) -> Tensor:
     missing = torch.bincount(targets, minlength=scores.shape[1]) == 0
     if missing.any():
         raise ValueError(f"targets: expected a text for every video, got none for video {int(missing.nonzero()[0])}")
-    return targets.long()
+    return targets.to(scores.device).long()
