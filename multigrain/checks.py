@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar
 
@@ -308,6 +308,11 @@ def reads(value: object) -> str | None:
     if isinstance(value, type) or not callable(value):
         return None
     return next(iter(inspect.signature(getattr(value, "forward", value)).parameters), "")
+
+
+def origin(value: type | Callable[..., object]) -> tuple[str, str]:
+    """Where a class or function is written."""
+    return value.__module__, value.__qualname__
 
 
 def named(value: object) -> str:

@@ -72,7 +72,6 @@ class Grain(nn.Module):
             scores = table.similarity(q, c)[:, :, 0, 0]
         else:
             scores = table.scores(self.aggregator, q, c, backend, self.token_weights(query, candidate))
-            checks.shaped(f"scores of {type(self.aggregator).__name__}", scores, (len(q), len(c)))
         return zero_empty(scores, q.mask, c.mask)
 
     @property

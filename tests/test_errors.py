@@ -83,6 +83,7 @@ ERRORS = {
     "an unknown aggregator": (lambda: mg.build_aggregator("soft"), ValueError, "aggregator", "mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp, aosm", "'soft'"),
     "an unknown aggregator in a grain": (lambda: mg.Grain("word", "frame", "soft"), ValueError, "aggregator", "aosm, isa", "'soft'"),
     "a registered name again": (lambda: mg.register_aggregator("aosm")(mg.MeanMax), ValueError, "'aosm'", "taken", "AOSM"),
+    "registering a function": (lambda: mg.register_aggregator("new")(len), TypeError, "'new'", "subclass of Aggregator", "len"),
     "registering no aggregator": (lambda: mg.register_aggregator("new")(dict), TypeError, "'new'", "subclass of Aggregator", "dict"),
     "an unknown direction": (lambda: mg.MeanMax(direction="up"), ValueError, "direction", "both, query, candidate", "'up'"),
     "a temperature of zero": (lambda: mg.AOSM(temperature=0), ValueError, "temperature", "positive", "got 0"),
@@ -180,6 +181,7 @@ ERRORS = {
     "an unknown reduction": (lambda: mg.InfoNCE(reduction="none"), ValueError, "reduction", "mean, sum", "'none'"),
     # what is the caller's own
     "an aggregator of another shape": (lambda: mg.Grain("word", "frame", Own())(text(), video()), ValueError, "scores of Own", "[3, 2]", "[]"),
+    "an aggregator of another shape, in blocks": (lambda: mg.Grain("word", "frame", Own())(text(), video(), "blocked"), ValueError, "scores of Own", "[3, 2]", "[]"),
     "a criterion of another shape": (lambda: Rows()(ones(3, 3)), ValueError, "rows of Rows", "[3]", "[3, 3]"),
     "a loss for a scorer": (lambda: mg.score_matrix(mg.RetrievalLoss(SCORER, mg.InfoNCE()), text(), video()[[0, 1, 1]]), ValueError, "scores of RetrievalLoss", "[3, 3]", "[]"),
     "ids in a list": (lambda: mg.InfoNCE()(ones(2, 2), [0, 1]), TypeError, "ids of the queries", "Tensor", "list"),

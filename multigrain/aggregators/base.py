@@ -120,7 +120,8 @@ def register_aggregator(name: str) -> Callable[[AggregatorClass], AggregatorClas
     """A class decorator that gives an Aggregator a name, so that Grain("word", "frame", name) and YAML find it.
 
     Args:
-        name: not taken yet; `multigrain.aggregators.aggregator_names()` lists those that are.
+        name: not taken yet, but by a class of the same place: a cell of a notebook may run again.
+            `multigrain.aggregators.aggregator_names()` lists those that are.
 
     Raises:
         ValueError: the name is taken by another class.
@@ -128,9 +129,9 @@ def register_aggregator(name: str) -> Callable[[AggregatorClass], AggregatorClas
     """
 
     def decorate(cls: AggregatorClass) -> AggregatorClass:
-        if not issubclass(cls, Aggregator):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not (isinstance(cls, type) and issubclass(cls, Aggregator)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"aggregator {name!r}: expected a subclass of Aggregator, got {cls!r}")
-        if _REGISTRY.get(name, cls) is not cls:
+        if checks.origin(_REGISTRY.get(name, cls)) != checks.origin(cls):
             raise ValueError(f"aggregator {name!r}: the name is taken by {_REGISTRY[name].__name__}")
         _REGISTRY[name] = cls
         return cls

@@ -46,7 +46,8 @@ def eager(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Wei
     sim = similarity(query, candidate)
     with without_autocast(sim):
         more = () if weights[0] is None and weights[1] is None else weights
-        return aggregator(sim, _nonempty(query.mask), _nonempty(candidate.mask), *more)
+        scores = aggregator(sim, _nonempty(query.mask), _nonempty(candidate.mask), *more)
+        return checks.shaped(f"scores of {type(aggregator).__name__}", scores, (len(query), len(candidate)))
 
 
 def _nonempty(mask: Tensor | None) -> Tensor | None:

@@ -230,14 +230,14 @@ def register_recipe(about: About) -> Callable[[Callable[P, Recipe]], Callable[P,
         about: what the recipe is; its recipes get it as `recipe.about`.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken by a function of another place; a cell of a notebook may run again.
     """
 
     checks.instance("about", about, About)
 
     def decorate(function: Callable[P, Recipe]) -> Callable[P, Recipe]:
         name = function.__name__
-        if name in _REGISTRY:
+        if checks.origin(_REGISTRY.get(name, function)) != checks.origin(function):
             raise ValueError(f"recipe {name!r}: the name is taken by {inspect.getmodule(_REGISTRY[name])}")
 
         @functools.wraps(function)
@@ -290,6 +290,9 @@ def build(name: str, dim: int | None = None, max_frames: int | None = None, **se
         TypeError: settings that the function does not have; the message lists those that it has.
     """
     known = parameters(name)
+    if unknown := settings.keys() - known.keys():
+        options = ", ".join(known) or "none"
+        raise TypeError(f"settings of recipe {name!r}: expected {options}, got {', '.join(sorted(unknown))}")
     if "dim" in known:
         if dim is not None:
             settings["dim"] = dim
