@@ -114,8 +114,8 @@ def _parser() -> _Parser:
         "evaluate",
         "evaluate what `train` left, a checkpoint, or saved features",
         "Evaluate the model in OUT, or --model, on the test split of the config; or --text and --video features that "
-        "Features.save wrote. Some settings of the config may follow: --data.manifest=test.jsonl --device=cpu "
-        "--model.aggregator=max_max",
+        "Features.save wrote, which --model scores, or else the mean of X-CLIP's four grains. Settings of a config may "
+        "follow, not with features: --data.manifest=test.jsonl --device=cpu --model.aggregator=max_max",
     )
     names = "a YAML file, or the name of a config of the package"
     train.add_argument("--config", required=True, help=names)

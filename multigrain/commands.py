@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from . import demo, runs, training
+from . import checks, demo, runs, training
+from .metrics import PROTOCOLS
 from .models import ModelConfig
 from .report.console import Bars
 from .report.results import write_report
+from .report.scorers import in_words
 from .runs import Run
 from .tokens import Features
 from .training import parallel
@@ -156,19 +158,27 @@ _BROUGHT = (*runs.SCORING, "frame_source", "temporal.")  # see ModelConfig
 
 
 def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
-    if overrides or options.text is None or options.video is None or options.config is not None:
-        raise ValueError("features: expected --text FILE and --video FILE, no --config and no setting of one")
+    if options.text is None or options.video is None:
+        raise ValueError("features: expected --text FILE and --video FILE")
+    if overrides or options.config is not None:
+        given = " ".join([*([] if options.config is None else ["--config"]), *overrides])
+        raise ValueError(
+            f"features: expected no --config and no setting of one, got {given}: --model scores them, or the mean of "
+            "X-CLIP's four grains; in Python, multigrain.training.evaluate_features(text, video, scorer) takes any"
+        )
+    protocol = checks.choice("--protocol", options.protocol or "diagonal", PROTOCOLS)
     if options.hubness is not None:
         training.check_hubness(options.hubness)
     text, video = (Features.load(path) for path in (options.text, options.video))
     targets = None if options.targets is None else _targets(options.targets, len(text))
-    protocol = options.protocol or "diagonal"
     scorer = ModelConfig().scorer()
     if options.model is not None:
         model = runs.load_model(options.model, options.architecture).cpu()
         scorer = model.scorer if model.recipe is None else model.recipe
         if options.hubness is not None:
             training.check_hubness(options.hubness, scorer)
+    if parallel.first():
+        print(f"Scored by {in_words(scorer)}")
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
     out = options.out or Path("runs", "features")

@@ -118,7 +118,7 @@ def retrieval_metrics(
         by_text, by_video = correct(scores), correct(scores.T).T
     result: RetrievalMetrics = {
         "t2v": summarize(ranks(by_text, targets, ties)),
-        "v2t": summarize(_ranks_of_videos(by_video, targets, protocol, ties)),
+        "v2t": summarize(ranks_of_videos(by_video, targets, protocol, ties)),
         "protocol": protocol,
         "ties": ties,
     }
@@ -127,8 +127,12 @@ def retrieval_metrics(
     return result
 
 
-def _ranks_of_videos(scores: Tensor, targets: Tensor | None, protocol: str, ties: str) -> Tensor:
-    """The rank of each video's best own text, or of itself among the videos, each by its best text."""
+def ranks_of_videos(scores: Tensor, targets: Tensor | None, protocol: str, ties: str) -> Tensor:
+    """The rank of each video's best own text ("all_captions"), or of itself among the videos, each by its best text.
+
+    Args:
+        targets: None: text i belongs to video i. Where each video has one text, both protocols are the same.
+    """
     if targets is None:
         return ranks(scores.T, ties=ties)
     videos = torch.arange(scores.shape[1], device=scores.device)

@@ -279,7 +279,12 @@ def test_evaluate_reports_features(tmp_path: Path, capsys: Any) -> None:
         side.save(tmp_path / f"{name}.pt")
         files += [f"--{name}", str(tmp_path / f"{name}.pt")]
     assert main(["evaluate", *files, "--out", str(tmp_path / "out"), "--report"]) == 0
-    assert f"Open {tmp_path / 'out' / 'index.html'}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("Scored by the mean of sentence-video, word-video AOSM(temperature=0.01), sentence-frame ")
+    assert f"Open {tmp_path / 'out' / 'index.html'}\n" in out
+    for wrong, message in (("--model.aggregator=mean_max", "got --model.aggregator"), ("--protocol=x", "--protocol: ")):
+        assert main(["evaluate", *files, wrong]) != 0
+        assert message in capsys.readouterr().err
     text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "there are no thumbnails" in text
     assert 'class="strip"' not in text
@@ -293,6 +298,24 @@ def test_evaluate_reports_features(tmp_path: Path, capsys: Any) -> None:
     assert "corrected by dual_softmax (transductive" in text
     assert "There are no heat maps" in text
     assert assert_self_contained(text).images == 0
+
+
+@pytest.mark.parametrize("protocol", ["group_max", "all_captions"])
+def test_the_histograms_show_the_ranks_of_the_table(protocol: str) -> None:
+    scores = torch.rand(120, 12, generator=torch.Generator().manual_seed(3))
+    targets = torch.arange(120) % 12
+    found = metrics_by_grain({"all": scores}, protocol, targets)
+    texts, videos = [f"text {i}" for i in range(120)], [f"video {i}" for i in range(12)]
+    of = Evaluation({"all": scores}, targets, list(range(120)), list(range(12)), found)
+    report = summarize(Subject(scores, targets, scores, texts, videos), of, title="")
+    for chart, side in zip(report.charts, ("t2v", "v2t"), strict=True):
+        bars, metrics = dict(chart.bars), found["all"][side]
+        total = sum(bars.values())
+        assert 100 * bars["1"] / total == pytest.approx(metrics["R@1"])
+        assert 100 * (bars["1"] + bars["2–5"]) / total == pytest.approx(metrics["R@5"])
+    if protocol == "group_max":
+        assert [name for name, _ in report.charts[1].bars if name in ("21–50", "51–100", "above 100")] == []
+        assert report.charts[1].axis.startswith("rank of the video itself, among all videos")
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from ..metrics import RetrievalMetrics, ranks
+from ..metrics import RetrievalMetrics, ranks, ranks_of_videos
 from ..training import Evaluation
 from . import examples, tables
 from .content import Chart, Hub, Hubs, Report
@@ -65,11 +63,13 @@ def _verdict(evaluation: Evaluation, texts: int, videos: int) -> str:
 
 
 def _ranks(subject: Subject, metrics: RetrievalMetrics) -> list[Chart]:
-    own = subject.targets[:, None] == torch.arange(len(subject.videos))
-    found = {"t2v": ranks(subject.scores, subject.targets), "v2t": ranks(subject.reverse.T, own.T)}
-    # Under "group_max" a video ranks videos, not sentences.
-    among = ", among all sentences" if metrics["protocol"] == "group_max" else ""
-    axis = {"t2v": "rank of the own video", "v2t": f"rank of the best own sentence{among}"}
+    """Those that the table sums up."""
+    protocol, ties = metrics["protocol"], metrics["ties"]
+    by_video = ranks_of_videos(subject.reverse, subject.targets, protocol, ties)
+    found = {"t2v": ranks(subject.scores, subject.targets, ties), "v2t": by_video}
+    axis = {"t2v": "rank of the own video", "v2t": "rank of the best own sentence"}
+    if protocol == "group_max":
+        axis["v2t"] = "rank of the video itself, among all videos by the best sentence of each"
     return [Chart(name, distribution(found[side], RANKS), axis[side]) for side, name in tables.DIRECTIONS]
 
 
