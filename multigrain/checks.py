@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Beyond, fp32 could not hold the sums and products of what is given: of scores in a loss, of settings with scores.
+LARGEST = 1e30
+
 
 def features(name: str, value: object) -> Tensor:
     """A floating tensor [B, D] or [B, L, D] without an empty axis, or an error that names it."""
@@ -180,13 +183,27 @@ def square(value: Tensor, remedy: str = "pass a pair of ids (of the queries, of 
         raise ValueError(f"scores: expected a square matrix (row i belongs to column i), got {shape(value)}; {remedy}")
 
 
-def targets(value: Tensor, scores: Tensor) -> None:
-    """Weights from 0 of the shape of scores [q, c], or an error."""
+def targets(value: Tensor, scores: Tensor, axis: int) -> None:
+    """Weights from 0 of the shape of scores [q, c], with one above 0 along `axis`, or an error."""
     instance("targets", value, Tensor)
     if value.shape != scores.shape:
         raise ValueError(f"targets: expected the shape of scores, {shape(scores)}, got {shape(value)}")
     if not value.is_floating_point():
         raise TypeError(f"targets: expected floating-point weights, got {value.dtype}")
+    if readable(value):
+        bad = ~((value >= 0) & (value < math.inf))
+        if bad.any():
+            row, column = (int(i) for i in bad.nonzero()[0])
+            raise ValueError(
+                f"targets: expected finite weights from 0, got {float(value[row, column]):g} at row {row}, "
+                f"column {column}"
+            )
+        lonely = ~(value > 0).any(axis)
+        if lonely.any():
+            raise ValueError(
+                f"targets: expected a weight above 0 in every {'row' if axis else 'column'}, got none in "
+                f"{int(lonely.nonzero()[0])}"
+            )
 
 
 def labels(name: str, value: Tensor, length: int) -> None:
@@ -262,12 +279,42 @@ def indices(name: str, value: Tensor, size: int) -> None:
         raise ValueError(f"{name}: expected indices from 0 to {size - 1}, got {int(value[i])} at position {i}")
 
 
-def not_nan(value: Tensor, first_row: int = 0) -> None:
+def not_nan(value: Tensor, first_row: int = 0, first_column: int = 0, name: str = "scores") -> None:
     """No NaN among scores, or an error that names the first."""
     bad = value.isnan()
     if bad.any():
         row, column = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"scores: expected numbers, got NaN at row {first_row + row}, column {column}")
+        raise ValueError(f"{name}: expected numbers, got NaN at row {first_row + row}, column {first_column + column}")
+
+
+def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scores") -> None:
+    """Scores of which a loss is finite, or an error that names the first other one; read where that costs nothing.
+
+    Args:
+        positives: bool, or weights: where those must be that -inf cannot leave out.
+    """
+    if not readable(value):
+        return
+    x = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    bad = ~(x <= LARGEST)
+    if positives is not None:
+        bad |= (x < -LARGEST) & (positives > 0)
+    if bad.any():
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"{name}: expected numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together), got "
+            f"{float(x[row, column]):g} at row {row}, column {column}"
+        )
+
+
+def readable(value: Tensor) -> bool:
+    """Whether a look at values holds nothing up: on the CPU, outside of compilation and of function transforms."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+
+
+def transformed() -> bool:
+    """Under torch.func or forward-mode differentiation."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0  # pyright: ignore
 
 
 def width(what: str, size: int, got: int) -> None:
