@@ -257,7 +257,7 @@ def test_a_frozen_tower_stays_as_it_is_and_its_kept_features_give_the_same_loss(
     stage = dataclasses.replace(CONFIG.stages[1], freeze_vision=True)
     model.freeze_vision(True)
     objectives = [make_objective(model, s, DATA.train) for s in (stage, CONFIG.stages[1])]
-    frozen, live = (lambda rows, o=o: o.share(o.load(0, rows)) for o in objectives)
+    frozen, live = (lambda rows, o=o: o.share(o.read(0, rows)) for o in objectives)
     rows = [3, 1, 4, 15]
     torch.testing.assert_close(frozen(rows), live(rows))
     frozen(rows).backward()

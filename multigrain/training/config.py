@@ -160,9 +160,6 @@ class TrainConfig:
         precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
             loss are always computed in fp32, and so is an evaluation.
         workers: processes that read batches ahead, at most one a core; 0: none.
-        shards: 1: ranks train what one process would, up to rounding. More, and at least as many as ranks: a batch is
-            encoded in so many shards, and any number of ranks ends with the same weights, bit for bit on CPUs of one
-            kind with the same number of threads each; on one rank too, another number of shards is another run.
 
     Raises:
         ValueError: no stage, or a value out of range; its name is given.
@@ -178,7 +175,6 @@ class TrainConfig:
     device: str = "auto"
     precision: str = "fp32"
     workers: int = 0
-    shards: int = 1
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -188,7 +184,6 @@ class TrainConfig:
         require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         require(self.keep >= 1, "keep", "at least 1", self.keep)
         require(self.workers >= 0, "workers", "at least 0", self.workers)
-        require(self.shards >= 1, "shards", "at least 1", self.shards)
         frozen = [stage.name for stage in self.stages if stage.freeze_vision]
         require(
             isinstance(self.data, BabyAIConfig) or not frozen,
