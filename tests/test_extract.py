@@ -169,10 +169,8 @@ def test_killed_and_resumed_is_as_undisturbed(
 
 KILLED = """
 import sys, time
-import torch
 from tests.colours import colour_model
 from multigrain.extract import extract
-torch.set_num_threads(1)
 def progress(done, total):
     if done == 5:
         print("now", flush=True)

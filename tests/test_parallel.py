@@ -401,9 +401,12 @@ def torchrun(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {name: value for name, value in os.environ.items() if name != "PARALLEL_OUT"}
     return subprocess.Popen(
-        [*command, "-m", "multigrain.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [*command, "-m", "multigrain.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def until(process: subprocess.Popen[str], text: str) -> str:
