@@ -8,6 +8,7 @@ folder to one writer. Only tensors and plain values are read, by `load_tensors` 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -163,13 +164,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_partial(folder: Path, name: str = "*", age: float = 0) -> None:
-    """Remove what processes left that were killed while they wrote a file of this name.
+def remove_partial(folder: Path, name: str | None = None, age: float = 0) -> None:
+    """Remove what processes left that were killed while they wrote a file of this name (None: any).
 
     Args:
-        age: seconds that it has lain there; 0 is for whoever holds the lock of the folder.
+        age: seconds that it has lain there; 0 is for whoever holds the lock.
     """
-    for partial in folder.glob(f"{name}.*-????????.tmp"):
+    for partial in folder.glob(f"{'*' if name is None else glob.escape(name)}.*-????????.tmp"):
         with suppress(FileNotFoundError):
             if time.time() - partial.stat().st_mtime >= age:
                 partial.unlink()
@@ -376,7 +377,7 @@ def load_tensors(path: Location, device: torch.device | str = "cpu", sha256: str
         if zipfile.is_zipfile(path):
             _check_archive(path, sha256 is None)
         return torch.load(path, map_location=device, weights_only=True)
-    except OSError:
+    except (OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # zipfile, pickle and torch raise what the damaged bytes run into
         refuse(path, error)
