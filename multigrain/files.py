@@ -377,7 +377,7 @@ def load_tensors(path: Location, device: torch.device | str = "cpu", sha256: str
         if zipfile.is_zipfile(path):
             _check_archive(path, sha256 is None)
         return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, MemoryError, torch.OutOfMemoryError):
+    except OSError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise what the damaged bytes run into
         refuse(path, error)
@@ -388,6 +388,8 @@ def refuse(path: Location, error: Exception) -> NoReturn:
     if str(path) in str(error) and isinstance(error, ValueError):
         raise error
     reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        raise error
     if isinstance(error, pickle.UnpicklingError):  # torch's words advise to unpickle anything
         reason = "it holds more than tensors and plain values"
     raise ValueError(f"{path}: damaged, or no file of this kind: {reason}") from error
