@@ -6,7 +6,6 @@ frames. A variant then trains its second stage without reading a frame.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import multigrain as mg
-from multigrain import training
+from multigrain import files, training
 from multigrain.models import XCLIP, ModelConfig
 from multigrain.models.evaluating import evaluating
 from multigrain.training.data import batches
@@ -109,9 +108,7 @@ def pretrain(setup: Setup, seed: int, folder: Path) -> Path:
     weights = {name: value for name, value in model.state_dict().items() if name.startswith(SHARED)}
     values = {"weights": weights, "vocabulary": list(model.text.vocabulary), "blank": blank, **splits}
     path = towers_file(folder, seed)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(values, partial)
-    partial.replace(path)
+    files.save_tensors(path, values)
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shlex
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from . import checks, demo, runs, training
+from . import checks, demo, files, runs, training
 from .metrics import PROTOCOLS
 from .models import ModelConfig
 from .report.console import Bars
@@ -63,7 +62,7 @@ def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
 def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
     """Pairs and training."""
     run = _run(options, overrides)
-    with parallel.launched(training.device(run.config.device)):
+    with parallel.launched(training.device(run.config.device)), parallel.locked(run.out):
         training.check(run.config)
         runs.fit(run, runs.load(run))
         print(f"Time: {run.clock}")
@@ -75,8 +74,10 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.report is not None:
         runs.require("matplotlib", "viz")
     if options.text is not None or options.video is not None:
-        with parallel.launched(torch.device("cpu")):
-            _evaluate_features(options, overrides)
+        out = options.out or Path("runs", "features")
+        out = out if options.hubness is None else out / options.hubness
+        with parallel.launched(torch.device("cpu")), parallel.locked(files.open_folder(out)):
+            _evaluate_features(options, overrides, out)
         return
     if options.targets is not None or options.protocol is not None:
         raise ValueError("targets, protocol: expected with --text and --video; a run has --data.protocol=")
@@ -95,6 +96,11 @@ def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
     )
     if options.hubness is not None:
         run = dataclasses.replace(run, results=run.results / options.hubness)
+    with parallel.locked(files.open_folder(run.results)):
+        _evaluate_test(run, model, options)
+
+
+def _evaluate_test(run: Run, model: XCLIP, options: argparse.Namespace) -> None:
     data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test, options.hubness)
     # The demo's page explains scores by grains, which corrected ones and those of recipes are not.
@@ -122,10 +128,7 @@ def _write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, pa
 
 def _targets(path: str, texts: int) -> torch.Tensor:
     """The video of each text, from a JSON list."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"targets: expected a JSON list in {path}: {error}") from error
+    values = files.read_json(path, "targets")
     if not isinstance(values, list) or not all(type(value) is int for value in values) or len(values) != texts:
         raise ValueError(f"targets: expected a JSON list of {texts} integers, one for each text, in {path}")
     return torch.tensor(values)
@@ -157,7 +160,7 @@ def _read_beside_a_recipe(model: ModelConfig, overrides: list[str]) -> None:
 _BROUGHT = (*runs.SCORING, "frame_source", "temporal.")  # see ModelConfig
 
 
-def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
+def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: Path) -> None:
     if options.text is None or options.video is None:
         raise ValueError("features: expected --text FILE and --video FILE")
     if overrides or options.config is not None:
@@ -181,9 +184,8 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
         print(f"Scored by {in_words(scorer)}")
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
-    out = options.out or Path("runs", "features")
     if options.hubness is not None:
-        evaluation, out = training.corrected(evaluation, options.hubness, protocol), out / options.hubness
+        evaluation = training.corrected(evaluation, options.hubness, protocol)
     names = [[str(i) for i in rows] for rows in (evaluation.texts, evaluation.videos)]
     write_report(out, evaluation, protocol, *names)
     if options.report is not None:
@@ -203,6 +205,11 @@ def run_explain(options: argparse.Namespace, _: list[str]) -> None:
     if out.suffix.lower() not in (".png", ".html"):
         raise ValueError(f"--out: expected a name that ends with .png or .html, got {out}")
     runs.require("matplotlib", "viz")
+    with files.lock(files.open_folder(out.parent, "--out") / out.name):
+        _explain(options, out)
+
+
+def _explain(options: argparse.Namespace, out: Path) -> None:
     from .report.pair_page import PairPage, numbered_pair
 
     if options.pair is not None:
@@ -222,9 +229,9 @@ def run_extract(options: argparse.Namespace, _: list[str]) -> None:
     from .data.video import Sampling
     from .extract import extract
 
-    model = runs.load_model(options.model, options.architecture)
-    sampling = Sampling(options.fps, options.max_frames or model.max_frames)
-    with Bars() as bars:
+    with files.lock(files.open_folder(options.out)), Bars() as bars:
+        model = runs.load_model(options.model, options.architecture)
+        sampling = Sampling(options.fps, options.max_frames or model.max_frames)
         report = extract(
             model,
             options.videos,

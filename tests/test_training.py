@@ -152,6 +152,7 @@ def test_files_of_a_run(whole: tuple[XCLIP, Path]):
     assert all("terms" not in line for line in lines(folder))
     assert not model.training
     assert sorted(file.name for file in folder.iterdir()) == [
+        "checkpoint.1.pt",
         "checkpoint.pt",
         "config.json",
         "environment.json",
@@ -171,7 +172,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(whole: tuple[XCLIP, P
     with pytest.raises(ValueError, match=r"settings\.model\.frame_source was 'raw', is 'temporal'"):
         training.train(other, DATA, whole[1])
     data = SimpleNamespace(**{**vars(DATA), "train": Paint(40, 7)})
-    with pytest.raises(ValueError, match=r"settings\.sentences was"):
+    with pytest.raises(ValueError, match=r"settings\.pairs\.train\.sentences was"):
         training.train(CONFIG, data, whole[1])
 
 

@@ -1,4 +1,5 @@
-"""The folder of a model: config.json (all that builds it again), model.safetensors, and a tokenizer/ where it has one.
+"""The folder of a model: config.json (all that builds it again, and digests of the other files), model.safetensors, and
+a tokenizer/ where it has one.
 
 CLIP's architecture is in config.json as open_clip's settings, so the file that its weights came from is not needed.
 """
@@ -6,19 +7,23 @@ CLIP's architecture is in config.json as open_clip's settings, so the file that 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from .. import files
 from .clip_weights import ClipWeights
 from .config import ModelConfig
 from .state import distinct_state, safetensors
 from .tokenizer import tokenizer_for
 
+TOKENIZER = "tokenizer"
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -29,17 +34,53 @@ def write_folder(
     model: nn.Module,
     tokenizer: Any = None,
 ) -> None:
-    """Write a model and its settings, the weights last and whole."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"model": dataclasses.asdict(config), "vocabulary": vocabulary}
+    """Write a model and its settings; the settings, which have the digests of all other parts, come last.
+
+    Raises:
+        OSError: it cannot be written, and the model from before is whole; or another process is writing there.
+    """
+    folder = files.open_folder(folder, "folder")
     weights = {name: value.detach().cpu().contiguous() for name, value in distinct_state(model).items()}
-    partial = folder / "model.safetensors.tmp"
-    safetensors().save_file(weights, partial, metadata={"format": "pt"})
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / "model.safetensors")
+    parts = {"model.safetensors": safetensors().save(weights, metadata={"format": "pt"}), **_saved(tokenizer)}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    settings = {"model": dataclasses.asdict(config), "vocabulary": vocabulary, "sha256": digests}
+    with files.lock(folder):
+        files.remove_partial(folder)
+        if tokenizer is not None:
+            files.open_folder(folder / TOKENIZER, "folder")
+        files.write_together(folder, {**parts, "config.json": json.dumps(settings, indent=2).encode() + b"\n"})
+        for old in _tokenizer_files(folder) - parts.keys():
+            (folder / old).unlink()
+
+
+def _saved(tokenizer: Any) -> dict[str, bytes]:
+    """The files of a tokenizer of transformers, by their path in the folder of a model."""
+    if tokenizer is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(Path(folder, TOKENIZER))
+        return {name: Path(folder, name).read_bytes() for name in sorted(_tokenizer_files(Path(folder)))}
+
+
+def _tokenizer_files(folder: Path) -> set[str]:
+    found = (path.relative_to(folder).as_posix() for path in (folder / TOKENIZER).rglob("[!.]*") if path.is_file())
+    return {name for name in found if not name.endswith(".tmp")}
+
+
+def _check_parts(folder: Path, settings: Any) -> None:
+    """That weights and tokenizer are those that were written with the settings.
+
+    Raises:
+        ValueError: they are not.
+    """
+    digests = settings.get("sha256") if isinstance(settings, dict) else None
+    if not isinstance(digests, dict) or digests.keys() != {"model.safetensors", *_tokenizer_files(folder)}:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected digests (sha256) of model.safetensors and of the files that are in "
+            f"{TOKENIZER}/, got others: parts of two models, or a save that was killed; save the model again"
+        )
+    for name, sha256 in digests.items():
+        files.check_digest(folder / name, sha256)
 
 
 def find_folder(place: str | os.PathLike[str]) -> Path:
@@ -67,8 +108,9 @@ def read_settings(folder: Path) -> tuple[ModelConfig, list[str] | None, ClipWeig
     Raises:
         ValueError: they are damaged.
     """
+    settings = files.read_json(folder / "config.json")
+    _check_parts(folder, settings)
     try:
-        settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config, vocabulary = ModelConfig.from_dict(settings["model"]), settings["vocabulary"]
         if config.clip is None:
             return config, vocabulary, None
@@ -76,7 +118,7 @@ def read_settings(folder: Path) -> tuple[ModelConfig, list[str] | None, ClipWeig
         vocabulary_size = int(architecture["text_cfg"]["vocab_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: not the settings of an XCLIP: {error!r}") from error
-    return config, vocabulary, ClipWeights(architecture, None, tokenizer_for(vocabulary_size, folder / "tokenizer"))
+    return config, vocabulary, ClipWeights(architecture, None, tokenizer_for(vocabulary_size, folder / TOKENIZER))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

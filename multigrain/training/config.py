@@ -155,7 +155,7 @@ class TrainConfig:
         validation_pairs: how many validation videos, each with its first sentence, are scored after each epoch of a
             "videos" stage; 0 = none.
         checkpoint_seconds: a checkpoint is written at the first step after so many seconds, and after each epoch.
-        keep: how many checkpoints stay, the last ones.
+        keep: how many checkpoints stay, the last ones; a run goes on from the one before where the last is damaged.
         device: "cpu", "cuda", ..., or "auto": CUDA where there is one.
         precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
             loss are always computed in fp32, and so is an evaluation.
@@ -171,7 +171,7 @@ class TrainConfig:
     seed: int = 0
     validation_pairs: int = 250
     checkpoint_seconds: float = 20.0
-    keep: int = 1
+    keep: int = 2
     device: str = "auto"
     precision: str = "fp32"
     workers: int = 0

@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import files
+from ..checks import require
 from ..data.batch import Batch
 from ..distributed import world
 from ..metrics import RetrievalMetrics
@@ -33,7 +35,7 @@ from ..models import XCLIP, build_vocabulary
 from . import checkpoint, parallel
 from .checkpoint import Position
 from .config import StageConfig, TrainConfig
-from .data import Data, Pairs, batches, loading
+from .data import Data, Pairs, batches, fingerprint, loading
 from .encoding import Unreadable, first_rows
 from .evaluation import evaluate
 from .momentum import Momentum, momentum_of
@@ -62,29 +64,30 @@ def train(
     Collective where torch.distributed has several ranks; rank 0 reads and writes out_dir.
 
     Raises:
-        OSError: out_dir cannot be written to.
-        ValueError: the checkpoint is damaged or of another run; settings that do not fit.
+        OSError: out_dir cannot be written to, or another process is writing there.
+        ValueError: no checkpoint is whole, or it is of another run; settings that do not fit.
         FloatingPointError: the loss is no longer finite; the message names the step.
         SystemExit: with code 143, after SIGTERM to any rank and a last checkpoint.
     """
-    out = parallel.broadcast(partial(checkpoint.open_folder, out_dir))
-    with parallel.Termination() as termination:
-        run = _Run(config, data, termination)
-        files = Files(out, config)
-        if (state := parallel.broadcast(partial(files.start, run.settings, resume))) is not None:
-            run.load_state(state)
-        for event, at_epoch_end in run.steps():
-            if parallel.first():
-                files.write(event, run.position, run.state, at_epoch_end, run.ending)
-            if progress is not None:
-                progress(event)
-            if run.ending:
-                raise SystemExit(parallel.TERMINATED)
-    run.model.freeze_vision(False)
-    model = run.model.eval()
-    if parallel.first():
-        model.save_pretrained(out / "model")
-    parallel.exchange(None)  # the others may read it now
+    out = parallel.broadcast(partial(files.open_folder, out_dir))
+    with parallel.locked(out):
+        with parallel.Termination() as termination:
+            run = _Run(config, data, termination)
+            written = Files(out, config)
+            if (state := parallel.broadcast(partial(written.start, run.settings, resume, run.load_state))) is not None:
+                run.load_state(state)
+            for event, at_epoch_end in run.steps():
+                if parallel.first():
+                    written.write(event, run.position, run.state, at_epoch_end, run.ending)
+                if progress is not None:
+                    progress(event)
+                if run.ending:
+                    raise SystemExit(parallel.TERMINATED)
+        run.model.freeze_vision(False)
+        model = run.model.eval()
+        if parallel.first():
+            model.save_pretrained(out / "model")
+        parallel.exchange(None)  # the others may read it now
     return model
 
 
@@ -108,8 +111,7 @@ class _Run:
         self.broken: dict[str, None] = {}  # in order, each once
         self.position = Position()
         self.last: Progress | None = None
-        digest = hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).hexdigest()
-        self.settings = {**checkpoint.comparable(config), "sentences": digest}
+        self.settings = {**checkpoint.comparable(config), "pairs": fingerprint(data)}
 
     def steps(self) -> Iterator[tuple[Progress, bool]]:
         """Train; after every step and every epoch, where the run is, and whether that was an epoch."""
@@ -243,15 +245,23 @@ class _Run:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.position = Position(*state["position"])
+        """The inverse of `state`; what does not fit is some exception, after which another state may be loaded."""
+        self.position, self.optimizer, self.momentum = Position(*state["position"]), None, None
+        epochs = [*(stage.epochs for stage in self.config.stages), 1]  # past the last stage there is one place
+        counts = all(type(number) is int and number >= 0 for number in self.position)
+        within = counts and self.position.stage < len(epochs) and self.position.epoch < epochs[self.position.stage]
+        require(within, "position", "one of this run", self.position)
         self.last = None if state["last"] is None else Progress(**state["last"])
         self.model.load_state_dict(state["model"])
         if state["momentum"] is not None:
             self.momentum = Momentum(self.model)
             self.momentum.load_state_dict(state["momentum"])
         if state["optimizer"] is not None:
-            self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
+            optimizer = self._begin(self.config.stages[self.position.stage])
+            optimizer.load_state_dict(state["optimizer"])
+            for weight, values in optimizer.state.items():  # which load_state_dict does not look at
+                shapes = {value.shape for value in values.values() if isinstance(value, Tensor)}
+                require(shapes <= {weight.shape, ()}, "optimizer", f"values of shape {list(weight.shape)}", shapes)
         self.scaler.load_state_dict(state["scaler"])
 
 
