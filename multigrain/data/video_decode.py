@@ -5,6 +5,10 @@ timestamp of at most t + 0.5 ms, since many containers round timestamps to milli
 
 A first pass reads packets without decoding them: how long the video is, where its keyframes are, whether the file
 is cut off. The second decodes, in the order of time, and converts the frames that are asked for alone.
+
+A file is judged by what is in it, whoever made it. FFmpeg is handed its bytes without its name, in the formats below
+alone, and no protocol by which it could open anything else; frames beyond `MOST_PIXELS` are not read, nor is a file
+that keeps the processor busy for `PATIENCE` seconds without giving a packet.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from __future__ import annotations
 import bisect
 import functools
 import importlib
+import io
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,8 +29,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.container import InputContainer
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 Choose = Callable[[float], Sequence[float]]
@@ -34,6 +41,18 @@ Prepare = Callable[[Tensor], Tensor]
 
 TOLERANCE = 5e-4
 """Seconds by which a frame may be late."""
+MOST_PIXELS = 2**25
+"""Of a frame, width times height: 8192 x 4096."""
+PATIENCE = 5.0
+"""Seconds of the processor's time, not of the clock: neither a slow disk nor a busy machine makes a video broken."""
+FORMATS = (
+    "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,asf,rm,mxf,dv,mjpeg,gif,apng,yuv4mpegpipe,"
+    "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
+)
+"""FFmpeg's names of the formats that are read; playlists, which name other files, are not among them."""
+_BUFFER = 2**18  # bytes read at a time
+_NO_VIDEO = "not a video, or a damaged one"
+_NOT_READ = f"neither a format that is read here nor frames of at most {MOST_PIXELS:,} pixels"
 _CUT_OFF = 1.0  # seconds that the streams may end before what the header promises
 _INDEXED = ("mov", "matroska")  # containers that mark keyframes and seek by an index
 _SEALED = ("mov", "matroska", "avi")  # containers whose header says how long the file is
@@ -148,11 +167,11 @@ def read_image(path: Path) -> Tensor:
         ImportError: PyAV is not installed.
         VideoError: it cannot be read.
     """
-    with _open(path) as (container, stream):
-        frame = next(container.decode(stream), None)
-    if frame is None:
-        raise unreadable(path, "no picture in it")
-    return _rgb(frame)
+    with _open(path) as opened:
+        frame = next(opened.frames(), None)
+        if frame is None:
+            raise unreadable(path, "no picture in it")
+        return _rgb(frame)
 
 
 def _scan(path: Path) -> _Index:
@@ -160,8 +179,9 @@ def _scan(path: Path) -> _Index:
     spans: dict[int, tuple[Fraction, int, int]] = {}  # stream -> tick, begin, end
     shown: list[tuple[int, bool]] = []
     packets = last = 0
-    with _open(path) as (container, stream):
-        for packet in container.demux():
+    with _open(path) as opened:
+        container, stream, size = opened.container, opened.stream, path.stat().st_size
+        for packet in opened.packets():
             if packet.size == 0 or packet.is_discard:
                 continue
             duration = packet.duration or 0
@@ -176,6 +196,8 @@ def _scan(path: Path) -> _Index:
             # Of frames that are stored out of order, mp4 knows how far apart they are decoded, not how long each is
             # shown; the last one stored says what comes after the last one shown.
             packets, last = packets + 1, duration
+            if packets > size:
+                raise unreadable(path, "damaged: it promises more frames than it has bytes")
             if packet.pts is not None:
                 shown.append((packet.pts, packet.is_keyframe))
         if packets == 0:
@@ -221,15 +243,15 @@ def _prepared(path: Path, index: _Index, targets: Sequence[int], prepare: Prepar
 
 def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFrame]:
     """The frame on the screen at each target, in ticks."""
-    with _open(path) as (container, stream):
-        frames = _timed(container, stream, index)
+    with _open(path) as opened:
+        frames = _timed(opened, index)
         on, (time, ahead) = None, next(frames, (0, None))
         if ahead is None:
             raise unreadable(path, "no frame of it can be decoded")
         for target in targets:
             key = bisect.bisect_right(index.keys, target) - 1
             if key > 0 and ahead is not None and time < index.keys[key]:
-                frames = _from(container, stream, index, index.keys[key])
+                frames = _from(opened, index, index.keys[key])
                 on, (time, ahead) = None, next(frames, (0, None))
                 # Some keyframes are marked and yet no decoder can start there (H.264's intra refresh).
                 if ahead is None or time > target or ahead.is_corrupt:
@@ -246,19 +268,19 @@ def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFram
             yield frame
 
 
-def _from(container: InputContainer, stream: VideoStream, index: _Index, key: int) -> Iterator[tuple[int, VideoFrame]]:
+def _from(opened: _Opened, index: _Index, key: int) -> Iterator[tuple[int, VideoFrame]]:
     """As _timed, from a keyframe on."""
     try:
-        container.seek(key, stream=stream)
+        opened.container.seek(key, stream=opened.stream)
     except _av().error.FFmpegError as error:
         raise _Retry(replace(index, keys=[])) from error
-    return _timed(container, stream, index)
+    return _timed(opened, index)
 
 
-def _timed(container: InputContainer, stream: VideoStream, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
+def _timed(opened: _Opened, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
     """Frames from here on with their times in ticks, which must not run backwards."""
     before: int | None = None
-    for i, frame in enumerate(container.decode(stream)):
+    for i, frame in enumerate(opened.frames()):
         time = i if index.counted else frame.pts
         if time is None or (before is not None and time < before):
             raise _Retry(_by_count(len(index.times), index.rate))
@@ -266,30 +288,111 @@ def _timed(container: InputContainer, stream: VideoStream, index: _Index) -> Ite
         yield time, frame
 
 
+class _Source:
+    """What FFmpeg sees of a file: its bytes, as long as they get it anywhere; from then on, the end of the file."""
+
+    def __init__(self, path: Path, file: io.FileIO) -> None:
+        self._path, self._file, self._problem = path, file, ""
+        self.tell = file.tell
+        self.moved()
+
+    def moved(self) -> None:
+        """Start to count anew."""
+        self._since = time.thread_time()
+
+    def check(self) -> None:
+        """Raise a VideoError if reading failed, or brought nothing for too long."""
+        if not self._problem and time.thread_time() - self._since > PATIENCE:
+            self._problem = f"damaged: nothing to show for {PATIENCE:g} s of reading"
+        if self._problem:
+            raise unreadable(self._path, self._problem)
+
+    # FFmpeg goes on after an error, and PyAV prints what is raised in these two from the second time on.
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+        try:
+            self.check()
+            return self._file.read(size)
+        except OSError as error:
+            self._problem = f"cannot be read: {error.strerror}"
+        except VideoError:
+            pass
+        return b""
+
+    def seek(self, offset: int, whence: int) -> int:
+        """The new place, or a negative number where there is none."""
+        try:
+            return self._file.seek(offset, whence)
+        except OSError:
+            return -1
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A container and its video stream."""
+
+    source: _Source
+    container: InputContainer
+    stream: VideoStream
+
+    def packets(self, *streams: VideoStream) -> Iterator[Packet]:
+        """Of these streams, or of all."""
+        for packet in self.container.demux(*streams):  # the last ones are empty, one for each stream
+            self.source.check()
+            if packet.size:
+                self.source.moved()
+            yield packet
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """Of the video stream, from here on."""
+        for packet in self.packets(self.stream):
+            yield from packet.decode()
+
+
 @contextmanager
-def _open(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
-    """A container and its video stream; whatever FFmpeg objects to becomes a VideoError."""
+def _open(path: Path) -> Generator[_Opened]:
+    """The video stream of a file; whatever FFmpeg objects to becomes a VideoError."""
     av = _av()
     try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise unreadable(path, "neither a file nor a folder" if path.exists() else "no such file")
         if path.stat().st_size == 0:
             raise unreadable(path, "empty file (0 bytes)")
-        # Absolute, since "a: b.mp4" would be a protocol; local files alone, whatever a playlist refers to.
-        with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) as container:
-            cover = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-            if not streams:
-                raise unreadable(path, "no video stream in it")
-            best = container.streams.best("video")
-            stream = best if best in streams else streams[0]
-            # Several videos are read at a time, so each on one thread.
-            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-            yield container, stream
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_pixels": str(MOST_PIXELS)}
+        with path.open("rb", buffering=0) as file:
+            source = _Source(path, file)
+            try:
+                with av.open(source, options=options, metadata_errors="ignore", buffer_size=_BUFFER) as container:
+                    source.check()
+                    yield _Opened(source, container, _video_stream(path, container))
+            except av.error.FFmpegError as error:
+                source.check()
+                # What FFmpeg says of formats that are not on the list, and of too many pixels.
+                known = not isinstance(error, av.error.ArgumentError)
+                raise unreadable(path, f"{_NO_VIDEO}: {error.strerror if known else _NOT_READ}") from error
     except FileNotFoundError as error:
         raise unreadable(path, "no such file") from error
-    except av.error.FFmpegError as error:
-        raise unreadable(path, f"not a video, or a damaged one: {error.strerror}") from error
     except OSError as error:
         raise unreadable(path, f"cannot be read: {error.strerror}") from error
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    """The stream to decode."""
+    cover = _av().stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        raise unreadable(path, "no video stream in it")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    codec: VideoCodecContext | None = stream.codec_context  # of a codec that FFmpeg has, PyAV's stubs presume
+    if codec is None:
+        raise unreadable(path, "a codec that FFmpeg does not know")
+    if codec.width * codec.height > MOST_PIXELS:
+        raise unreadable(path, f"frames of {codec.width} x {codec.height}, more than {MOST_PIXELS:,} pixels")
+    codec.options = {"max_pixels": str(MOST_PIXELS)}
+    # Several videos are read at a time, so each on one thread.
+    stream.thread_type, codec.thread_count = "NONE", 1
+    return stream
 
 
 def _rgb(frame: VideoFrame) -> Tensor:
