@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import checks
-from .video_decode import TOLERANCE, VideoError, read_file, read_image, unreadable
+from .video_decode import TOLERANCE, read_file, read_image
+from .video_file import VideoError, unreadable
 
 if TYPE_CHECKING:
     import numpy as np

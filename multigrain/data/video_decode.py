@@ -5,10 +5,6 @@ timestamp of at most t + 0.5 ms, since many containers round timestamps to milli
 
 A first pass reads packets without decoding them: how long the video is, where its keyframes are, whether the file
 is cut off. The second decodes, in the order of time, and converts the frames that are asked for alone.
-
-A file is judged by what is in it, whoever made it. FFmpeg is handed its bytes without its name, in the formats below
-alone, and no protocol by which it could open anything else; frames beyond `MOST_PIXELS` are not read, nor is a file
-that keeps the processor busy for `PATIENCE` seconds without giving a packet.
 """
 
 from __future__ import annotations
@@ -16,10 +12,7 @@ from __future__ import annotations
 import bisect
 import functools
 import importlib
-import io
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .video_file import Opened, VideoError, open_video, pyav, unreadable
+
 if TYPE_CHECKING:
-    from av import Packet, VideoFrame
+    from av import VideoFrame
     from av.container import InputContainer
-    from av.video.codeccontext import VideoCodecContext
-    from av.video.stream import VideoStream
 
 Choose = Callable[[float], Sequence[float]]
 """Length of a video in seconds -> times in it, ascending."""
@@ -41,31 +34,10 @@ Prepare = Callable[[Tensor], Tensor]
 
 TOLERANCE = 5e-4
 """Seconds by which a frame may be late."""
-MOST_PIXELS = 2**25
-"""Of a frame, width times height: 8192 x 4096."""
-PATIENCE = 5.0
-"""Seconds of the processor's time, not of the clock: neither a slow disk nor a busy machine makes a video broken."""
-FORMATS = (
-    "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,asf,rm,mxf,dv,mjpeg,gif,apng,yuv4mpegpipe,"
-    "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
-)
-"""FFmpeg's names of the formats that are read; playlists, which name other files, are not among them."""
-_BUFFER = 2**18  # bytes read at a time
-_NO_VIDEO = "not a video, or a damaged one"
-_NOT_READ = f"neither a format that is read here nor frames of at most {MOST_PIXELS:,} pixels"
 _CUT_OFF = 1.0  # seconds that the streams may end before what the header promises
 _INDEXED = ("mov", "matroska")  # containers that mark keyframes and seek by an index
 _SEALED = ("mov", "matroska", "avi")  # containers whose header says how long the file is
 _CHUNK = 8  # frames that torchcodec holds at full size
-
-
-class VideoError(ValueError):
-    """A video cannot be read; the message names the file and the reason in one line."""
-
-
-def unreadable(source: object, reason: str) -> VideoError:
-    """The error of a source; one line, whatever the reason looks like."""
-    return VideoError(f"{source}: {' '.join(reason.split())}")
 
 
 @dataclass(frozen=True)
@@ -167,7 +139,7 @@ def read_image(path: Path) -> Tensor:
         ImportError: PyAV is not installed.
         VideoError: it cannot be read.
     """
-    with _open(path) as opened:
+    with open_video(path) as opened:
         frame = next(opened.frames(), None)
         if frame is None:
             raise unreadable(path, "no picture in it")
@@ -179,7 +151,7 @@ def _scan(path: Path) -> _Index:
     spans: dict[int, tuple[Fraction, int, int]] = {}  # stream -> tick, begin, end
     shown: list[tuple[int, bool]] = []
     packets = last = 0
-    with _open(path) as opened:
+    with open_video(path) as opened:
         container, stream, size = opened.container, opened.stream, path.stat().st_size
         for packet in opened.packets():
             if packet.size == 0 or packet.is_discard:
@@ -224,7 +196,7 @@ def _check_whole(path: Path, container: InputContainer, spans: Sequence[tuple[Fr
     length = float(max([end * tick for tick, _, end in spans], default=Fraction(0)) - min(begin, 0))
     if layout.name.startswith(_SEALED) and promised > length + _CUT_OFF:
         raise unreadable(path, f"truncated: ends after {length:.1f} of {promised:.1f} s")
-    bare = bool(layout.flags & _av().format.Flags.no_timestamps.value)
+    bare = bool(layout.flags & pyav().format.Flags.no_timestamps.value)
     suffix = path.suffix.lower()[1:]
     if bare and suffix and suffix not in layout.extensions:  # FFmpeg finds frames even in the middle of a file
         raise unreadable(path, f"damaged: a bare {layout.name} stream in place of a {suffix} file")
@@ -243,7 +215,7 @@ def _prepared(path: Path, index: _Index, targets: Sequence[int], prepare: Prepar
 
 def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFrame]:
     """The frame on the screen at each target, in ticks."""
-    with _open(path) as opened:
+    with open_video(path) as opened:
         frames = _timed(opened, index)
         on, (time, ahead) = None, next(frames, (0, None))
         if ahead is None:
@@ -268,16 +240,16 @@ def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFram
             yield frame
 
 
-def _from(opened: _Opened, index: _Index, key: int) -> Iterator[tuple[int, VideoFrame]]:
+def _from(opened: Opened, index: _Index, key: int) -> Iterator[tuple[int, VideoFrame]]:
     """As _timed, from a keyframe on."""
     try:
         opened.container.seek(key, stream=opened.stream)
-    except _av().error.FFmpegError as error:
+    except pyav().error.FFmpegError as error:
         raise _Retry(replace(index, keys=[])) from error
     return _timed(opened, index)
 
 
-def _timed(opened: _Opened, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
+def _timed(opened: Opened, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
     """Frames from here on with their times in ticks, which must not run backwards."""
     before: int | None = None
     for i, frame in enumerate(opened.frames()):
@@ -288,125 +260,10 @@ def _timed(opened: _Opened, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
         yield time, frame
 
 
-class _Source:
-    """What FFmpeg sees of a file: its bytes, as long as they get it anywhere; from then on, the end of the file."""
-
-    def __init__(self, path: Path, file: io.FileIO) -> None:
-        self._path, self._file, self._problem = path, file, ""
-        self.tell = file.tell
-        self.moved()
-
-    def moved(self) -> None:
-        """Start to count anew."""
-        self._since = time.thread_time()
-
-    def check(self) -> None:
-        """Raise a VideoError if reading failed, or brought nothing for too long."""
-        if not self._problem and time.thread_time() - self._since > PATIENCE:
-            self._problem = f"damaged: nothing to show for {PATIENCE:g} s of reading"
-        if self._problem:
-            raise unreadable(self._path, self._problem)
-
-    # FFmpeg goes on after an error, and PyAV prints what is raised in these two from the second time on.
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end."""
-        try:
-            self.check()
-            return self._file.read(size)
-        except OSError as error:
-            self._problem = f"cannot be read: {error.strerror}"
-        except VideoError:
-            pass
-        return b""
-
-    def seek(self, offset: int, whence: int) -> int:
-        """The new place, or a negative number where there is none."""
-        try:
-            return self._file.seek(offset, whence)
-        except OSError:
-            return -1
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A container and its video stream."""
-
-    source: _Source
-    container: InputContainer
-    stream: VideoStream
-
-    def packets(self, *streams: VideoStream) -> Iterator[Packet]:
-        """Of these streams, or of all."""
-        for packet in self.container.demux(*streams):  # the last ones are empty, one for each stream
-            self.source.check()
-            if packet.size:
-                self.source.moved()
-            yield packet
-
-    def frames(self) -> Iterator[VideoFrame]:
-        """Of the video stream, from here on."""
-        for packet in self.packets(self.stream):
-            yield from packet.decode()
-
-
-@contextmanager
-def _open(path: Path) -> Generator[_Opened]:
-    """The video stream of a file; whatever FFmpeg objects to becomes a VideoError."""
-    av = _av()
-    try:
-        if not path.is_file():  # a pipe would wait for ever
-            raise unreadable(path, "neither a file nor a folder" if path.exists() else "no such file")
-        if path.stat().st_size == 0:
-            raise unreadable(path, "empty file (0 bytes)")
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_pixels": str(MOST_PIXELS)}
-        with path.open("rb", buffering=0) as file:
-            source = _Source(path, file)
-            try:
-                with av.open(source, options=options, metadata_errors="ignore", buffer_size=_BUFFER) as container:
-                    source.check()
-                    yield _Opened(source, container, _video_stream(path, container))
-            except av.error.FFmpegError as error:
-                source.check()
-                # What FFmpeg says of formats that are not on the list, and of too many pixels.
-                known = not isinstance(error, av.error.ArgumentError)
-                raise unreadable(path, f"{_NO_VIDEO}: {error.strerror if known else _NOT_READ}") from error
-    except FileNotFoundError as error:
-        raise unreadable(path, "no such file") from error
-    except OSError as error:
-        raise unreadable(path, f"cannot be read: {error.strerror}") from error
-
-
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    """The stream to decode."""
-    cover = _av().stream.Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams:
-        raise unreadable(path, "no video stream in it")
-    best = container.streams.best("video")
-    stream = best if best in streams else streams[0]
-    codec: VideoCodecContext | None = stream.codec_context  # of a codec that FFmpeg has, PyAV's stubs presume
-    if codec is None:
-        raise unreadable(path, "a codec that FFmpeg does not know")
-    if codec.width * codec.height > MOST_PIXELS:
-        raise unreadable(path, f"frames of {codec.width} x {codec.height}, more than {MOST_PIXELS:,} pixels")
-    codec.options = {"max_pixels": str(MOST_PIXELS)}
-    # Several videos are read at a time, so each on one thread.
-    stream.thread_type, codec.thread_count = "NONE", 1
-    return stream
-
-
 def _rgb(frame: VideoFrame) -> Tensor:
     """[3, H, W] uint8, upright."""
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
     return torch.rot90(pixels, frame.rotation // 90, (1, 2)) if frame.rotation % 360 else pixels
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError('reading videos needs PyAV: pip install "multigrain[data]"') from error
-    return av
 
 
 def _torchcodec() -> Any:

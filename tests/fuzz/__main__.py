@@ -1,4 +1,4 @@
-"""Run many cases: `python -m tests.fuzz [--videos N] [--files N] [--seed S] [--first N] [--workers N] [--keep FOLDER]`."""
+"""Run many cases: `python -m tests.fuzz [--videos N] [--files N] [--seed S] [--first N] [--keep FOLDER]`."""
 
 from __future__ import annotations
 
