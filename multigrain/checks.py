@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from .tokens import Tokens
 
 T = TypeVar("T")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def whole_text(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no encoding does."""
+    return _HALF_PAIR.sub("\ufffd", text)
 
 # Beyond, fp32 could not hold the sums and products of what is given: of scores in a loss, of settings with scores.
 LARGEST = 1e30
@@ -135,7 +142,13 @@ def finite(name: str, tokens: Tokens) -> None:
 def require(holds: bool, name: str, expected: str, got: object) -> None:
     """That something holds of a setting or a field."""
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+        raise ValueError(f"{name}: expected {expected}, got {_short(got)}")
+
+
+def _short(value: object) -> str:
+    """How a value looks, in a line that can be read."""
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
 def positive(name: str, value: float) -> float:
