@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from ..checks import printable
 from .annotations import SOURCES, Captions, Source
 from .files import VIDEO_SUFFIXES
 from .manifest import SPLITS, Clip, write_manifest
@@ -53,7 +54,7 @@ class Report:
             for what, videos in (("without a file", part.missing), ("without a caption", part.uncaptioned)):
                 more = f" and {len(videos) - _NAMED} more" if len(videos) > _NAMED else ""
                 lines += [f"{split}, {what}: {', '.join(videos[:_NAMED])}{more}"] if videos else []
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def prepare(

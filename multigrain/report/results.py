@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import printable
 from ..metrics import ranks
 from ..training import Evaluation, checkpoint, parallel
 from ..training.merging import video_ranks
@@ -39,7 +40,7 @@ def write_report(
         print(f"Protocol {protocol}: see multigrain.retrieval_metrics")
     if evaluation.broken:
         print(f"multigrain: {len(evaluation.broken)} videos could not be read and were left out:", file=sys.stderr)
-        print(*evaluation.broken, sep="\n", file=sys.stderr)
+        print(*map(printable, evaluation.broken), sep="\n", file=sys.stderr)
     values = {
         "metrics": checkpoint.rounded(evaluation.metrics),
         "chance": checkpoint.rounded(tables.chance(len(videos), protocol)),
