@@ -29,6 +29,11 @@ def whole_text(text: str) -> str:
 LARGEST = 1e30
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+# What moves a cursor, sets colours, ends a line or turns the direction of writing; halves of surrogate pairs.
+_CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
 
 def features(name: str, value: object) -> Tensor:
     """A floating tensor [B, D] or [B, L, D] without an empty axis, or an error that names it."""
@@ -388,6 +393,11 @@ def reads(value: object) -> str | None:
 def origin(value: type | Callable[..., object]) -> tuple[str, str]:
     """Where a class or function is written."""
     return value.__module__, value.__qualname__
+
+
+def printable(text: object) -> str:
+    """A line of text as a terminal may show it: whatever would act on the terminal as its escape, a newline too."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def named(value: object) -> str:

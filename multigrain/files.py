@@ -377,14 +377,14 @@ def load_tensors(path: Location, device: torch.device | str = "cpu", sha256: str
         if zipfile.is_zipfile(path):
             _check_archive(path, sha256 is None)
         return torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # zipfile, pickle and torch raise what the damaged bytes run into
         refuse(path, error)
 
 
 def refuse(path: Location, error: Exception) -> NoReturn:
-    """Raise a ValueError of one line about a file that a foreign reader could not read."""
+    """Raise a ValueError of one line about a file that a foreign reader could not read, or what the disk said."""
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a place that damaged bytes gave
+        raise error
     if str(path) in str(error) and isinstance(error, ValueError):
         raise error
     reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__

@@ -76,7 +76,7 @@ try:
     main(["--help"])
 except SystemExit as stop:
     assert stop.code == 0
-print(sorted({"timm", "matplotlib", "rich", "jsonargparse", "minigrid", "torchvision"} & set(sys.modules)))
+print(sorted({"timm", "matplotlib", "rich", "yaml", "minigrid", "torchvision"} & set(sys.modules)))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("usage: multigrain")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from ..checks import printable
 from ..files import lock, open_folder, remove_partial
 from .annotations import SOURCES, Captions, Source
 from .files import VIDEO_SUFFIXES
@@ -54,7 +55,7 @@ class Report:
             for what, videos in (("without a file", part.missing), ("without a caption", part.uncaptioned)):
                 more = f" and {len(videos) - _NAMED} more" if len(videos) > _NAMED else ""
                 lines += [f"{split}, {what}: {', '.join(videos[:_NAMED])}{more}"] if videos else []
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def prepare(

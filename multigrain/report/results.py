@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import files
+from ..checks import printable
 from ..metrics import ranks
 from ..training import Evaluation, checkpoint, parallel
 from ..training.merging import video_ranks
@@ -42,7 +43,7 @@ def write_report(
         print(f"Protocol {protocol}: see multigrain.retrieval_metrics")
     if evaluation.broken:
         print(f"multigrain: {len(evaluation.broken)} videos could not be read and were left out:", file=sys.stderr)
-        print(*evaluation.broken, sep="\n", file=sys.stderr)
+        print(*map(printable, evaluation.broken), sep="\n", file=sys.stderr)
     values = {
         "metrics": checkpoint.rounded(evaluation.metrics),
         "chance": checkpoint.rounded(tables.chance(len(videos), protocol)),

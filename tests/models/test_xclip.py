@@ -350,7 +350,7 @@ def test_aggregators_come_from_names_and_class_paths():
     assert build_from_spec(None) is None
     with pytest.raises(ValueError, match="aosm"):
         build_from_spec("nope")
-    with pytest.raises(ValueError, match=r"expected the path of a class, got 'multigrain\.Nope'"):
+    with pytest.raises(ValueError, match=r"expected the path of a class that is imported, got 'multigrain\.Nope'"):
         build_from_spec("multigrain.Nope")
     with pytest.raises(TypeError, match=r"expected a subclass of multigrain\.Aggregator, got torch\.nn\.Linear"):
         build_from_spec("torch.nn.Linear")
