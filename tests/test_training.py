@@ -327,14 +327,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
         training.train(CONFIG, DATA, tmp_path / "file" / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     broken = SimpleNamespace(**vars(DATA))
     broken.single = Paint(24, 1)
     real = broken.single.batch
     nan = torch.full((4, 3, 16, 16), float("nan"))
     broken.single.batch = lambda *arguments: dataclasses.replace(real(*arguments), frames=nan)
+    with pytest.raises(ValueError, match=r"scores: expected numbers .* got NaN at row 0"):
+        training.train(CONFIG, broken, tmp_path / "read")
+    monkeypatch.setattr("multigrain.checks.readable", lambda value: False)  # as on a GPU, or of another rank's scores
     with pytest.raises(FloatingPointError, match=r"stage 'towers'.*lower learning_rate than 0\.001"):
-        training.train(CONFIG, broken, tmp_path)
+        training.train(CONFIG, broken, tmp_path / "unread")
 
 
 def test_evaluation_scores_each_grain_and_all_together(whole: tuple[XCLIP, Path]):

@@ -193,7 +193,7 @@ def test_a_reranker_orders_the_best(tmp_path: Path):
     assert model.recipe is not None and model.recipe.reranker is not None
     text, video = training.encode(model, DATA.test, max_frames=3)
     found = training.evaluate_features(text, video, model.recipe)
-    first, second = found.scores["sentence-video"], model.recipe.reranker(text, video)
+    first, second = model.recipe.scorer(text, video).detach(), model.recipe.reranker(text, video)
     assert found.reverse is not None
     sides = (found.scores["all"], first, second), (found.reverse.T, first.T, second.T)
     for ranked, cheap, dear in sides:
