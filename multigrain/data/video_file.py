@@ -31,7 +31,6 @@ FORMATS = (
 )
 """FFmpeg's names of the formats that are read; playlists, which name other files, are not among them."""
 _BUFFER = 2**18  # bytes read at a time
-_NO_VIDEO = "not a video, or a damaged one"
 _NOT_READ = "no format that is read here, or frames of more than {:,} pixels"
 _BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")  # of an mp4, which hold others
 
@@ -134,9 +133,10 @@ def open_video(path: Path) -> Generator[Opened]:
                     yield Opened(source, container, _video_stream(path, source, container, codec))
             except av.error.FFmpegError as error:
                 source.check()
-                # What FFmpeg says of formats that are not on the list, and of too many pixels.
-                known = not isinstance(error, av.error.ArgumentError)
-                raise unreadable(path, f"{_NO_VIDEO}: {error.strerror if known else _NOT_READ.format(MOST_PIXELS)}") from error
+                # Formats that are not on the list and too many pixels are an invalid argument to FFmpeg.
+                invalid = isinstance(error, av.error.ArgumentError)
+                why = _NOT_READ.format(MOST_PIXELS) if invalid else error.strerror
+                raise unreadable(path, f"not a video, or a damaged one: {why}") from error
     except FileNotFoundError as error:
         raise unreadable(path, "no such file") from error
     except OSError as error:

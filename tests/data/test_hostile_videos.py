@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -292,30 +293,27 @@ def test_any_rate_has_a_last_candidate(tmp_path: Path):
 # Whatever else happens
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("no\nmemory"), UnicodeDecodeError("utf-8", b"", 0, 1, "?")])
+ERRORS = [MemoryError(), RuntimeError("no\nmemory"), UnicodeDecodeError("utf-8", b"", 0, 1, "?")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_any_error_of_one_video_is_a_video_error(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch):
     good, bad = (write_clip(tmp_path / f"{name}.mp4", range(3)) for name in ("good", "bad"))
-    decode = video_decode._rgb
+    scan = video_decode._scan
 
-    def fails(frame: Any) -> torch.Tensor:
-        if reading[-1] == str(bad):
+    def fails(path: Path) -> Any:
+        if path == bad:
             raise error
-        return decode(frame)
+        return scan(path)
 
-    reading, read = [], video_module.read_file
-    monkeypatch.setattr(video_module, "read_file", lambda path, *more: (reading.append(str(path)), read(path, *more))[1])
-    monkeypatch.setattr(video_decode, "_rgb", fails)
+    monkeypatch.setattr(video_decode, "_scan", fails)
     assert reason(bad).startswith(f"cannot be read: {type(error).__name__}")
     clips = Clips([Clip(path.stem, path, ("a dog",), "train") for path in (good, bad)], Sampling(), 16)
     batch = clips.batch([0, 1], seed=0)
     assert [str(bad) in line and type(error).__name__ in line for line in batch.broken] == [True]
     assert len(batch.sentences) == 1
-    with extract._decoding(_Model(), [str(bad), str(good)], Sampling(), 2, 1) as stream:  # type: ignore[arg-type]
+    model: Any = SimpleNamespace(vision=SimpleNamespace(size=16))
+    with extract._decoding(model, [str(bad), str(good)], Sampling(), 2, 1) as stream:
         (_, first), (_, second) = stream
     assert isinstance(first, VideoError)
     assert isinstance(second, torch.Tensor)
-
-
-class _Model:
-    class vision:  # noqa: N801
-        size = 16
