@@ -27,7 +27,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..checks import require, whole_text
-from ..files import parse_json
+from ..files import parse_json, write_bytes
 
 SPLITS = ("train", "val", "test")
 _FIELDS = ("video", "captions", "split", "start", "end", "id")
@@ -106,7 +106,7 @@ def load_manifest(path: str | os.PathLike[str], split: str | None = None) -> lis
 
 
 def write_manifest(path: str | os.PathLike[str], clips: Sequence[Clip]) -> None:
-    """Write a manifest beside its place and move it there whole.
+    """Write a manifest, whole or not at all.
 
     A video below the manifest's folder is written relative to it, so that the folder can be moved; any other is
     written absolute.
@@ -122,13 +122,13 @@ def write_manifest(path: str | os.PathLike[str], clips: Sequence[Clip]) -> None:
         require(clip.id not in ids, "clips", "distinct ids", clip.id)
         ids.add(clip.id)
     lines = [_line(clip, manifest.absolute().parent) for clip in clips]
-    temporary = manifest.with_name(f"{manifest.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(b"".join(lines))
-        os.replace(temporary, manifest)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(manifest, b"".join(lines))
+
+
+def told(video: Path, folder: Path) -> str:
+    """The path of a video as a manifest in a folder tells it: relative to that if it lies below, else absolute."""
+    video = video.absolute()
+    return video.relative_to(folder).as_posix() if video.is_relative_to(folder) else str(video)
 
 
 def missing_videos(clips: Sequence[Clip]) -> list[Clip]:
@@ -164,10 +164,8 @@ def _parse(line: bytes, folder: Path) -> Clip:
 
 
 def _line(clip: Clip, folder: Path) -> bytes:
-    video = clip.video.absolute()
-    inside = video.is_relative_to(folder)
     record = {
-        "video": video.relative_to(folder).as_posix() if inside else str(video),
+        "video": told(clip.video, folder),
         "captions": clip.captions,
         "split": clip.split,
         "start": clip.start,
