@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from .tokens import Tokens
 
 T = TypeVar("T")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def whole_text(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no encoding does."""
+    return _HALF_PAIR.sub("\ufffd", text)
+
+# Beyond, fp32 could not hold the sums and products of what is given: of scores in a loss, of settings with scores.
+LARGEST = 1e30
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # What moves a cursor, sets colours, ends a line or turns the direction of writing; halves of surrogate pairs.
 _CONTROLS = re.compile(
@@ -29,13 +39,20 @@ def features(name: str, value: object) -> Tensor:
     """A floating tensor [B, D] or [B, L, D] without an empty axis, or an error that names it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor [B, D] or [B, L, D], got {type(value).__name__}")
+    floating(name, value, "features")
     if value.ndim not in (2, 3):
         raise ValueError(f"{name}: expected features of shape [B, D] or [B, L, D], got {shape(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected floating-point features, got {value.dtype}")
     if 0 in value.shape:
         raise ValueError(f"{name}: expected at least one item, token and channel, got {shape(value)} (empty)")
     return value
+
+
+def floating(name: str, value: Tensor, what: str) -> None:
+    """A dense tensor of numbers to compute with, or an error."""
+    if value.is_nested or value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected floating-point {what} of 16 to 64 bits, got {value.dtype}")
 
 
 def mask(name: str, value: object, values: Tensor) -> Tensor:
@@ -130,7 +147,13 @@ def finite(name: str, tokens: Tokens) -> None:
 def require(holds: bool, name: str, expected: str, got: object) -> None:
     """That something holds of a setting or a field."""
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+        raise ValueError(f"{name}: expected {expected}, got {_short(got)}")
+
+
+def _short(value: object) -> str:
+    """How a value looks, in a line that can be read."""
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
 def positive(name: str, value: float) -> float:
@@ -173,11 +196,9 @@ def choice(name: str, value: str, choices: Iterable[str]) -> str:
 
 def scores(value: Tensor, name: str = "scores") -> None:
     """A floating matrix [queries, candidates] without an empty axis, or an error."""
-    instance(name, value, Tensor)
+    floating(name, instance(name, value, Tensor), "scores")
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name}: expected a non-empty matrix [queries, candidates], got {shape(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point matrix, got {value.dtype}")
 
 
 def square(value: Tensor, remedy: str = "pass a pair of ids (of the queries, of the candidates) otherwise") -> None:
@@ -186,13 +207,20 @@ def square(value: Tensor, remedy: str = "pass a pair of ids (of the queries, of 
         raise ValueError(f"scores: expected a square matrix (row i belongs to column i), got {shape(value)}; {remedy}")
 
 
-def targets(value: Tensor, scores: Tensor) -> None:
-    """Weights from 0 of the shape of scores [q, c], or an error."""
+def targets(value: Tensor, scores: Tensor, axis: int) -> None:
+    """Weights from 0 of the shape of scores [q, c], with one above 0 along `axis`, or an error."""
     instance("targets", value, Tensor)
     if value.shape != scores.shape:
         raise ValueError(f"targets: expected the shape of scores, {shape(scores)}, got {shape(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"targets: expected floating-point weights, got {value.dtype}")
+    floating("targets", value, "weights")
+    if readable(value):
+        first_bad("targets", "finite weights from 0", value, (value >= 0) & (value < math.inf))
+        lonely = ~(value > 0).any(axis)
+        if lonely.any():
+            raise ValueError(
+                f"targets: expected a weight above 0 in every {'row' if axis else 'column'}, got none in "
+                f"{int(lonely.nonzero()[0])}"
+            )
 
 
 def labels(name: str, value: Tensor, length: int) -> None:
@@ -268,12 +296,58 @@ def indices(name: str, value: Tensor, size: int) -> None:
         raise ValueError(f"{name}: expected indices from 0 to {size - 1}, got {int(value[i])} at position {i}")
 
 
-def not_nan(value: Tensor, first_row: int = 0) -> None:
-    """No NaN among scores, or an error that names the first."""
-    bad = value.isnan()
-    if bad.any():
-        row, column = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"scores: expected numbers, got NaN at row {first_row + row}, column {column}")
+def not_nan(value: Tensor, first_row: int = 0, columns: Tensor | None = None) -> None:
+    """No NaN among scores, or an error that names the first.
+
+    Args:
+        columns: of the shape of value, what to call the columns; None: by their places.
+    """
+    first_bad("scores", "numbers", value, ~value.isnan(), first_row, columns)
+
+
+def comparable(name: str, value: Tensor) -> None:
+    """Finite scores that fp32 can add up, or an error that names the first other one."""
+    if not torch.compiler.is_compiling() and not transformed():
+        first_bad(name, f"finite numbers up to {LARGEST:g}", value, value.abs() <= LARGEST)
+
+
+def first_bad(
+    name: str, expected: str, value: Tensor, good: Tensor, first_row: int = 0, columns: Tensor | None = None
+) -> None:
+    """That all values of a matrix are good, or an error that names the first other one, its row and its column."""
+    if value.is_meta:
+        raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
+    if not good.all():
+        row, column = (int(i) for i in (~good).nonzero()[0])
+        place = column if columns is None else int(columns[row, column])
+        got = float(value[row, column])
+        got = "NaN" if math.isnan(got) else f"{got:g}"
+        raise ValueError(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
+
+
+def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scores") -> None:
+    """Scores of which a loss is finite, or an error that names the first other one; read where that costs nothing.
+
+    Args:
+        positives: bool, or weights: where those must be that -inf cannot leave out.
+    """
+    if not readable(value):
+        return
+    x = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    good = x <= LARGEST
+    if positives is not None:
+        good &= (x >= -LARGEST) | (positives <= 0)
+    first_bad(name, f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)", x, good)
+
+
+def readable(value: Tensor) -> bool:
+    """Whether a look at values holds nothing up: on the CPU, outside of compilation and of function transforms."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+
+
+def transformed() -> bool:
+    """Under torch.func or forward-mode differentiation."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0  # pyright: ignore
 
 
 def width(what: str, size: int, got: int) -> None:

@@ -62,7 +62,7 @@ def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
 def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
     """Pairs and training."""
     run = _run(options, overrides)
-    with parallel.launched(training.device(run.config.device)):
+    with parallel.launched(training.device(run.config.device)), parallel.locked(run.out):
         training.check(run.config)
         runs.fit(run, runs.load(run))
         _print(f"Time: {run.clock}")
@@ -74,8 +74,10 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.report is not None:
         runs.require("matplotlib", "viz")
     if options.text is not None or options.video is not None:
-        with parallel.launched(torch.device("cpu")):
-            _evaluate_features(options, overrides)
+        out = options.out or Path("runs", "features")
+        out = out if options.hubness is None else out / options.hubness
+        with parallel.launched(torch.device("cpu")), parallel.locked(files.open_folder(out)):
+            _evaluate_features(options, overrides, out)
         return
     if options.targets is not None or options.protocol is not None:
         raise ValueError("targets, protocol: expected with --text and --video; a run has --data.protocol=")
@@ -96,6 +98,11 @@ def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
     )
     if options.hubness is not None:
         run = dataclasses.replace(run, results=run.results / options.hubness)
+    with parallel.locked(files.open_folder(run.results)):
+        _evaluate_test(run, model, options)
+
+
+def _evaluate_test(run: Run, model: XCLIP, options: argparse.Namespace) -> None:
     data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test, options.hubness)
     # The demo's page explains scores by grains, which corrected ones and those of recipes are not.
@@ -158,7 +165,7 @@ def _read_beside_a_recipe(model: ModelConfig, overrides: list[str]) -> None:
 _BROUGHT = (*runs.SCORING, "frame_source", "temporal.")  # see ModelConfig
 
 
-def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
+def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: Path) -> None:
     if options.text is None or options.video is None:
         raise ValueError("features: expected --text FILE and --video FILE")
     if overrides or options.config is not None:
@@ -182,9 +189,8 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
         _print(f"Scored by {in_words(scorer)}")
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
-    out = options.out or Path("runs", "features")
     if options.hubness is not None:
-        evaluation, out = training.corrected(evaluation, options.hubness, protocol), out / options.hubness
+        evaluation = training.corrected(evaluation, options.hubness, protocol)
     names = [[str(i) for i in rows] for rows in (evaluation.texts, evaluation.videos)]
     write_report(out, evaluation, protocol, *names)
     if options.report is not None:
@@ -204,6 +210,11 @@ def run_explain(options: argparse.Namespace, _: list[str]) -> None:
     if out.suffix.lower() not in (".png", ".html"):
         raise ValueError(f"--out: expected a name that ends with .png or .html, got {out}")
     runs.require("matplotlib", "viz")
+    with files.lock(files.open_folder(out.parent, "--out") / out.name):
+        _explain(options, out)
+
+
+def _explain(options: argparse.Namespace, out: Path) -> None:
     from .report.pair_page import PairPage, numbered_pair
 
     if options.pair is not None:
@@ -223,9 +234,9 @@ def run_extract(options: argparse.Namespace, _: list[str]) -> None:
     from .data.video import Sampling
     from .extract import extract
 
-    model = runs.load_model(options.model, options.architecture, options.trust)
-    sampling = Sampling(options.fps, options.max_frames or model.max_frames)
-    with Bars() as bars:
+    with files.lock(files.open_folder(options.out)), Bars() as bars:
+        model = runs.load_model(options.model, options.architecture, options.trust)
+        sampling = Sampling(options.fps, options.max_frames or model.max_frames)
         report = extract(
             model,
             options.videos,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import training
+from . import files, training
 from .checks import printable
 from .data.manifest import missing_videos
 from .models import XCLIP, ModelConfig
@@ -101,7 +101,7 @@ def check(run: Run) -> None:
     """
     for package, extra in _PACKAGES.items():
         require(package, extra)
-    checkpoint.open_folder(run.out)
+    files.open_folder(run.out)
     run.config.model.scorer()
 
 
@@ -160,7 +160,7 @@ def fit(run: Run, data: Data) -> XCLIP:
         model = training.train(run.config, data, run.out, resume=run.resume, progress=bars.training)
     run.count_training()
     if (broken := run.out / "broken.txt").is_file():
-        count = len(broken.read_text("utf-8").splitlines())
+        count = len(broken.read_bytes().splitlines())
         print(f"multigrain: {count} videos could not be read and were left out: see {broken}", file=sys.stderr)
     return model
 
@@ -189,7 +189,7 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
                 f"model: expected the grains of the training, since grains have parameters; got others; {_AS_TRAINED}"
             )
         print(f"multigrain: scored by other grains or aggregators than in training; {_AS_TRAINED}", file=sys.stderr)
-        model.scorer, results = scorer, checkpoint.open_folder(run.out / "rescored")
+        model.scorer, results = scorer, files.open_folder(run.out / "rescored")
     config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers, device=asked.device)
     restored = dataclasses.replace(run, config=config, results=results)
     restored.count_training()

@@ -152,6 +152,7 @@ def test_files_of_a_run(whole: tuple[XCLIP, Path]):
     assert all("terms" not in line for line in lines(folder))
     assert not model.training
     assert sorted(file.name for file in folder.iterdir()) == [
+        "checkpoint.1.pt",
         "checkpoint.pt",
         "config.json",
         "environment.json",
@@ -171,7 +172,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(whole: tuple[XCLIP, P
     with pytest.raises(ValueError, match=r"settings\.model\.frame_source was 'raw', is 'temporal'"):
         training.train(other, DATA, whole[1])
     data = SimpleNamespace(**{**vars(DATA), "train": Paint(40, 7)})
-    with pytest.raises(ValueError, match=r"settings\.sentences was"):
+    with pytest.raises(ValueError, match=r"settings\.pairs\.train\.sentences was"):
         training.train(CONFIG, data, whole[1])
 
 
@@ -257,7 +258,7 @@ def test_a_frozen_tower_stays_as_it_is_and_its_kept_features_give_the_same_loss(
     stage = dataclasses.replace(CONFIG.stages[1], freeze_vision=True)
     model.freeze_vision(True)
     objectives = [make_objective(model, s, DATA.train) for s in (stage, CONFIG.stages[1])]
-    frozen, live = (lambda rows, o=o: o.share(o.load(0, rows)) for o in objectives)
+    frozen, live = (lambda rows, o=o: o.share(o.read(0, rows)) for o in objectives)
     rows = [3, 1, 4, 15]
     torch.testing.assert_close(frozen(rows), live(rows))
     frozen(rows).backward()

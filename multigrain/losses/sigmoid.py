@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..reduce import widen
 from .criterion import PartialCriterion
+from .infonce import scaled
 
 
 class Sigmoid(PartialCriterion):
@@ -53,8 +53,8 @@ class Sigmoid(PartialCriterion):
 
     def partial(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q 1"]:
         """The sum over some columns of each row."""
-        scores = widen(scores)
-        logits = self.logit_scale.exp().to(scores.dtype) * scores + self.logit_bias.to(scores.dtype)
+        logits = scaled(scores, self.logit_scale)
+        logits = logits + self.logit_bias.to(logits.dtype)
         return F.softplus(torch.where(positives, -logits, logits)).sum(1, keepdim=True)
 
     def join(self, parts: Float[Tensor, "parts q 1"]) -> Float[Tensor, "q"]:

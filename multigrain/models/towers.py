@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..checks import whole_text
 from ..transformer import Transformer
 
 _SPREAD = 0.3  # of embeddings and positions at first
@@ -205,11 +206,11 @@ def _size_of(backbone: nn.Module, kwargs: Mapping[str, Any]) -> int:
 
 def split_words(sentence: str) -> list[str]:
     """Lower-case words and punctuation marks, each its own token."""
-    return _WORD.findall(sentence.lower())
+    return _WORD.findall(whole_text(sentence).lower())
 
 
 def checked_sentences(sentences: object) -> list[str]:
-    """The sentences as a list.
+    """The sentences as a list, each of them whole text (see checks.whole_text).
 
     Raises:
         TypeError: something else than a list of strings.
@@ -224,7 +225,7 @@ def checked_sentences(sentences: object) -> list[str]:
             raise TypeError(f"sentences[{i}]: expected a string, got {type(sentence).__name__}")
     if not sentences:
         raise ValueError("sentences: expected at least one, got none")
-    return list(sentences)
+    return [whole_text(sentence) for sentence in sentences]
 
 
 def build_vocabulary(sentences: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import training, viz
+from .. import files, training, viz
 from ..checks import printable
 from ..runs import check_cache
 from .content import Report
@@ -104,10 +104,10 @@ class PairPage:
 
     def write(self, path: Path) -> Path:
         """As .html, the page; else the picture."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.open_folder(path.parent, "--out")
         score = f"score {signed(rounded(self.pair.added)[1])} for {self.what}"
         if path.suffix.lower() != ".html":
-            path.write_bytes(figure_png(self.draw(self.sentence, score)))
+            files.write_bytes(path, figure_png(self.draw(self.sentence, score)))
             return path
         report = Report(
             title=f"“{self.sentence}”",
@@ -115,5 +115,5 @@ class PairPage:
             similarity=[(figure_png(self.draw("", "")), _HOW)],  # the page says both, and the picture its notes
             parts=self.rows(),
         )
-        path.write_text(render(report), encoding="utf-8")
+        files.write_text(path, render(report))
         return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import files
 from ..checks import printable
 from ..metrics import ranks
 from ..training import Evaluation, checkpoint, parallel
@@ -20,6 +22,7 @@ from ..training.merging import video_ranks
 from . import tables
 from .console import print_table
 
+RANKINGS = "rankings.jsonl"
 RANKED = 10  # results of each query in rankings.jsonl
 
 
@@ -52,8 +55,10 @@ def write_report(
         **about,
         "environment": checkpoint.environment(),
     }
-    checkpoint.write_json(checkpoint.open_folder(out) / "metrics.json", values)
-    checkpoint.write_lines(out / "rankings.jsonl", map(json.dumps, lines))
+    ranked = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    values["sha256"] = {RANKINGS: hashlib.sha256(ranked).hexdigest()}  # metrics.json comes last: they belong together
+    written = {RANKINGS: ranked, "metrics.json": json.dumps(values, indent=2).encode() + b"\n"}
+    files.write_together(files.open_folder(out), written)
 
 
 def rankings(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path, PurePath
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import multigrain as mg
+from multigrain import files
 from multigrain.models import (
     XCLIP,
     FeatureTower,
@@ -240,15 +242,53 @@ def test_save_and_load_round_trip(tmp_path: Path, video: tuple[Tensor, Tensor]):
     assert torch.equal(model(SENTENCES, *video), loaded(SENTENCES, *video))
 
 
+def vouch(folder: Path) -> None:
+    """Let the settings of a model vouch for weights that were not written with them."""
+    settings = json.loads((folder / "config.json").read_text())
+    settings["sha256"]["model.safetensors"] = files.digest(folder / "model.safetensors")
+    files.write_json(folder / "config.json", settings)
+
+
+def test_parts_of_two_models_are_refused(tmp_path: Path):
+    """Whatever was written when a save over another model was killed; the words may be the same in another order."""
+    first, second = XCLIP.from_config(CONFIG, ["red", "blue"]), XCLIP.from_config(CONFIG, ["blue", "red"])
+    first.save_pretrained(tmp_path / "mixed")
+    second.save_pretrained(tmp_path / "second")
+    second.save_pretrained(tmp_path / "mixed")
+    assert torch.equal(XCLIP.from_pretrained(tmp_path / "mixed").text.embedding.weight, second.text.embedding.weight)
+    first.save_pretrained(tmp_path / "first")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tmp_path / "first" / name, tmp_path / "mixed" / name)
+        if name == "config.json":
+            with pytest.raises(ValueError, match=r"model\.safetensors: damaged, or another file than was written"):
+                XCLIP.from_pretrained(tmp_path / "mixed")
+    (tmp_path / "mixed" / "tokenizer").mkdir()
+    XCLIP.from_pretrained(tmp_path / "mixed")
+    (tmp_path / "mixed" / "tokenizer" / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config\.json: expected digests \(sha256\).* save the model again"):
+        XCLIP.from_pretrained(tmp_path / "mixed")
+    second.save_pretrained(tmp_path / "mixed")  # takes away what is not its own
+    XCLIP.from_pretrained(tmp_path / "mixed")
+    settings = json.loads((tmp_path / "mixed" / "config.json").read_text())
+    del settings["sha256"]
+    files.write_json(tmp_path / "mixed" / "config.json", settings)
+    with pytest.raises(ValueError, match="expected digests"):
+        XCLIP.from_pretrained(tmp_path / "mixed")
+
+
 def test_damaged_or_missing_files_are_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         XCLIP.from_pretrained(tmp_path)
     build().save_pretrained(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged, or another file than was written"):
+        XCLIP.from_pretrained(tmp_path)
+    vouch(tmp_path)
     with pytest.raises(ValueError, match=r"model\.safetensors: not the weights"):
         XCLIP.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(whole)
+    vouch(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["model"]["colour"] = "red"
     (tmp_path / "config.json").write_text(json.dumps(settings))
@@ -261,6 +301,7 @@ def test_weights_of_another_model_are_named(tmp_path: Path):
     (tmp_path / "other").mkdir()
     build(temporal=TemporalConfig(depth=0), dim=4).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
+    vouch(tmp_path)
     with pytest.raises(ValueError, match=r"model\.safetensors: a checkpoint of another.*13 missing .*2 other shapes"):
         XCLIP.from_pretrained(tmp_path)
 

@@ -222,14 +222,6 @@ def test_a_model_in_training_is_evaluated_without_dropout():
     assert model.training and model.scorer.training
 
 
-def test_momentum_encoders_in_shards_are_refused_before_anything_is_trained(tmp_path: Path):
-    config = dataclasses.replace(toy("wenlan", **MOMENTUM["wenlan"]), shards=2)
-    seen: list[Any] = []
-    with pytest.raises(ValueError, match="shards: expected 1 for a recipe with momentum encoders, got 2"):
-        training.train(config, DATA, tmp_path, progress=seen.append)
-    assert seen == []
-
-
 def test_a_recipe_reads_as_many_frames_as_the_model_unless_it_says_otherwise(tmp_path: Path):
     longer = dataclasses.replace(TOY.model, temporal=TemporalConfig(max_frames=40))
     for settings, expected in (({}, 40), ({"max_frames": 2}, 2)):
