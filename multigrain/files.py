@@ -25,7 +25,7 @@ import zipfile
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeAlias
+from typing import Any, BinaryIO, ClassVar, NoReturn, TypeAlias
 
 import torch
 
@@ -379,6 +379,47 @@ def load_tensors(path: Location, device: torch.device | str = "cpu", sha256: str
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # zipfile, pickle and torch raise what the damaged bytes run into
         refuse(path, error)
+
+
+class PlainUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
+    """Builds dicts, lists, tuples, strings, bytes and numbers; whatever else needs a name, and gets none.
+
+    Made of the one of the standard library that is written in Python: in C, one number in a pickle can take gigabytes.
+    """
+
+    def __init__(self, content: bytes, encoding: str = "ASCII") -> None:
+        super().__init__(io.BytesIO(content), encoding=encoding)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """No class and no function.
+
+        Raises:
+            UnpicklingError: always.
+        """
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+    def _make_dict(self: Any) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._put(items)
+
+    def _set_item(self: Any) -> None:
+        self._put([self.stack.pop(-2), self.stack.pop()])
+
+    def _set_items(self: Any) -> None:
+        self._put(self.pop_mark())
+
+    def _put(self: Any, items: list[Any]) -> None:
+        # A tuple in a hundred thousand others would overflow the stack, were it hashed.
+        if type(self.stack[-1]) is not dict or not all(isinstance(key, str | int | float) for key in items[::2]):
+            raise pickle.UnpicklingError("expected dicts of strings and numbers")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()  # pyright: ignore[reportPrivateUsage]
+        if bytes([code]) not in (pickle.EMPTY_SET, pickle.FROZENSET, pickle.BYTEARRAY8)
+    } | {pickle.DICT[0]: _make_dict, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
 
 
 def refuse(path: Location, error: Exception) -> NoReturn:

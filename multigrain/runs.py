@@ -224,9 +224,7 @@ def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
             )
 
 
-def load_model(
-    path: str | os.PathLike[str], architecture: str | None = None, trust: Sequence[str] = ()
-) -> XCLIP:
+def load_model(path: str | os.PathLike[str], architecture: str | None = None, trust: Sequence[str] = ()) -> XCLIP:
     """The model of a folder, of the folder of a run, or of a checkpoint file of X-CLIP's code or of CLIP.
 
     It is on CUDA where there is one.

@@ -110,7 +110,7 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     ("arguments", "message"),
     [
         (["train", "--config", "dmo"], "expected a YAML file or one of demo, recipes/albef, "),
-        (["train", "--config", "demo", "--nonsense=3"], "Option 'nonsense' is not accepted"),
+        (["train", "--config", "demo", "--nonsense=3"], "nonsense: no such setting; there are data, model, stages, "),
         (["train", "--config", "demo", "--seed=abc"], "abc"),
         (["train", "--config", "demo", "--model.grains=[{query: word, candidate: frame, aggregator: men_max}]"],
          "expected one of mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp, aosm, "),

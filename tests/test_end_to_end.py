@@ -207,10 +207,15 @@ def test_extract_then_search_finds_the_video_that_the_sentence_is_about(tmp_path
     assert main(extract) == 0
     assert "3 videos" in capsys.readouterr().out
     for sentence, video in (("a dog", "video1"), ("x", "video2"), ("two cats", "video0")):
-        assert main(["search", sentence, "--in", features]) == 0
+        assert main(["search", sentence, "--in", features, "--model", str(tmp_path / "run")]) == 0
         first = capsys.readouterr().out.splitlines()[0]
         assert video in first
         assert all(grain.name in first for grain in model.scorer.grains)
+    assert main(["search", "a dog", "--in", features]) == 2  # features may be anyone's: what they name is not opened
+    assert capsys.readouterr().err == (
+        "multigrain: error: model: expected --model, the one that made the features; they say: "
+        f"--model {tmp_path / 'run'}\n"
+    )
 
 
 def test_evaluate_takes_saved_features(tmp_path: Path, capsys: Any):

@@ -270,6 +270,38 @@ def test_the_filter_finds_queries(large: Path, browser: Browser) -> None:
     assert browser.complaints == []
 
 
+@needs_chromium
+def test_pictures_keep_their_size_and_bars_theirs_without_styles_of_their_own(large: Path, browser: Browser) -> None:
+    browser.open(large, 390)
+    browser.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
+    room = "parseFloat(getComputedStyle(w).gridTemplateColumns) / w.firstChild.width.baseVal.value"
+    assert min(browser.ask(f"[...document.querySelectorAll('.wide')].map(w => {room})")) >= 1
+    widths = browser.ask("[...document.querySelectorAll('.chart svg')].map(s => s.getBoundingClientRect().width)")
+    assert max(widths) > 50 * min(widths) > 0
+    assert "style=" not in large.read_text(encoding="utf-8")
+
+
+@needs_chromium
+def test_scripts_styles_and_forms_of_others_do_nothing(large: Path, tmp_path: Path, browser: Browser) -> None:
+    text = large.read_text(encoding="utf-8")
+    theirs = (
+        '<base href="https://a.invalid/"><style>h1 { color: rgb(1, 2, 3) }</style>'
+        '<form action="https://a.invalid/" id="f"></form><script>document.title = "theirs"</script>'
+    )
+    (tmp_path / "theirs.html").write_text(text.replace("<main>", theirs + "<main>"), encoding="utf-8")
+    browser.requests.clear()
+    browser.complaints.clear()
+    browser.open(tmp_path / "theirs.html")
+    assert browser.ask("document.title") != "theirs"
+    assert browser.ask("getComputedStyle(document.querySelector('h1')).color") != "rgb(1, 2, 3)"
+    browser.ask("document.getElementById('f').submit()")
+    assert browser.ask("document.baseURI").startswith("file:")
+    assert not [url for url in browser.requests if url.startswith("http")]
+    told = " ".join(browser.complaints)
+    assert all(name in told for name in ("base-uri", "style-src", "script-src"))
+    browser.complaints.clear()
+
+
 def test_evaluate_reports_features(tmp_path: Path, capsys: Any) -> None:
     torch.manual_seed(0)
     sides = {

@@ -9,18 +9,18 @@ The archive can say how its objects restore themselves (`__setstate__`), and tor
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import pickle
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..files import PlainUnpickler
 
 _MARK = "/constants.pkl"  # in every archive of torch.jit, and in nothing else
 _TEXT = 1 << 24  # bytes of data.pkl and of the code that is read, a few hundred for each tensor
@@ -38,17 +38,6 @@ _DTYPES = {
     "ShortStorage": torch.int16,
 }
 _FIELDS = ("  __parameters__ = [", "  __buffers__ = [")
-
-
-# All that torch.jit.save writes.
-_CODES = (
-    pickle.PROTO, pickle.STOP, pickle.GLOBAL, pickle.NEWOBJ, pickle.REDUCE,
-    pickle.BUILD, pickle.BINPERSID, pickle.MARK, pickle.EMPTY_TUPLE, pickle.TUPLE,
-    pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.APPEND,
-    pickle.APPENDS, pickle.EMPTY_DICT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET,
-    pickle.LONG_BINGET, pickle.BINUNICODE, pickle.BININT, pickle.BININT1, pickle.BININT2,
-    pickle.LONG1, pickle.BINFLOAT, pickle.NEWTRUE, pickle.NEWFALSE, pickle.NONE,
-)  # fmt: skip
 
 
 def is_torchscript(path: str | os.PathLike[str]) -> bool:
@@ -69,7 +58,7 @@ def read_torchscript(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     with zipfile.ZipFile(path) as archive:
         files = _Files(archive, Path(path).stat().st_size)
-        root = _Unpickler(io.BytesIO(files.read("data.pkl"))).load()
+        root = _Unpickler(files.read("data.pkl")).load()
         return {name: files.tensor(value) for name, value in _tensors(root, "", files)}
 
 
@@ -101,14 +90,11 @@ class _Holder:
         self.state = state
 
 
-class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
-    """Builds plain values and holders; it knows no class and calls no function, whatever the pickle names.
+class _Unpickler(PlainUnpickler):
+    """Builds holders too; it knows no class and calls no function, whatever the pickle names."""
 
-    Made of the one of the standard library that is written in Python: in C, one number in a pickle can take gigabytes.
-    """
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
         self._classes: dict[str, type[_Holder]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -117,18 +103,6 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
 
     def persistent_load(self, pid: Any) -> Any:
         return pid
-
-    def _set_items(self: Any) -> None:
-        items = self.pop_mark()
-        # A tuple in a hundred thousand others would overflow the stack, were it hashed.
-        if type(self.stack[-1]) is not dict or not all(isinstance(key, str | int | float) for key in items[::2]):
-            raise ValueError("expected names of attributes")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    dispatch: ClassVar[dict[int, Any]] = {
-        **{code[0]: pickle._Unpickler.dispatch[code[0]] for code in _CODES},  # pyright: ignore[reportPrivateUsage]
-        pickle.SETITEMS[0]: _set_items,
-    }
 
 
 class _Files:

@@ -16,6 +16,8 @@ from ..models.config import import_trusted
 from ..models.settings import build
 from .config import BabyAIConfig, ClipsConfig, TrainConfig
 
+_ALIASES = 20  # three to a level make a few thousand values of one
+
 
 def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> TrainConfig:
     """The settings of a YAML (or JSON) file.
@@ -66,11 +68,14 @@ def _yaml() -> Callable[[str], Any]:
         raise ImportError('reading a config needs PyYAML: pip install "multigrain[cli]"') from error
 
     class Loader(yaml.SafeLoader):
-        """Refuses a name twice, which would win unseen, and aliases, of which a few lines make billions of values."""
+        """Refuses a name twice, which would win unseen, and many aliases: a few lines would make billions of values."""
+
+        aliases = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise ValueError(f"expected values themselves, got the alias *{self.peek_event().anchor}")
+            self.aliases += bool(self.check_event(yaml.AliasEvent))
+            if self.aliases > _ALIASES:
+                raise ValueError(f"expected at most {_ALIASES} aliases, such as *{self.peek_event().anchor}")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:

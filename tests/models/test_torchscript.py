@@ -156,9 +156,9 @@ _DEEP = b"\x80\x02c__torch__\nM\n)\x81}(" + b")" + b"\x85" * 300_000 + b"K\x01ub
         (_with(_pickled([_Name("builtins.eval"), "1"])), "expected tensors, got builtins.eval"),
         (_with(b"K\x01"), "no attribute"),
         (_module((1, 2)), "an object that restores itself"),
-        (_DEEP, "expected names of attributes"),
+        (_DEEP, "plain values"),
         (b"\x80\x02]q\x00h\x00aK\x01.", "no attribute"),
-        (b"\x80\x04\x96" + (1 << 40).to_bytes(8, "little") + b".", "150"),  # an array of so many bytes
+        (b"\x80\x04\x96" + (1 << 40).to_bytes(8, "little") + b".", ""),  # an array of so many bytes
         (b"\x80\x02c__torch__\nM\nr\xff\xff\xff\xff)\x81}b.", ""),  # remembered under the number four billion
         (b"\x80\x02c__torch__\nM\n}b.", "__setstate__"),  # the state of a class
         (b"", ""),

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 import torch
@@ -334,29 +334,37 @@ def test_weights_of_another_model_are_named(tmp_path: Path):
         XCLIP.from_pretrained(tmp_path)
 
 
-def test_a_repository_of_the_hub_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_repository_of_the_hub_is_fetched_where_it_is_asked_for_and_brings_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import huggingface_hub
 
     model = build()
     model.save_pretrained(tmp_path)
     asked: list[str] = []
+    patterns: list[str] = []
 
     def download(repository: str, allow_patterns: list[str]) -> str:
         asked.append(repository)
+        patterns[:] = allow_patterns
         if repository == "owner/nothing":
             raise OSError("404\nnot found")
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert torch.equal(XCLIP.from_pretrained("owner/model").logit_scale, model.logit_scale)
-    with pytest.raises(FileNotFoundError, match=r"none at owner/nothing, nor such a repository .* Hub: 404$"):
-        XCLIP.from_pretrained("owner/nothing")
+    assert torch.equal(XCLIP.from_pretrained("hub:owner/model").logit_scale, model.logit_scale)
+    with pytest.raises(FileNotFoundError, match=r"no repository owner/nothing on the Hugging Face Hub: 404$"):
+        XCLIP.from_pretrained("hub:owner/nothing")
+    assert any(PurePath("tokenizer/merges.txt").match(pattern) for pattern in patterns)
+    assert not any(PurePath(name).match(pattern) for name in ("a.py", "tokenizer/a.py") for pattern in patterns)
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing in owner/model"):
+        XCLIP.from_pretrained("owner/model")  # a folder that is not there is not looked for on the Hub
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing in /no/such/folder"):
         XCLIP.from_pretrained("/no/such/folder")
     assert asked == ["owner/model", "owner/nothing"]
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(FileNotFoundError, match="pip install huggingface_hub"):
-        XCLIP.from_pretrained("owner/model")
+    with pytest.raises(ImportError, match="pip install huggingface_hub"):
+        XCLIP.from_pretrained("hub:owner/model")
 
 
 def test_shapes_that_do_not_fit_are_named(video: tuple[Tensor, Tensor]):
