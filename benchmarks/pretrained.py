@@ -6,7 +6,6 @@ frames. A variant then trains its second stage without reading a frame.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import multigrain as mg
-from multigrain import training
+from multigrain import files, training
 from multigrain.models import XCLIP, ModelConfig
 from multigrain.models.evaluating import evaluating
 from multigrain.training.data import batches
@@ -55,8 +54,7 @@ class Setup:
         sizes = {name: getattr(self, name) for name in ("cache", "pairs", "single", "val", "test")}
         towers, grains = demo.stages
         stages = [replace(towers, epochs=self.tower_epochs), replace(grains, epochs=self.epochs)]
-        # Each run is one process: shards would cost time and give it nothing.
-        return replace(demo, data=replace(demo.data, **sizes), stages=stages, seed=seed, shards=1)
+        return replace(demo, data=replace(demo.data, **sizes), stages=stages, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,7 @@ def pretrain(setup: Setup, seed: int, folder: Path) -> Path:
     weights = {name: value for name, value in model.state_dict().items() if name.startswith(SHARED)}
     values = {"weights": weights, "vocabulary": list(model.text.vocabulary), "blank": blank, **splits}
     path = towers_file(folder, seed)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(values, partial)
-    partial.replace(path)
+    files.save_tensors(path, values)
     return path
 
 
@@ -141,7 +137,7 @@ def fit(model: XCLIP, stage: training.StageConfig, split: Split, seed: int) -> f
             step = epoch * len(order) + i
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage.optimizer, step, len(order) * stage.epochs) * group["share"]
-            loss = objective.share([rows])
+            loss = objective.share(rows)
             losses.append(float(loss.detach()))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

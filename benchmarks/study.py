@@ -25,8 +25,8 @@ import torch
 
 from multigrain import training
 from multigrain.data.cores import cores
+from multigrain.files import write_json
 from multigrain.training import TrainConfig
-from multigrain.training.checkpoint import write_json
 
 from . import machine, pretrained
 from .pretrained import Setup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar
@@ -17,12 +18,23 @@ if TYPE_CHECKING:
     from .tokens import Tokens
 
 T = TypeVar("T")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def whole_text(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no encoding does."""
+    return _HALF_PAIR.sub("\ufffd", text)
 
 # Beyond, fp32 could not hold the sums and products of what is given: of scores in a loss, of settings with scores.
 LARGEST = 1e30
 # The least temperature: fp32 holds a similarity by it, and kernels their fill values beside that.
 SMALLEST = 1e-20
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# What moves a cursor, sets colours, ends a line or turns the direction of writing; halves of surrogate pairs.
+_CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def features(name: str, value: object) -> Tensor:
@@ -140,12 +152,12 @@ def require(holds: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {short(got)}")
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: float, least: float = SMALLEST, most: float = 1 / SMALLEST) -> float:
     """A number above zero by which fp32 can divide and multiply similarities, or an error."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a positive number, got {short(value)}")
-    if not SMALLEST <= value <= 1 / SMALLEST:
-        limits = f" from {SMALLEST:g} to {1 / SMALLEST:g}" if 0 < value < math.inf else ""
+    if not least <= value <= most:
+        limits = f" from {least:g} to {most:g}" if 0 < value < math.inf else ""
         raise ValueError(f"{name}: expected a positive finite number{limits}, got {short(value)}")
     return float(value)
 
@@ -386,6 +398,11 @@ def reads(value: object) -> str | None:
 def origin(value: type | Callable[..., object]) -> tuple[str, str]:
     """Where a class or function is written."""
     return value.__module__, value.__qualname__
+
+
+def printable(text: object) -> str:
+    """A line of text as a terminal may show it: whatever would act on the terminal as its escape, a newline too."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def named(value: object) -> str:

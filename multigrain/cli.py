@@ -8,6 +8,7 @@ run under torchrun, where a line names its rank. Whatever is slow to import wait
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shlex
@@ -18,27 +19,34 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
+from .checks import printable
 from .hubness import TRANSDUCTIVE
 
-_EXPECTED = (ArithmeticError, ImportError, KeyError, OSError, TypeError, ValueError)
+_EXPECTED = (ArithmeticError, ImportError, KeyError, MemoryError, OSError, RecursionError, TypeError, ValueError)
+_LONGEST = 450  # letters of a message
 _TERMINATED = 143  # what training ends with after SIGTERM and a last checkpoint
+_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
-    options, overrides = parser.parse_known_args(arguments)
-    if overrides and options.command not in ("train", "evaluate"):
-        parser.error(f"{options.command} takes no {overrides[0]}")
+    arguments, command = list(sys.argv[1:] if argv is None else argv), ""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write ends nothing
     try:
+        parser = _parser()
+        options, overrides = parser.parse_known_args(arguments)
+        command = options.command
+        if overrides and command not in ("train", "evaluate"):
+            parser.error(f"{command} takes no {overrides[0]}")
         from . import commands  # here, for --help to answer at once
 
         with warnings.catch_warnings():
             warnings.showwarning = _Warnings().show
-            getattr(commands, f"run_{options.command}")(options, overrides)
+            getattr(commands, f"run_{command}")(options, overrides)
     except KeyboardInterrupt:
-        if options.command in ("evaluate", "search", "explain"):
+        if command in ("", "evaluate", "search", "explain"):
             return _say("interrupted", 130)
         return _say(f"interrupted; {_again(arguments)}", 130)
     except SystemExit as leaving:
@@ -46,10 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _say(f"terminated; {_again(arguments)}", _TERMINATED)
     except (*_EXPECTED, RuntimeError) as error:
-        if os.environ.get("MULTIGRAIN_TRACEBACK") or not (isinstance(error, _EXPECTED) or _lost(error)):
+        if os.environ.get("MULTIGRAIN_TRACEBACK") or not (isinstance(error, _EXPECTED) or _full(error) or _lost(error)):
             raise
         return _say(f"error: {_one_line(error)}", 2)
     return 0
+
+
+def _full(error: BaseException | str) -> bool:
+    """Whether it says that there is not enough memory."""
+    said = isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None  # torch's
+    return said or isinstance(error, MemoryError)
 
 
 def _lost(error: Exception) -> bool:
@@ -86,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"multigrain: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"multigrain: error: {_one_line(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> _Parser:
@@ -152,7 +166,7 @@ def _parser() -> _Parser:
     search = command("search", "find videos by a sentence", "Print the best videos of a folder of features.")
     search.add_argument("sentence")
     search.add_argument("--in", dest="features", type=Path, required=True, help="folder that `extract` wrote")
-    search.add_argument("--model", help=f"{_MODEL} (default: that of the features)")
+    search.add_argument("--model", help=f"{_MODEL}: the one that made the features")
     explain = command("explain", "why a sentence and a video have their score", _EXPLAIN)
     explain.add_argument("--model", required=True, help=_MODEL)
     explain.add_argument("--video", help="a video file or a folder of frames")
@@ -161,6 +175,14 @@ def _parser() -> _Parser:
     explain.add_argument("--out", type=Path, help="a .png or .html file to write (default explain.png)")
     explain.add_argument("--fps", type=float, default=1.0, help="candidate frames per second of --video (default 1)")
     explain.add_argument("--cache", help="with --pair: folder of the generated pairs (default: that of the run)")
+    for made in (train, evaluate, extract, search, explain):
+        made.add_argument(
+            "--trust",
+            action="append",
+            default=[],
+            metavar="PACKAGE",
+            help="import a package of yours, whose aggregators settings may then name; may be given several times",
+        )
     for made in (evaluate, extract, search, explain):
         made.add_argument("--architecture", help="of a file of CLIP: openai, or an open_clip name such as ViT-B-32")
     search.add_argument("-k", type=_positive, default=10, help="how many (default 10)")
@@ -217,9 +239,16 @@ def _integer(text: str, least: int) -> int:
 
 def _one_line(error: BaseException | str) -> str:
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    if isinstance(error, OSError) and error.errno is not None and isinstance(error.filename, str | bytes):
+        message = f"{os.fsdecode(error.filename)}: {str(error.strerror).lower()}"
+    if isinstance(error, RecursionError):
+        message = f"expected values that are nested less deeply ({error})"
+    if _full(error):
+        message = f"not enough memory (smaller batches need less) {error}"
     # The library's remedy in the words of the command line.
     text = str(message).replace("resume=False", "--no-resume").replace("out_dir", "--out")
-    return " ".join(text.split()) or type(error).__name__
+    line = printable(" ".join(text.split())) or type(error).__name__
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def _say(line: str, code: int) -> int:

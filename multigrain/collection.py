@@ -1,11 +1,13 @@
 """A folder of features of many videos, in shards: written by extract, read by search.
 
-    manifest.jsonl    what made the features; then a line for each shard: its file, its videos in the order of its
-                      rows, and those that could not be read, with the reason; last, how many videos that makes
+    manifest.jsonl    what made the features; then a line for each shard: its file, the file's digest, its videos in the
+                      order of its rows, and those that could not be read, with the reason; last, how many videos that
+                      makes
     shard-00000.pt    Features.save of the videos of a shard
     broken.txt        the videos that could not be read, one a line, a tab before the reason; only if there are any
 
-A shard is written, whole, before its line, and a line counts once it ends: a writer may be killed at any time.
+A shard is written, whole, before its line, and a line counts once it ends: a writer may be killed at any time. One that
+is missing or not as it was written is refused by readers, and made again by the next extraction.
 """
 
 from __future__ import annotations
@@ -13,19 +15,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import files
+from .checks import require
 from .tokens import Features
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, BROKEN = "manifest.jsonl", "broken.txt"
 
-_OURS = re.compile(r"shard-\d+\.pt(\.\d+\.tmp)?|(manifest\.jsonl|broken\.txt)(\.tmp)?")
+_OURS = re.compile(r"shard-\d+\.pt|manifest\.jsonl|broken\.txt")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Shard:
     """paths, in the order of the rows"""
     broken: dict[str, str] = field(default_factory=dict[str, str])
     """paths of those that could not be read -> why"""
+    sha256: str | None = None
+    """digest of the file"""
 
 
 @dataclass
@@ -59,27 +65,35 @@ class Collection:
             FileNotFoundError: no features there, or a shard is missing; it is named.
             ValueError: a damaged manifest; the line is named.
         """
-        path = Path(folder) / MANIFEST
+        collection = cls._read(Path(folder))
+        for shard in collection.shards:
+            if shard.file is not None and not (collection.folder / shard.file).is_file():
+                lost = f"the shard {shard.file} is missing ({len(shard.videos)} videos)"
+                raise FileNotFoundError(f"{collection.folder}: {lost}; extract them again")
+        return collection
+
+    @classmethod
+    def _read(cls, folder: Path) -> Collection:
+        """What the manifest says, whether the shards are there or not."""
+        path = folder / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(f"features: expected a folder that `extract` wrote, found no {path}")
         lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was being written
         collection = None
         for number, line in enumerate(lines, 1):
             try:
-                values = json.loads(line)
+                values = files.parse_json(line)
+                require(isinstance(values, dict), "line", "a JSON object", type(values).__name__)
                 if collection is None:
-                    collection = cls(Path(folder), dict(values))
+                    collection = cls(folder, values)
                     continue
-                collection.complete = "videos" in values and "file" not in values
+                collection.complete = values.keys() == {"videos"}
                 if not collection.complete:
-                    collection.shards.append(Shard(**values))
+                    collection.shards.append(_shard(values, len(collection.shards)))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}:{number}: not a line of a manifest of features: {error}") from error
         if collection is None or collection.settings.get("format") != FORMAT:
             raise ValueError(f"{path}:1: expected the settings of features of format {FORMAT}")
-        for shard in collection.shards:
-            if shard.file is not None and not (collection.folder / shard.file).is_file():
-                raise FileNotFoundError(f"{path}: the shard {shard.file} is missing ({len(shard.videos)} videos)")
         return collection
 
     @classmethod
@@ -88,28 +102,27 @@ class Collection:
     ) -> Collection:
         """A collection to add to: the one in the folder, if resume is set and there is one, or else an empty one.
 
+        For whoever holds the lock of the folder. Shards of the collection may be damaged (see `damaged`).
+
         Raises:
             FileNotFoundError, ValueError: see `open`; or the features there were made otherwise.
         """
         path, settings = Path(folder), json.loads(json.dumps({"format": FORMAT, **settings}))
-        path.mkdir(parents=True, exist_ok=True)
+        files.remove_partial(path)
         manifest = path / MANIFEST
         if resume and manifest.is_file() and b"\n" in manifest.read_bytes():
-            collection = cls.open(path)
+            collection = cls._read(path)
             collection.check(settings, f'pass resume=False to start anew, or another folder than "{path}"')
             whole, _, rest = manifest.read_bytes().rpartition(b"\n")
             if rest:
-                _replace(manifest, whole + b"\n")
+                files.write_bytes(manifest, whole + b"\n")
         else:
             collection = cls(path, {**settings, "model_path": model_path})
             # The manifest first: without it, the shards are nothing.
             for file in sorted(path.iterdir(), key=lambda file: file.name != MANIFEST):
                 if not resume and _OURS.fullmatch(file.name):
                     file.unlink()
-            _replace(manifest, _line(collection.settings))
-        for file in path.iterdir():
-            if file.suffix == ".tmp" and _OURS.fullmatch(file.name):
-                file.unlink()
+            collection._rewrite()
         collection._list_broken()
         return collection
 
@@ -143,10 +156,11 @@ class Collection:
         """The features of a shard that has a file.
 
         Raises:
+            FileNotFoundError: the file is missing.
             ValueError: a damaged file, or one with other rows than the manifest says.
         """
         assert shard.file is not None
-        features = Features.load(self.folder / shard.file, device)
+        features = Features.load(self.folder / shard.file, device, shard.sha256)
         if len(features) != len(shard.videos):
             raise ValueError(
                 f"{self.folder / shard.file}: expected {len(shard.videos)} rows, as the manifest says, "
@@ -154,17 +168,40 @@ class Collection:
             )
         return features
 
+    def damaged(self) -> list[Shard]:
+        """The shards whose file is missing, or is another than was written."""
+        return [shard for shard in self.shards if shard.file is not None and not self._is_whole(shard)]
+
+    def _is_whole(self, shard: Shard) -> bool:
+        try:
+            return files.digest(files.check_file(self.folder / str(shard.file))) == shard.sha256
+        except (OSError, ValueError):
+            return False
+
     def append(self, features: Features | None, videos: list[str], broken: dict[str, str]) -> None:
         """Write another shard; features None where no video could be read."""
-        file = None if features is None else f"shard-{len(self.shards):05}.pt"
-        if features is not None and file is not None:
-            features.save(self.folder / file)
-        shard = Shard(file, videos, broken)
+        shard = self._save(len(self.shards), features, videos, broken)
         self._write(asdict(shard))
         self.shards.append(shard)
         self.complete = False
         if broken:
             self._list_broken()
+
+    def repair(self, shard: Shard, features: Features | None, videos: list[str], broken: dict[str, str]) -> None:
+        """Write a shard again; `videos` and `broken` are what became of its videos."""
+        number = self.shards.index(shard)
+        again = self._save(number, features, videos, {**shard.broken, **broken})
+        if again != shard:  # else the manifest is right
+            self.shards[number], self.complete = again, False
+            self._rewrite()
+            self._list_broken()
+
+    def _save(self, number: int, features: Features | None, videos: list[str], broken: dict[str, str]) -> Shard:
+        if features is None:
+            return Shard(None, videos, broken)
+        path = self.folder / _name(number)
+        features.save(path)
+        return Shard(path.name, videos, broken, files.digest(path))
 
     def finish(self) -> None:
         """Say that nothing is missing."""
@@ -173,26 +210,37 @@ class Collection:
             self.complete = True
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        with (self.folder / MANIFEST).open("ab") as file:
-            file.write(_line(values))
-            file.flush()
-            os.fsync(file.fileno())
+        files.append_lines(self.folder / MANIFEST, [json.dumps(values)])
+
+    def _rewrite(self) -> None:
+        lines = [self.settings, *map(asdict, self.shards)]
+        files.write_lines(self.folder / MANIFEST, map(json.dumps, lines))
 
     def _list_broken(self) -> None:
         if self.broken:
-            lines = [f"{video}\t{reason}\n" for video, reason in self.broken.items()]
-            _replace(self.folder / BROKEN, "".join(lines).encode(errors="surrogateescape"))
+            lines = [f"{video}\t{reason}" for video, reason in self.broken.items()]
+            files.write_lines(self.folder / BROKEN, lines)
 
 
-def _line(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values).encode() + b"\n"
+def _name(number: int) -> str:
+    return f"shard-{number:05}.pt"
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_bytes(content)
-    partial.replace(path)
+def _shard(values: dict[str, Any], number: int) -> Shard:
+    """The shard of a line of the manifest, as `append` wrote it."""
+    shard = Shard(**values)
+    named = shard.file is not None
+    require(shard.file in (None, _name(number)), "file", f"{_name(number)} or null", shard.file)
+    require((type(shard.sha256) is str) == named, "sha256", "a digest, for a file", shard.sha256)
+    paths = isinstance(shard.videos, list) and _texts(shard.videos) and bool(shard.videos) == named
+    require(paths, "videos", "paths, for a file", shard.videos)
+    reasons = isinstance(shard.broken, dict) and _texts(shard.broken.values())
+    require(reasons, "broken", "reasons by path", shard.broken)
+    return shard
+
+
+def _texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

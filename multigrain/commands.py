@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shlex
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from . import checks, demo, runs, training
+from . import checks, demo, files, runs, training
 from .metrics import PROTOCOLS
 from .models import ModelConfig
 from .report.console import Bars
@@ -40,7 +39,7 @@ def run_demo(options: argparse.Namespace, _: list[str]) -> None:
             cache=options.cache,
             resume=not options.no_resume,
         )
-        print(f"Open {page}")
+        _print(f"Open {page}")
 
 
 def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
@@ -63,11 +62,11 @@ def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
 def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
     """Pairs and training."""
     run = _run(options, overrides)
-    with parallel.launched(training.device(run.config.device)):
+    with parallel.launched(training.device(run.config.device)), parallel.locked(run.out):
         training.check(run.config)
         runs.fit(run, runs.load(run))
-        print(f"Time: {run.clock}")
-        print(f"Trained {run.out / 'model'}; next: {shlex.join(['multigrain', 'evaluate', '--out', str(run.out)])}")
+        _print(f"Time: {run.clock}")
+        _print(f"Trained {run.out / 'model'}; next: {shlex.join(['multigrain', 'evaluate', '--out', str(run.out)])}")
 
 
 def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -75,8 +74,10 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.report is not None:
         runs.require("matplotlib", "viz")
     if options.text is not None or options.video is not None:
-        with parallel.launched(torch.device("cpu")):
-            _evaluate_features(options, overrides)
+        out = options.out or Path("runs", "features")
+        out = out if options.hubness is None else out / options.hubness
+        with parallel.launched(torch.device("cpu")), parallel.locked(files.open_folder(out)):
+            _evaluate_features(options, overrides, out)
         return
     if options.targets is not None or options.protocol is not None:
         raise ValueError("targets, protocol: expected with --text and --video; a run has --data.protocol=")
@@ -91,23 +92,30 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
     run, model = (
-        runs.restore(run) if options.model is None else (run, runs.load_model(options.model, options.architecture))
+        runs.restore(run)
+        if options.model is None
+        else (run, runs.load_model(options.model, options.architecture, options.trust))
     )
     if options.hubness is not None:
         run = dataclasses.replace(run, results=run.results / options.hubness)
+    with parallel.locked(files.open_folder(run.results)):
+        _evaluate_test(run, model, options)
+
+
+def _evaluate_test(run: Run, model: XCLIP, options: argparse.Namespace) -> None:
     data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test, options.hubness)
     # The demo's page explains scores by grains, which corrected ones and those of recipes are not.
     explained = options.hubness is None and model.recipe is None
     if isinstance(run.config.data, training.BabyAIConfig) and explained:
         page = Path(options.report) if options.report else None
-        print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation, page)}")
+        _print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation, page)}")
     else:
         runs.report(run, evaluation, data.test)
         if options.report is not None:
             _write_page(run, model, data.test, evaluation, Path(options.report or run.results / "index.html"))
-        print(f"Time: {run.clock}")
-        print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
+        _print(f"Time: {run.clock}")
+        _print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
 
 
 def _write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, page: Path) -> None:
@@ -117,15 +125,15 @@ def _write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, pa
     evaluation = evaluation.whole()
     if parallel.first():
         with run.clock.phase("page"):
-            print(f"Open {write_page(run, model, pairs, evaluation, page)}")
+            _print(f"Open {write_page(run, model, pairs, evaluation, page)}")
 
 
 def _targets(path: str, texts: int) -> torch.Tensor:
     """The video of each text, from a JSON list."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"targets: expected a JSON list in {path}: {error}") from error
+        values = files.read_json(path, "targets")
+    except ValueError as error:
+        raise ValueError(f"targets: expected a JSON list: {error}") from error
     if not isinstance(values, list) or not all(type(value) is int for value in values) or len(values) != texts:
         raise ValueError(f"targets: expected a JSON list of {texts} integers, one for each text, in {path}")
     return torch.tensor(values)
@@ -157,7 +165,7 @@ def _read_beside_a_recipe(model: ModelConfig, overrides: list[str]) -> None:
 _BROUGHT = (*runs.SCORING, "frame_source", "temporal.")  # see ModelConfig
 
 
-def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> None:
+def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: Path) -> None:
     if options.text is None or options.video is None:
         raise ValueError("features: expected --text FILE and --video FILE")
     if overrides or options.config is not None:
@@ -173,17 +181,16 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
     targets = None if options.targets is None else _targets(options.targets, len(text))
     scorer = ModelConfig().scorer()
     if options.model is not None:
-        model = runs.load_model(options.model, options.architecture).cpu()
+        model = runs.load_model(options.model, options.architecture, options.trust).cpu()
         scorer = model.scorer if model.recipe is None else model.recipe
         if options.hubness is not None:
             training.check_hubness(options.hubness, scorer)
     if parallel.first():
-        print(f"Scored by {in_words(scorer)}")
+        _print(f"Scored by {in_words(scorer)}")
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
-    out = options.out or Path("runs", "features")
     if options.hubness is not None:
-        evaluation, out = training.corrected(evaluation, options.hubness, protocol), out / options.hubness
+        evaluation = training.corrected(evaluation, options.hubness, protocol)
     names = [[str(i) for i in rows] for rows in (evaluation.texts, evaluation.videos)]
     write_report(out, evaluation, protocol, *names)
     if options.report is not None:
@@ -191,8 +198,8 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str]) -> Non
 
         evaluation, page = evaluation.whole(), Path(options.report or out / "index.html")
         if parallel.first():
-            print(f"Open {write_features_page(evaluation, text, video, scorer, page)}")
-    print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
+            _print(f"Open {write_features_page(evaluation, text, video, scorer, page)}")
+    _print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
 
 
 def run_explain(options: argparse.Namespace, _: list[str]) -> None:
@@ -203,18 +210,23 @@ def run_explain(options: argparse.Namespace, _: list[str]) -> None:
     if out.suffix.lower() not in (".png", ".html"):
         raise ValueError(f"--out: expected a name that ends with .png or .html, got {out}")
     runs.require("matplotlib", "viz")
+    with files.lock(files.open_folder(out.parent, "--out") / out.name):
+        _explain(options, out)
+
+
+def _explain(options: argparse.Namespace, out: Path) -> None:
     from .report.pair_page import PairPage, numbered_pair
 
     if options.pair is not None:
-        sentence, video, what = numbered_pair(options.model, options.pair, options.cache)
+        sentence, video, what = numbered_pair(options.model, options.pair, options.cache, options.trust)
     else:
         if options.text is None:
             raise ValueError("--text: expected a sentence beside --video")
         sentence, video, what = options.text, options.video, Path(options.video).name
-    model = runs.load_model(options.model, options.architecture)
+    model = runs.load_model(options.model, options.architecture, options.trust)
     page = PairPage.of(model, options.text or sentence, video, what, options.fps)
     print(page.table())
-    print(f"Open {page.write(out)}")
+    _print(f"Open {page.write(out)}")
 
 
 def run_extract(options: argparse.Namespace, _: list[str]) -> None:
@@ -222,9 +234,9 @@ def run_extract(options: argparse.Namespace, _: list[str]) -> None:
     from .data.video import Sampling
     from .extract import extract
 
-    model = runs.load_model(options.model, options.architecture)
-    sampling = Sampling(options.fps, options.max_frames or model.max_frames)
-    with Bars() as bars:
+    with files.lock(files.open_folder(options.out)), Bars() as bars:
+        model = runs.load_model(options.model, options.architecture, options.trust)
+        sampling = Sampling(options.fps, options.max_frames or model.max_frames)
         report = extract(
             model,
             options.videos,
@@ -245,18 +257,26 @@ def run_search(options: argparse.Namespace, _: list[str]) -> None:
     from .collection import Collection
     from .search import search
 
-    model = options.model or Collection.open(options.features).model_path
-    if model is None:
-        raise ValueError("model: expected --model, since the features do not say what they were made with")
-    found = search(runs.load_model(model, options.architecture), options.sentence, options.features, k=options.k)
+    if options.model is None:
+        made_by = Collection.open(options.features).model_path
+        noted = "do not say what made them" if made_by is None else f"say: --model {shlex.quote(str(made_by))}"
+        raise ValueError(f"model: expected --model, the one that made the features; they {noted}")
+    model = runs.load_model(options.model, options.architecture, options.trust)
+    found = search(model, options.sentence, options.features, k=options.k)
     for place, result in enumerate(found, 1):
         grains = "  ".join(f"{name} {score:.3f}" for name, score in result.by_grain.items())
-        print(f"{place:3}  {result.score:.4f}  {result.path}  {grains}")
+        _print(f"{place:3}  {result.score:.4f}  {result.path}  {grains}")
+
+
+def _print(line: str) -> None:
+    """Print a line with names of others in it."""
+    print(checks.printable(line))
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
     """The run that a command line describes, checked."""
-    if options.config is None:
+    own = options.config is None
+    if own:
         if options.out is None:
             raise ValueError("expected --config, --out or both")
         options.config = str(options.out / "config.json")
@@ -264,7 +284,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
             raise FileNotFoundError(f"out: expected the folder of a finished training, got {options.out}; train first")
     if options.cache is not None:
         overrides = [*overrides, f"--data.cache={options.cache}"]
-    config = training.load_config(options.config, overrides)
+    config = training.load_config(options.config, overrides, options.trust)
+    if own:
+        runs.check_cache(config, options.out, overrides)
     if options.command == "train":
         _read_beside_a_recipe(config.model, overrides)
     if isinstance(config.data, training.ClipsConfig):
@@ -276,5 +298,6 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
     resume = not getattr(options, "no_resume", False)
     source = runs.config_text(options.config) + "".join(f"# {override}\n" for override in overrides)
     run = Run(config, options.out or Path("runs", name), source, options.workers, resume, f"multigrain {name}")
+    run.trust = options.trust
     (demo.check if isinstance(config.data, training.BabyAIConfig) else runs.check)(run)
     return run

@@ -38,7 +38,8 @@ def demo(
         resume: go on where an interrupted run stopped.
 
     Raises:
-        ImportError, OSError, ValueError: a missing extra, a folder that cannot be written, a damaged checkpoint.
+        ImportError, OSError, ValueError: a missing extra, a folder that cannot be written or is in use, a damaged
+            checkpoint.
     """
     config = training.load_config("demo")
     given = cast("BabyAIConfig", config.data)
@@ -48,10 +49,11 @@ def demo(
         config = shrink(config)
     run = Run(config, out, runs.config_text("demo"), workers, resume, "multigrain demo", _QUICK * quick, _CHOSEN)
     check(run)
-    training.check(config)
-    pairs = cast("BabyAI", runs.load(run))
-    model = runs.fit(run, pairs)
-    return show(run, model, pairs, runs.evaluate(run, model, pairs.test))
+    with parallel.locked(out):
+        training.check(config)
+        pairs = cast("BabyAI", runs.load(run))
+        model = runs.fit(run, pairs)
+        return show(run, model, pairs, runs.evaluate(run, model, pairs.test))
 
 
 def shrink(config: TrainConfig) -> TrainConfig:

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, files
 from .collection import Collection
 from .data.files import Location, list_videos
 from .data.video import Sampling, VideoError, batch, read_video
@@ -61,7 +62,7 @@ class Report:
         if self.broken:
             lines.append(f"{len(self.broken):,} could not be read (nor will be tried again, unless all is done anew):")
             lines += [f"  {video}: {reason}" for video, reason in self.broken.items()]
-        return "\n".join(lines)
+        return "\n".join(map(checks.printable, lines))
 
 
 def extract(
@@ -82,7 +83,8 @@ def extract(
     """Encode videos into a folder of features (see Collection). Killed at any time, the next call goes on.
 
     A video that the folder already has is not read again, nor is one that could not be read. Resumed, the same call
-    ends with the same files as if it had never stopped. One call at a time may write to a folder.
+    ends with the same files as if it had never stopped. A shard that is missing or damaged is made again. One call at a
+    time may write to a folder: another one is refused.
 
     Args:
         videos: files, or folders, which are searched with their subfolders for files that are named like videos.
@@ -100,8 +102,11 @@ def extract(
         ImportError: PyAV is not installed.
         TypeError, ValueError: an argument out of range; a folder without videos; features in `out` that were made
             otherwise, or are damaged.
-        FileNotFoundError: a shard of `out` is missing.
+        OSError: `out` cannot be written to, or another process is writing there.
         VideoError: with strict, a video cannot be read.
+
+    Warns:
+        UserWarning: a shard was missing or damaged, and is made again.
     """
     checks.count("shard_size", shard_size)
     checks.choice("dtype", dtype, DTYPES)
@@ -112,25 +117,37 @@ def extract(
     paths = list(dict.fromkeys(named))
     settings = {"model": describe(model), "sampling": asdict(sampling), "dtype": dtype}
     note = None if model_path is None else os.path.abspath(model_path)
-    collection = Collection.start(out, settings, resume, note)
-    if strict:
-        for path, reason in collection.broken.items():
-            raise VideoError(f"{path}: {reason}")
-    known = {*collection.videos, *collection.broken}
-    todo, before = [path for path in paths if path not in known], len(collection.videos)
-    tick = _ticks(progress, len(paths) - len(todo), len(paths))
-    with _decoding(model, todo, sampling, batch_size, workers) as stream, evaluating(model):
-        for first in range(0, len(todo), shard_size):
-            part = itertools.islice(stream, min(shard_size, len(todo) - first))
-            collection.append(*_encode(model, part, batch_size, strict, DTYPES[dtype], tick))
-    collection.finish()
-    return Report(
-        collection.folder,
-        len(collection.videos),
-        len(collection.videos) - before,
-        collection.broken,
-        len(named) - len(paths),
-    )
+    with files.lock(files.open_folder(out, "out")):
+        collection = Collection.start(out, settings, resume, note)
+        if strict:
+            for path, reason in collection.broken.items():
+                raise VideoError(f"{path}: {reason}")
+        known = {*collection.videos, *collection.broken}
+        todo, lost = [path for path in paths if path not in known], collection.damaged()
+        again = [video for shard in lost for video in shard.videos]
+        if lost:
+            names = ", ".join(str(shard.file) for shard in lost)
+            said = f"{collection.folder}: missing or damaged: {names}; the {len(again)} videos are encoded again"
+            warnings.warn(said, stacklevel=2)
+        before = len(collection.videos) - len(again)
+        tick = _ticks(progress, len(paths) - len(todo), len(paths) + len(again))
+        with _decoding(model, [*again, *todo], sampling, batch_size, workers) as stream, evaluating(model):
+
+            def encode(count: int) -> tuple[Features | None, list[str], dict[str, str]]:
+                return _encode(model, itertools.islice(stream, count), batch_size, strict, DTYPES[dtype], tick)
+
+            for shard in lost:
+                collection.repair(shard, *encode(len(shard.videos)))
+            for first in range(0, len(todo), shard_size):
+                collection.append(*encode(min(shard_size, len(todo) - first)))
+        collection.finish()
+        return Report(
+            collection.folder,
+            len(collection.videos),
+            len(collection.videos) - before,
+            collection.broken,
+            len(named) - len(paths),
+        )
 
 
 def encode_videos(

@@ -7,20 +7,25 @@ folder to one writer. Only tensors and plain values are read, by `load_tensors` 
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import io
 import json
 import os
 import pickle
 import secrets
+import shutil
 import socket
 import sys
 import threading
+import time
+import warnings
 import zipfile
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeAlias
+from typing import Any, BinaryIO, ClassVar, NoReturn, TypeAlias
 
 import torch
 
@@ -43,7 +48,7 @@ def writing(path: Location) -> Generator[BinaryIO]:
         OSError: it cannot be written, as on a full disk; `filename` is the path, and the file from before is whole.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    partial = _beside(path)
     raw: _Raw | None = None
     try:
         raw = _Raw(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666), "wb")
@@ -54,12 +59,18 @@ def writing(path: Location) -> Generator[BinaryIO]:
         os.replace(partial, path)
         sync_folder(path.parent)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        if raw is not None:
+            partial.unlink(missing_ok=True)
         # Writers in C, such as torch.save's, hide the error of the disk behind one of their own.
         cause = error if isinstance(error, OSError) else raw.failure if raw is not None else None
         if cause is None or cause.errno is None:
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def _beside(path: Path) -> Path:
+    """A name of its own, which `remove_partial` knows."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 class _Raw(io.FileIO):
@@ -97,6 +108,29 @@ def write_json(path: Location, values: object) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
+def write_together(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write whole files by name, all of them or, after an error, none; they take their places in the order given."""
+    with ExitStack() as stack:
+        for name, content in reversed(contents.items()):
+            file = stack.enter_context(writing(folder / name))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before the first takes its place
+
+
+def duplicate(path: Path, other: Path) -> None:
+    """Let another file be what this one is: a link where the system has them, else a copy."""
+    partial = _beside(other)
+    try:
+        os.link(path, partial)
+        os.replace(partial, other)
+    except OSError:
+        with path.open("rb") as source, writing(other) as target:
+            shutil.copyfileobj(source, target)
+    finally:
+        partial.unlink(missing_ok=True)  # where both were one file before, it was not moved
+
+
 def append_lines(path: Location, lines: Iterable[str]) -> None:
     """Add lines in UTF-8 to the end of a file and sync it; a reader leaves out a last line without its newline.
 
@@ -109,8 +143,8 @@ def append_lines(path: Location, lines: Iterable[str]) -> None:
         with path.open("ab", buffering=0) as file:
             size = file.tell()
             try:
-                if file.write(content) != len(content):
-                    raise OSError(28, "No space left on device")
+                while content:
+                    content = content[file.write(content) :]
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(size)  # half a line would run into the next one
@@ -130,10 +164,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_partial(folder: Path, names: str = "*") -> None:
-    """Remove what processes left that were killed while they wrote; only for whoever holds the folder's lock."""
-    for partial in folder.glob(f"{names}.tmp"):
-        partial.unlink(missing_ok=True)
+def remove_partial(folder: Path, name: str | None = None, age: float = 0) -> None:
+    """Remove what processes left that were killed while they wrote a file of this name (None: any).
+
+    Args:
+        age: seconds that it has lain there; 0 is for whoever holds the lock.
+    """
+    for partial in folder.glob(f"{'*' if name is None else glob.escape(name)}.*-????????.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime >= age:
+                partial.unlink()
 
 
 def open_folder(path: Location, name: str = "out_dir") -> Path:
@@ -192,11 +232,13 @@ def _take(place: Path, path: Path) -> int:
         try:
             _lock_file(handle)
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                warnings.warn(f"{path}: no lock there, so that a second writer would not be noticed", stacklevel=4)
+                return handle
             holder = os.pread(handle, 200, 0).decode(errors="replace") if hasattr(os, "pread") else ""
             os.close(handle)
             raise BlockingIOError(
-                f"{path}: {holder.strip() or 'another process'} is writing there; wait for it to end, or choose "
-                "another place"
+                f"{path}: {holder or 'another process'} is writing there; wait for it to end, or choose another place"
             ) from error
         try:
             same = os.path.samestat(os.fstat(handle), os.stat(place))
@@ -335,17 +377,60 @@ def load_tensors(path: Location, device: torch.device | str = "cpu", sha256: str
         if zipfile.is_zipfile(path):
             _check_archive(path, sha256 is None)
         return torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # zipfile, pickle and torch raise what the damaged bytes run into
         refuse(path, error)
 
 
+class PlainUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
+    """Builds dicts, lists, tuples, strings, bytes and numbers; whatever else needs a name, and gets none.
+
+    Made of the one of the standard library that is written in Python: in C, one number in a pickle can take gigabytes.
+    """
+
+    def __init__(self, content: bytes, encoding: str = "ASCII") -> None:
+        super().__init__(io.BytesIO(content), encoding=encoding)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """No class and no function.
+
+        Raises:
+            UnpicklingError: always.
+        """
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+    def _make_dict(self: Any) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._put(items)
+
+    def _set_item(self: Any) -> None:
+        self._put([self.stack.pop(-2), self.stack.pop()])
+
+    def _set_items(self: Any) -> None:
+        self._put(self.pop_mark())
+
+    def _put(self: Any, items: list[Any]) -> None:
+        # A tuple in a hundred thousand others would overflow the stack, were it hashed.
+        if type(self.stack[-1]) is not dict or not all(isinstance(key, str | int | float) for key in items[::2]):
+            raise pickle.UnpicklingError("expected dicts of strings and numbers")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()  # pyright: ignore[reportPrivateUsage]
+        if bytes([code]) not in (pickle.EMPTY_SET, pickle.FROZENSET, pickle.BYTEARRAY8)
+    } | {pickle.DICT[0]: _make_dict, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
+
+
 def refuse(path: Location, error: Exception) -> NoReturn:
-    """Raise a ValueError of one line about a file that a foreign reader could not read."""
+    """Raise a ValueError of one line about a file that a foreign reader could not read, or what the disk said."""
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a place that damaged bytes gave
+        raise error
     if str(path) in str(error) and isinstance(error, ValueError):
         raise error
     reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        raise error
     if isinstance(error, pickle.UnpicklingError):  # torch's words advise to unpickle anything
         reason = "it holds more than tensors and plain values"
     raise ValueError(f"{path}: damaged, or no file of this kind: {reason}") from error

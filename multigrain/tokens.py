@@ -7,10 +7,8 @@ feature (a sentence, a whole video) is a grain of one token, [B, D] or [B, 1, D]
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Never, TypeAlias, cast, overload
 
 import torch
@@ -18,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from . import checks
+from . import checks, files
 
 Index: TypeAlias = "int | slice | Tensor | Sequence[int]"
 
@@ -249,28 +247,32 @@ class Features:
         return Features(**{name: _cat([part[name] for part in parts]) for name in parts[0].names})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to one file, whole or not at all (a temporary file, then a rename)."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        torch.save({name: (_own(t.features), _own(t.mask), t.unit) for name, t in self._grains.items()}, partial)
-        partial.replace(path)
-
-    @staticmethod
-    def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Features:
-        """Read what `save` wrote; nothing but tensors is ever unpickled.
+        """Write to one file, whole or not at all (a temporary file, then a rename).
 
         Raises:
+            OSError: it cannot be written; the file from before is whole.
+        """
+        grains = {name: (_own(t.features), _own(t.mask), t.unit) for name, t in self._grains.items()}
+        files.save_tensors(path, grains)
+
+    @staticmethod
+    def load(
+        path: str | os.PathLike[str], device: torch.device | str = "cpu", sha256: str | None = None
+    ) -> Features:
+        """Read what `save` wrote; nothing but tensors is ever unpickled.
+
+        Args:
+            sha256: the digest of the file, where it was noted; without it, the checksums within are verified.
+
+        Raises:
+            OSError: it cannot be read.
             ValueError: the file is not one of ours, or is damaged.
         """
+        grains = files.load_tensors(path, device, sha256)
         try:
-            grains = torch.load(path, map_location=device, weights_only=True)
             return Features(**{name: Tokens(x, mask, name, unit) for name, (x, mask, unit) in grains.items()})
-        except (RuntimeError, EOFError, TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-            # Without torch's words where it advises to unpickle anything.
-            reason = "" if isinstance(error, pickle.UnpicklingError) else f": {error}"
-            raise ValueError(
-                f"path: expected a file written by Features.save, got {os.fspath(path)}{reason}"
-            ) from error
+        except Exception as error:  # whatever the values run into
+            files.refuse(path, error)
 
 
 def _bare_tokens(parts: Iterable[Any], unit: bool) -> Tokens:

@@ -18,6 +18,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ class Rollouts:
     def names(self) -> list[str]:
         """[N] rollouts have no name but their place."""
         return [str(i) for i in range(len(self))]
+
+    @property
+    def sources(self) -> list[str]:
+        """[N] a digest of the views of every rollout."""
+        parts = (self.views[self.steps[i:j]] for i, j in pairwise(self.offsets))
+        return [hashlib.blake2b(part.tobytes(), digest_size=8).hexdigest() for part in parts]
 
     @property
     def lengths(self) -> NDArray[np.int64]:

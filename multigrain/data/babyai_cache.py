@@ -16,11 +16,9 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -33,10 +31,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import files
+from .babyai_render import KINDS
+
 Stream = Literal["many", "one"]
 
-# What the standard library raises on a damaged archive, beside the builtin errors.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
+_ARRAYS = ("sentences", "lengths", "observations", "skipped")  # of a shard's file
+_LARGEST = 2**24  # bytes of one of them
+_OLD = 3600  # seconds after which no process writes the same file still
 
 FORMAT = 1
 """Raise it with any change to the world, the bot or the file that would change a shard."""
@@ -106,7 +108,7 @@ def load_shards(
             print(f"multigrain: corrupt cache file {path} ({error}): regenerating it", file=sys.stderr)
     missing = [shard for shard in ids if shard not in found]
     if missing:
-        _check_writable(folder, cache_dir)
+        files.remove_partial(files.open_folder(folder, "cache_dir"), age=_OLD)  # others may be at the same cache
         _generate(folder, missing, seed, workers, progress)
         found |= {shard: read_shard(_path(folder, shard)) for shard in missing}
     return found
@@ -124,36 +126,50 @@ def read_shard(path: Path) -> Shard:
         CorruptShardError: it is truncated, damaged or not a shard.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            sentences: list[str] = archive["sentences"].tolist()
-            lengths, observations = archive["lengths"], archive["observations"]
-            skipped = Counter[str](json.loads(str(archive["skipped"])))
+        with zipfile.ZipFile(path) as archive:
+            sentences, lengths, observations, skipped = (_array(archive, name) for name in _ARRAYS)
+        reasons = files.parse_json(str(skipped[()]))
     except (FileNotFoundError, PermissionError):
         raise
-    except (OSError, EOFError, KeyError, TypeError, ValueError, NotImplementedError, *_ZIP_ERRORS) as error:
+    except Exception as error:  # whatever the contents run into
         raise CorruptShardError(f"unreadable: {type(error).__name__}") from error
-    steps = int(lengths.sum())
-    if not len(sentences) == len(lengths) == SHARD or observations.shape != (steps, 7, 7, 3):
-        raise CorruptShardError(f"{len(sentences)} sentences, {observations.shape} observations")
-    return Shard(sentences, lengths, observations, skipped)
+    problems = {
+        "sentences": sentences.shape != (SHARD,) or sentences.dtype.kind != "U",
+        "lengths": lengths.shape != (SHARD,) or lengths.dtype != np.int64 or not _within(lengths, 1, STEPS[1]),
+        "skipped": not isinstance(reasons, dict) or not all(type(count) is int for count in reasons.values()),
+        "observations": observations.dtype != np.uint8 or observations.shape[1:] != (7, 7, 3),
+    }
+    if not any(problems.values()):
+        problems["observations"] = len(observations) != lengths.sum() or bool((observations >= KINDS).any())
+    if bad := [name for name, wrong in problems.items() if wrong]:
+        raise CorruptShardError(f"no {' and '.join(bad)} of a shard")
+    return Shard(sentences.tolist(), lengths, observations, Counter[str](reasons))
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array as np.save writes it; of a header that promises more than there is, nothing is allocated."""
+    if (entry := archive.getinfo(f"{name}.npy")).file_size > _LARGEST:
+        raise ValueError(f"{name}: expected at most {_LARGEST} bytes")
+    file = io.BytesIO(archive.read(entry))
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.frombuffer(file.read(), dtype).reshape(shape)
+
+
+def _within(values: NDArray[np.int64], low: int, high: int) -> bool:
+    return low <= values.min() and values.max() <= high
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Write a shard beside its place and move it there whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(
-                file,
-                sentences=np.array(shard.sentences),
-                lengths=shard.lengths,
-                observations=shard.observations,
-                skipped=np.array(json.dumps(shard.skipped)),
-            )
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """Write a shard, whole or not at all."""
+    with files.writing(path) as file:
+        np.savez_compressed(
+            file,
+            sentences=np.array(shard.sentences),
+            lengths=shard.lengths,
+            observations=shard.observations,
+            skipped=np.array(json.dumps(shard.skipped)),
+        )
 
 
 def make_shard(shard: ShardId, seed: int) -> Shard:
@@ -189,15 +205,6 @@ def _room(stream: Stream) -> Any:
 
 def _path(folder: Path, shard: ShardId) -> Path:
     return folder / f"{shard.stream}-{shard.number:05d}.npz"
-
-
-def _check_writable(folder: Path, cache_dir: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise OSError(f"cache_dir: expected a directory that can be written, got {cache_dir} ({reason})") from error
 
 
 def _generate(folder: Path, missing: Sequence[ShardId], seed: int, workers: int, progress: bool) -> None:

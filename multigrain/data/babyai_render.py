@@ -9,7 +9,7 @@ TILE = 8
 """Pixels of a tile: a view of 7 x 7 tiles is a frame of 56 x 56."""
 
 # A tile is an object type, a colour and a state, with or without the agent on it.
-_KINDS = (11, 6, 3)
+KINDS = (11, 6, 3)
 _CODES = 11 * 6 * 3
 _AGENT = (3, 6)
 # Eight pixels of one channel are one 64-bit word, so that a frame is put together word by word.
@@ -26,10 +26,10 @@ def render(views: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     if views.ndim != 4 or views.shape[1:] != (7, 7, 3) or views.dtype != np.uint8:
         raise ValueError(f"views: expected uint8 [V, 7, 7, 3], got {views.dtype} {list(views.shape)}")
-    if (views >= np.array(_KINDS, np.uint8)).any():
-        raise ValueError(f"views: expected type, colour and state below {_KINDS}, got {views.max((0, 1, 2))}")
+    if (views >= np.array(KINDS, np.uint8)).any():
+        raise ValueError(f"views: expected type, colour and state below {KINDS}, got {views.max((0, 1, 2))}")
     kind = views.astype(np.int16)
-    code = (kind[..., 0] * _KINDS[1] + kind[..., 1]) * _KINDS[2] + kind[..., 2]
+    code = (kind[..., 0] * KINDS[1] + kind[..., 1]) * KINDS[2] + kind[..., 2]
     code[:, _AGENT[0], _AGENT[1]] += _CODES
     for new in np.flatnonzero((np.bincount(code.ravel(), minlength=2 * _CODES) > 0) & ~_drawn):
         _words[new] = _draw(int(new))
@@ -46,6 +46,6 @@ def _draw(code: int) -> NDArray[np.uint64]:
     from .babyai_world import draw_tile
 
     agent, kind = divmod(code, _CODES)
-    kind, state = divmod(kind, _KINDS[2])
-    tile = draw_tile(*divmod(kind, _KINDS[1]), state, agent=bool(agent), size=TILE)
+    kind, state = divmod(kind, KINDS[2])
+    tile = draw_tile(*divmod(kind, KINDS[1]), state, agent=bool(agent), size=TILE)
     return np.ascontiguousarray(tile.transpose(2, 0, 1)).view(np.uint64)[..., 0]

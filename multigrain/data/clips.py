@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from .batch import Batch
-from .manifest import SPLITS, Clip, load_manifest, texts_and_targets
+from .manifest import SPLITS, Clip, load_manifest, texts_and_targets, told
 from .video import Sampling, VideoError, read_video
 
 
@@ -25,12 +26,14 @@ class Clips:
         sampling: which frames of a video; its max_frames is that of each batch.
         size: side of a frame in pixels.
         strict: raise where a video cannot be read, instead of leaving its pairs out of the batch.
+        root: folder of the manifest, which may have been moved together with the videos.
     """
 
     clips: list[Clip]
     sampling: Sampling
     size: int = 224
     strict: bool = False
+    root: Path = Path()
 
     sentences: list[str] = field(init=False)
     """[N] all captions, clip by clip"""
@@ -47,6 +50,12 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.sentences)
+
+    @property
+    def sources(self) -> list[str]:
+        """[N] the video of each pair as the manifest tells it, and which part of it."""
+        sources = [f"{told(clip.video, self.root)}:{clip.start}-{clip.end}" for clip in self.clips]
+        return [sources[i] for i in self.ids.tolist()]
 
     def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
         """These pairs, each distinct video decoded once.
@@ -87,7 +96,8 @@ class Clips:
             sampling = replace(sampling, strategy="uniform")
         if seed is not None:
             # Of the clip, whatever batch it is in and whoever reads it.
-            seed = int.from_bytes(hashlib.blake2b(f"{seed}:{clip.id}".encode(), digest_size=7).digest())
+            name = f"{seed}:{clip.id}".encode(errors="surrogatepass")
+            seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest())
         return read_video(clip.video, sampling, self.size, clip.start, clip.end, seed=seed)
 
 
@@ -118,7 +128,8 @@ def load(
     """
     clips = load_manifest(manifest)
     sampling = Sampling() if sampling is None else sampling
-    return Splits(*(Clips([c for c in clips if c.split == split], sampling, size, strict) for split in SPLITS))
+    root = Path(manifest).absolute().parent
+    return Splits(*(Clips([c for c in clips if c.split == split], sampling, size, strict, root) for split in SPLITS))
 
 
 def _places(lengths: list[int]) -> list[range]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from ..checks import printable
+from ..files import lock, open_folder, remove_partial
 from .annotations import SOURCES, Captions, Source
 from .files import VIDEO_SUFFIXES
 from .manifest import SPLITS, Clip, write_manifest
@@ -53,7 +55,7 @@ class Report:
             for what, videos in (("without a file", part.missing), ("without a caption", part.uncaptioned)):
                 more = f" and {len(videos) - _NAMED} more" if len(videos) > _NAMED else ""
                 lines += [f"{split}, {what}: {', '.join(videos[:_NAMED])}{more}"] if videos else []
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def prepare(
@@ -84,6 +86,7 @@ def prepare(
 
     Raises:
         FileNotFoundError: an annotation file or the folder of videos is absent, or (strict) a video is.
+        OSError: `out` cannot be written, or another process is at it.
         ValueError: annotations that are not in their format, a video in two splits or in two files, no file for any
             video, or an argument out of range; each is named.
     """
@@ -92,28 +95,30 @@ def prepare(
     if variant not in source.variants:
         choices = " or ".join(repr(choice) for choice in source.variants if choice) or None
         raise ValueError(f"variant: expected {choices} for {name}, got {variant!r}")
-    splits = _read(name, _folder("annotations", annotations), variant)
-    if "val" not in splits:
-        splits["train"], splits["val"] = _cut(splits["train"], VALIDATION if val is None else val, seed)
-    elif val is not None:
-        raise ValueError(f"val: expected None, because {name} has a validation split of its own; got {val!r}")
-    index = _index(_folder("videos", videos))
-    clips: list[Clip] = []
-    reports: dict[str, SplitReport] = {}
-    for split in SPLITS:
-        found, reports[split] = _match(splits[split], split, index, source.variants[variant])
-        if strict and (missing := reports[split].missing):
-            raise FileNotFoundError(f"videos: expected a file for {missing[0]!r} ({split}) under {videos}, got none")
-        clips += found
-    if not clips:
-        raise ValueError(
-            f"videos: expected files named by ids such as {next(iter(splits['test']), '')!r} under {videos}, "
-            f"got names such as {next(iter(index))!r}"
-        )
     manifest = Path(out)
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    write_manifest(manifest, clips)
-    return Report(f"{name} {variant}".strip(), manifest, reports)
+    with lock(open_folder(manifest.parent, "out") / manifest.name):
+        remove_partial(manifest.parent, manifest.name)
+        splits = _read(name, _folder("annotations", annotations), variant)
+        if "val" not in splits:
+            splits["train"], splits["val"] = _cut(splits["train"], VALIDATION if val is None else val, seed)
+        elif val is not None:
+            raise ValueError(f"val: expected None, because {name} has a validation split of its own; got {val!r}")
+        index = _index(_folder("videos", videos))
+        clips: list[Clip] = []
+        reports: dict[str, SplitReport] = {}
+        for split in SPLITS:
+            found, reports[split] = _match(splits[split], split, index, source.variants[variant])
+            if strict and (missing := reports[split].missing):
+                absent = f"{missing[0]!r} ({split})"
+                raise FileNotFoundError(f"videos: expected a file for {absent} under {videos}, got none")
+            clips += found
+        if not clips:
+            raise ValueError(
+                f"videos: expected files named by ids such as {next(iter(splits['test']), '')!r} under {videos}, "
+                f"got names such as {next(iter(index))!r}"
+            )
+        write_manifest(manifest, clips)
+        return Report(f"{name} {variant}".strip(), manifest, reports)
 
 
 def protocol_of(name: str) -> str:
@@ -163,8 +168,11 @@ def _cut(train: Captions, val: int, seed: int) -> tuple[Captions, Captions]:
         raise ValueError(f"seed: expected an integer, got {seed!r}")
     if isinstance(val, bool) or not isinstance(val, int) or not 0 <= val < max(len(captioned), 1):
         raise ValueError(f"val: expected 0 to {len(captioned) - 1} of the training videos, got {val!r}")
-    ranked = sorted(captioned, key=lambda video: hashlib.blake2b(f"{seed}:{video}".encode()).digest())
-    held = set(ranked[:val])
+
+    def rank(video: str) -> bytes:
+        return hashlib.blake2b(f"{seed}:{video}".encode(errors="surrogatepass")).digest()
+
+    held = set(sorted(captioned, key=rank)[:val])
     return (
         {video: captions for video, captions in train.items() if video not in held},
         {video: captions for video, captions in train.items() if video in held},

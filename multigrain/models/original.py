@@ -12,14 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from .. import files
 from ..temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
 from .clip_weights import openai_architecture
 from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains
-from .state import check_state, is_torchscript, read_state, safetensors
+from .state import check_state, read_state, safetensors
+from .torchscript import is_torchscript
 
 if TYPE_CHECKING:
     from .xclip import XCLIP
@@ -90,14 +91,11 @@ def load_original(model: XCLIP, state: Mapping[str, Tensor], name: str) -> None:
 
 def save_original(model: XCLIP, path: str | os.PathLike[str]) -> None:
     """See XCLIP.save_original."""
-    path = Path(path)
     state = {theirs: model.state_dict()[key].detach().cpu().contiguous() for key, theirs in _names(model).items()}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    if path.suffix == ".safetensors":
-        safetensors().save_file(state, partial, metadata={"format": "pt"})
+    if Path(path).suffix == ".safetensors":
+        files.write_bytes(path, safetensors().save(state, metadata={"format": "pt"}))
     else:
-        torch.save(state, partial)
-    partial.replace(path)
+        files.save_tensors(path, state)
 
 
 def _names(model: XCLIP) -> dict[str, str]:

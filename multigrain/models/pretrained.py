@@ -1,25 +1,34 @@
-"""The folder of a model: config.json (all that builds it again), model.safetensors, and a tokenizer/ where it has one.
+"""The folder of a model: config.json (all that builds it again, and digests of the other files), model.safetensors, and
+a tokenizer/ where it has one.
 
 CLIP's architecture is in config.json as open_clip's settings, so the file that its weights came from is not needed.
+Whoever made a folder can open no file, reach no address and import no module by what it says.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from .clip_weights import ClipWeights
-from .config import ModelConfig
+from .. import files
+from .build import ONLINE
+from .clip_weights import ClipWeights, check_architecture
+from .config import ModelConfig, import_trusted
 from .state import distinct_state, safetensors
 from .tokenizer import tokenizer_for
 
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+TOKENIZER = "tokenizer"
+_HUB = re.compile(r"hub:([\w-][\w.-]*/[\w.-]+)")
+_FETCHED = ["config.json", "model.safetensors", f"{TOKENIZER}/*.json", f"{TOKENIZER}/*.txt"]
 
 
 def write_folder(
@@ -29,28 +38,63 @@ def write_folder(
     model: nn.Module,
     tokenizer: Any = None,
 ) -> None:
-    """Write a model and its settings, the weights last and whole."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"model": dataclasses.asdict(config), "vocabulary": vocabulary}
+    """Write a model and its settings; the settings, which have the digests of all other parts, come last.
+
+    Raises:
+        OSError: it cannot be written, and the model from before is whole; or another process is writing there.
+    """
+    folder = files.open_folder(folder, "folder")
     weights = {name: value.detach().cpu().contiguous() for name, value in distinct_state(model).items()}
-    partial = folder / "model.safetensors.tmp"
-    safetensors().save_file(weights, partial, metadata={"format": "pt"})
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / "model.safetensors")
+    parts = {"model.safetensors": safetensors().save(weights, metadata={"format": "pt"}), **_saved(tokenizer)}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    settings = {"model": dataclasses.asdict(config), "vocabulary": vocabulary, "sha256": digests}
+    with files.lock(folder):
+        files.remove_partial(folder)
+        if tokenizer is not None:
+            files.open_folder(folder / TOKENIZER, "folder")
+        files.write_together(folder, {**parts, "config.json": json.dumps(settings, indent=2).encode() + b"\n"})
+        for old in _tokenizer_files(folder) - parts.keys():
+            (folder / old).unlink()
+
+
+def _saved(tokenizer: Any) -> dict[str, bytes]:
+    """The files of a tokenizer of transformers, by their path in the folder of a model."""
+    if tokenizer is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(Path(folder, TOKENIZER))
+        return {name: Path(folder, name).read_bytes() for name in sorted(_tokenizer_files(Path(folder)))}
+
+
+def _tokenizer_files(folder: Path) -> set[str]:
+    found = (path.relative_to(folder).as_posix() for path in (folder / TOKENIZER).rglob("[!.]*") if path.is_file())
+    return {name for name in found if not name.endswith(".tmp")}
+
+
+def _check_parts(folder: Path, settings: Any) -> None:
+    """That weights and tokenizer are those that were written with the settings.
+
+    Raises:
+        ValueError: they are not.
+    """
+    digests = settings.get("sha256") if isinstance(settings, dict) else None
+    if not isinstance(digests, dict) or digests.keys() != {"model.safetensors", *_tokenizer_files(folder)}:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected digests (sha256) of model.safetensors and of the files that are in "
+            f"{TOKENIZER}/, got others: parts of two models, or a save that was killed; save the model again"
+        )
+    for name, sha256 in digests.items():
+        files.check_digest(folder / name, sha256)
 
 
 def find_folder(place: str | os.PathLike[str]) -> Path:
-    """The folder itself, or the local copy of a repository of the Hugging Face Hub.
+    """The folder itself, or for "hub:owner/name" the local copy of that repository of the Hugging Face Hub.
 
     Raises:
-        FileNotFoundError: neither, or one of the two files is missing.
+        FileNotFoundError: there is none, or one of the two files is missing.
     """
-    folder = Path(place)
-    if not folder.exists() and _REPOSITORY.fullmatch(str(place)):
-        folder = _download(str(place))
+    repository = _HUB.fullmatch(os.fspath(place))
+    folder = _download(repository[1]) if repository else Path(place)
     if (folder / "model" / "model.safetensors").is_file():
         folder /= "model"  # the folder of a run
     for name in ("config.json", "model.safetensors"):
@@ -61,22 +105,37 @@ def find_folder(place: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def read_settings(folder: Path) -> tuple[ModelConfig, list[str] | None, ClipWeights | None]:
+def read_settings(folder: Path, trust: Sequence[str] = ()) -> tuple[ModelConfig, list[str] | None, ClipWeights | None]:
     """The settings, the vocabulary of a text tower from scratch, and CLIP (without weights) where it is in use.
 
+    Args:
+        trust: see XCLIP.from_pretrained.
+
     Raises:
-        ValueError: they are damaged.
+        ValueError: they are damaged, or reach for files, the network or code of others.
     """
+    path = folder / "config.json"
+    settings = files.read_json(path)
+    _check_parts(folder, settings)
     try:
-        settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config, vocabulary = ModelConfig.from_dict(settings["model"]), settings["vocabulary"]
+        if vocabulary is not None and not all(isinstance(word, str) for word in vocabulary):
+            raise ValueError("vocabulary: expected words")
+        for vision in (config.vision, None if config.clip is None else config.clip.vision):
+            if vision is not None and (named := [name for name in ONLINE if name in vision.kwargs]):
+                raise ValueError(f"vision.kwargs: expected nothing from files or the network, got {named[0]}")
+        import_trusted(config, trust)
         if config.clip is None:
             return config, vocabulary, None
-        architecture: Any = config.clip.architecture
-        vocabulary_size = int(architecture["text_cfg"]["vocab_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not the settings of an XCLIP: {error!r}") from error
-    return config, vocabulary, ClipWeights(architecture, None, tokenizer_for(vocabulary_size, folder / "tokenizer"))
+        architecture = config.clip.architecture
+        if not isinstance(architecture, dict):
+            raise ValueError(f"clip.architecture: expected settings by name, got {architecture!r}")
+        check_architecture(architecture)
+        size = int(architecture["text_cfg"]["vocab_size"])
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}: not the settings of an XCLIP: {reason}") from error
+    return config, vocabulary, ClipWeights(architecture, None, tokenizer_for(size, folder / TOKENIZER))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -95,13 +154,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _download(repository: str) -> Path:
-    missing = f"expected a folder, there is none at {repository}"
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise FileNotFoundError(f"{missing}; for the Hugging Face Hub: pip install huggingface_hub") from error
+        raise ImportError("the Hugging Face Hub needs it: pip install huggingface_hub") from error
     try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors", "tokenizer/*"]))
+        return Path(snapshot_download(repository, allow_patterns=_FETCHED))
     except Exception as error:  # of the network, of the Hub, of the name
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"{missing}, nor such a repository on the Hugging Face Hub: {reason}") from error
+        raise FileNotFoundError(f"no repository {repository} on the Hugging Face Hub: {reason}") from error

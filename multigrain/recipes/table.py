@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .. import files
 from .base import about, names, parameters
 
 START = "<!-- Written by `python -m multigrain.recipes docs/recipes.md` from here -->\n"
@@ -45,7 +46,7 @@ def write(page: Path) -> None:
     if START not in text or END not in text:
         raise ValueError(f"{page}: expected the two lines {START.strip()} and {END}")
     before, _, rest = text.partition(START)
-    page.write_text(before + START + render() + END + rest.partition(END)[2])
+    files.write_text(page, before + START + render() + END + rest.partition(END)[2])
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

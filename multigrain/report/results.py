@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import files
+from ..checks import printable
 from ..metrics import ranks
 from ..training import Evaluation, checkpoint, parallel
 from ..training.merging import video_ranks
 from . import tables
 from .console import print_table
 
+RANKINGS = "rankings.jsonl"
 RANKED = 10  # results of each query in rankings.jsonl
 _ELEMENTS = 1 << 20  # of the scores that are sorted at a time
 
@@ -40,7 +44,7 @@ def write_report(
         print(f"Protocol {protocol}: see multigrain.retrieval_metrics")
     if evaluation.broken:
         print(f"multigrain: {len(evaluation.broken)} videos could not be read and were left out:", file=sys.stderr)
-        print(*evaluation.broken, sep="\n", file=sys.stderr)
+        print(*map(printable, evaluation.broken), sep="\n", file=sys.stderr)
     values = {
         "metrics": checkpoint.rounded(evaluation.metrics),
         "chance": checkpoint.rounded(tables.chance(len(videos), protocol)),
@@ -52,8 +56,10 @@ def write_report(
         **about,
         "environment": checkpoint.environment(),
     }
-    checkpoint.write_json(checkpoint.open_folder(out) / "metrics.json", values)
-    checkpoint.write_lines(out / "rankings.jsonl", map(json.dumps, lines))
+    ranked = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    values["sha256"] = {RANKINGS: hashlib.sha256(ranked).hexdigest()}  # metrics.json comes last: they belong together
+    written = {RANKINGS: ranked, "metrics.json": json.dumps(values, indent=2).encode() + b"\n"}
+    files.write_together(files.open_folder(out), written)
 
 
 def rankings(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .. import viz
+from .. import files, viz
 from ..scorer import MultiGrain, grains_of
 from ..tokens import Features
 from ..training import ClipsConfig, Evaluation, checkpoint
@@ -59,8 +59,8 @@ def write_pictures(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation,
     rival = examples.rival(scores, subject.targets, best)
     own, other = (figure_png(pair(subject, best, video)) for video in (best, rival))
     curves = figure_png(training_curves(run.history(), 100 / max(1, run.config.validation_pairs)))
-    (run.results / "similarity.png").write_bytes(own)
-    (run.results / "curves.png").write_bytes(curves)
+    files.write_bytes(run.results / "similarity.png", own)
+    files.write_bytes(run.results / "curves.png", curves)
     pictures = [
         (own, f"An unseen sentence against its own video. {_MATRIX}{_SEES * (model.frame_source == 'temporal')}"),
         (other, f"The same sentence against the runner-up, the {subject.videos[rival]}."),
@@ -147,8 +147,7 @@ def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _write(page: Path, report: Report) -> Path:
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(report), encoding="utf-8")
+    files.write_text(files.open_folder(page.parent, "--report") / page.name, render(report))
     return page
 
 

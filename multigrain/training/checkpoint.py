@@ -1,14 +1,13 @@
-"""Files of a run: the checkpoint, the metrics and what it ran on. Everything is written whole or not at all."""
+"""Files of a run: the checkpoint, the metrics and what it ran on."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import platform
-import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .. import files
 from ..distributed import world
 from .config import TrainConfig
 
@@ -32,30 +32,6 @@ class Position(NamedTuple):
     step: int = 0
 
 
-def open_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made if need be.
-
-    Raises:
-        OSError: it cannot be made or written to.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-{os.getpid()}"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # a process of the same id on another machine may have been faster
-    except OSError as error:
-        raise OSError(f"out_dir: expected a folder that can be written to, got {folder}: {error}") from error
-    return folder
-
-
-def write_json(path: Path, values: object) -> None:
-    """Indented JSON, in place of what was there."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def rounded(values: Any) -> Any:
     """Nested values with every float to six decimals: a share of a million is told apart, 64.70000000000001 is not."""
     if isinstance(values, Mapping):
@@ -63,76 +39,65 @@ def rounded(values: Any) -> Any:
     return round(values, 6) if isinstance(values, float) else values
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """One line each, in place of what was there."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    partial.replace(path)
-
-
-def add_lines(path: Path, lines: Sequence[str]) -> None:
-    """Append those lines that the file does not have."""
-    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if new := [line for line in lines if line not in known]:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in new)
-
-
 def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
     """Tensors and plain values, in place of the checkpoint before.
 
     Of the earlier ones, keep - 1 stay: checkpoint.1.pt is the one before checkpoint.pt, and so on. Whenever the process
     is killed, checkpoint.pt is whole.
+
+    Raises:
+        OSError: it cannot be written; the earlier ones are whole.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, partial)
-    for age in range(keep - 1, 0, -1):
-        younger = _earlier(path, age - 1)
-        if younger.is_file():
-            linked = path.with_name(f"{path.name}.{os.getpid()}.link.tmp")
-            try:
-                os.link(younger, linked)
-            except OSError:  # a file system without links
-                shutil.copyfile(younger, linked)
-            linked.replace(_earlier(path, age))
-    partial.replace(path)
+    with files.writing(path) as file:
+        torch.save(state, file)
+        for age in range(keep - 1, 0, -1):
+            if (younger := _earlier(path, age - 1)).is_file():
+                files.duplicate(younger, _earlier(path, age))
 
 
-def remove_checkpoints(path: Path) -> None:
-    """The checkpoint and the earlier ones."""
-    path.unlink(missing_ok=True)
-    for earlier in path.parent.glob(f"{path.stem}.*{path.suffix}"):
-        earlier.unlink()
-
-
-def remove_partial(path: Path) -> None:
-    """What processes left that were killed while they wrote a file."""
-    for partial in path.parent.glob(f"{path.name}.*.tmp"):
-        partial.unlink(missing_ok=True)
+def checkpoints(path: Path) -> list[Path]:
+    """The checkpoint and the earlier ones, the newest first."""
+    names = (file.name.split(".")[-2] for file in path.parent.glob(f"{path.stem}.*{path.suffix}"))
+    ages = [0, *sorted(int(name) for name in names if name.isdecimal())]
+    return [file for age in ages if (file := _earlier(path, age)).exists()]
 
 
 def _earlier(path: Path, age: int) -> Path:
     return path.with_name(f"{path.stem}.{age}{path.suffix}") if age else path
 
 
-def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What save_checkpoint wrote; nothing but tensors and plain values is unpickled.
+def load_checkpoint(
+    path: Path, settings: dict[str, Any], use: Callable[[dict[str, Any]], None] = lambda _: None
+) -> dict[str, Any]:
+    """What save_checkpoint wrote last: the newest checkpoint that is whole, and that `use` takes without an error.
 
     Raises:
-        ValueError: the file is damaged, or of a run with other settings or data (the first difference is named).
+        OSError: none can be read.
+        ValueError: all are damaged, or the newest is of a run with other settings or data (the difference is named).
+
+    Warns:
+        UserWarning: a checkpoint is damaged, and the one before makes up for it.
     """
     remedy = "pass resume=False to start anew, or another out_dir"
-    if (before := _earlier(path, 1)).is_file():
-        remedy += f", or put {before.name} in its place"
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved: dict[str, Any] = json.loads(state["settings"])
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this version, or a damaged one; {remedy}") from error
-    if difference := _difference(saved, json.loads(json.dumps(settings))):
-        raise ValueError(f"{path}: the checkpoint of another run: {difference}; {remedy}")
-    return state
+    places = checkpoints(path)
+    for place, before in zip(places, [*places[1:], None], strict=True):
+        try:
+            state: dict[str, Any] = files.load_tensors(place)
+            difference = _difference(files.parse_json(state["settings"]), json.loads(json.dumps(settings)))
+            if not difference:
+                use(state)
+                return state
+        except (OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the contents run into
+            reason = " ".join(str(error).removeprefix(f"{place}: ").split())[:200]
+            problem = f"{place}: not a checkpoint of this version, or a damaged one ({reason})"
+            if before is None:
+                raise ValueError(f"{problem}; {remedy}") from error
+            warnings.warn(f"{problem}; going on from the one before, {before.name}", stacklevel=2)
+        else:
+            raise ValueError(f"{place}: the checkpoint of another run: {difference}; {remedy}")
+    raise FileNotFoundError(f"{path}: expected a checkpoint, there is none")
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:
@@ -166,22 +131,30 @@ class MetricsLog:
 
     def keep_until(self, position: Position) -> None:
         """Drop the lines that a resumed run will write again."""
-        write_lines(self.path, (json.dumps(line) for line in self.read() if tuple(line["position"]) <= position))
+        files.write_lines(self.path, (json.dumps(line) for line in self.read() if tuple(line["position"]) <= position))
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines; one that was not written to its end is left out."""
-        lines: list[dict[str, Any]] = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return lines
+        """All lines; one that is not as it was written, such as the half of one, is left out."""
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        lines = (_parsed(line) for line in content.split(b"\n"))
+        return [line for line in lines if line is not None]
 
     def write(self, position: Position, values: dict[str, Any]) -> None:
         """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**values, "position": position}) + "\n")
+        files.append_lines(self.path, [json.dumps({**values, "position": position})])
+
+
+_NUMBERS = ("epoch", "epochs", "step", "steps", "loss", "seconds")  # what the curves and the clock read of a line
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = files.parse_json(line)
+        whole = {"kind", "stage"} <= values.keys() and all(isinstance(values[name], int | float) for name in _NUMBERS)
+        whole = whole and [type(number) for number in values["position"]] == [int] * 3
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return values if whole else None
 
 
 def _difference(old: object, new: object, name: str = "settings") -> str:

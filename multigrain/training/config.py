@@ -155,14 +155,11 @@ class TrainConfig:
         validation_pairs: how many validation videos, each with its first sentence, are scored after each epoch of a
             "videos" stage; 0 = none.
         checkpoint_seconds: a checkpoint is written at the first step after so many seconds, and after each epoch.
-        keep: how many checkpoints stay, the last ones.
+        keep: how many checkpoints stay, the last ones; a run goes on from the one before where the last is damaged.
         device: "cpu", "cuda", ..., or "auto": CUDA where there is one.
         precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
             loss are always computed in fp32, and so is an evaluation.
         workers: processes that read batches ahead, at most one a core; 0: none.
-        shards: 1: ranks train what one process would, up to rounding. More, and at least as many as ranks: a batch is
-            encoded in so many shards, and any number of ranks ends with the same weights, bit for bit on CPUs of one
-            kind with the same number of threads each; on one rank too, another number of shards is another run.
 
     Raises:
         ValueError: no stage, or a value out of range; its name is given.
@@ -174,11 +171,10 @@ class TrainConfig:
     seed: int = 0
     validation_pairs: int = 250
     checkpoint_seconds: float = 20.0
-    keep: int = 1
+    keep: int = 2
     device: str = "auto"
     precision: str = "fp32"
     workers: int = 0
-    shards: int = 1
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -188,7 +184,6 @@ class TrainConfig:
         require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         require(self.keep >= 1, "keep", "at least 1", self.keep)
         require(self.workers >= 0, "workers", "at least 0", self.workers)
-        require(self.shards >= 1, "shards", "at least 1", self.shards)
         frozen = [stage.name for stage in self.stages if stage.freeze_vision]
         require(
             isinstance(self.data, BabyAIConfig) or not frozen,

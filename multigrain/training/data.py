@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -91,6 +93,20 @@ def load_data(config: BabyAIConfig | ClipsConfig, progress: bool = True, workers
         workers=workers,
         progress=progress,
     )
+
+
+def fingerprint(data: Data) -> dict[str, dict[str, str]]:
+    """Digests of what the pairs of each split are, by attribute, for a resumed run to compare."""
+    found: dict[str, dict[str, str]] = {}
+    for split in ("train", "single", "val", "test"):
+        pairs: Pairs = getattr(data, split)
+        # What no Pairs needs to have: where its videos come from, as Clips.sources and Rollouts.sources say.
+        parts = (pairs.sentences, pairs.names, pairs.ids.tolist(), getattr(pairs, "sources", None))
+        found[split] = {
+            what: hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()
+            for what, values in zip(("sentences", "names", "ids", "sources"), parts, strict=True)
+        }
+    return found
 
 
 class _Fetch(Dataset["Item | Exception"], Generic[Item]):

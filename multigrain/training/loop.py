@@ -2,12 +2,12 @@
 
 The order of the batches is a function of (seed, stage, epoch), the random numbers of a step of these, the step and the
 rank, and the learning rate of the step; a checkpoint holds the weights, the optimizer and the position. A run that was
-stopped anywhere therefore goes on to the same weights, bit for bit on a CPU.
+stopped anywhere therefore does the same operations as one that was not, and on a CPU, on the same machine with as many
+threads and ranks, ends with the same weights.
 
 Where torch.distributed has R ranks, rank r takes every R-th pair of each batch from the r-th on, and the loss and its
 gradient are those of the whole batch (see RetrievalLoss): the ranks train what one process would, up to rounding and
-the random numbers of dropout. With shards, without these reservations (see shards.py). A run may go on with another
-number of ranks.
+the random numbers of dropout. A run may go on with another number of ranks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import files
+from ..checks import require
 from ..data.batch import Batch
 from ..distributed import world
 from ..metrics import RetrievalMetrics
@@ -33,15 +35,14 @@ from ..models import XCLIP, build_vocabulary
 from . import checkpoint, parallel
 from .checkpoint import Position
 from .config import StageConfig, TrainConfig
-from .data import Data, Pairs, batches, loading
+from .data import Data, Pairs, batches, fingerprint, loading
 from .encoding import Unreadable, first_rows
 from .evaluation import evaluate
 from .momentum import Momentum, momentum_of
-from .objectives import Objective, make_objective
+from .objectives import make_objective
 from .optimizer import learning_rate, make_optimizer
 from .preflight import check_batch, check_model, check_pairs, device
 from .recording import Files, Progress
-from .shards import ShardedLoss
 
 
 def train(
@@ -63,29 +64,30 @@ def train(
     Collective where torch.distributed has several ranks; rank 0 reads and writes out_dir.
 
     Raises:
-        OSError: out_dir cannot be written to.
-        ValueError: the checkpoint is damaged or of another run; settings that do not fit.
+        OSError: out_dir cannot be written to, or another process is writing there.
+        ValueError: no checkpoint is whole, or it is of another run; settings that do not fit.
         FloatingPointError: the loss is no longer finite; the message names the step.
         SystemExit: with code 143, after SIGTERM to any rank and a last checkpoint.
     """
-    out = parallel.broadcast(partial(checkpoint.open_folder, out_dir))
-    with parallel.Termination() as termination:
-        run = _Run(config, data, termination)
-        files = Files(out, config)
-        if (state := parallel.broadcast(partial(files.start, run.settings, resume))) is not None:
-            run.load_state(state)
-        for event, at_epoch_end in run.steps():
-            if parallel.first():
-                files.write(event, run.position, run.state, at_epoch_end, run.ending)
-            if progress is not None:
-                progress(event)
-            if run.ending:
-                raise SystemExit(parallel.TERMINATED)
-    run.model.freeze_vision(False)
-    model = run.model.eval()
-    if parallel.first():
-        model.save_pretrained(out / "model")
-    parallel.exchange(None)  # the others may read it now
+    out = parallel.broadcast(partial(files.open_folder, out_dir))
+    with parallel.locked(out):
+        with parallel.Termination() as termination:
+            run = _Run(config, data, termination)
+            written = Files(out, config)
+            if (state := parallel.broadcast(partial(written.start, run.settings, resume, run.load_state))) is not None:
+                run.load_state(state)
+            for event, at_epoch_end in run.steps():
+                if parallel.first():
+                    written.write(event, run.position, run.state, at_epoch_end, run.ending)
+                if progress is not None:
+                    progress(event)
+                if run.ending:
+                    raise SystemExit(parallel.TERMINATED)
+        run.model.freeze_vision(False)
+        model = run.model.eval()
+        if parallel.first():
+            model.save_pretrained(out / "model")
+        parallel.exchange(None)  # the others may read it now
     return model
 
 
@@ -109,8 +111,7 @@ class _Run:
         self.broken: dict[str, None] = {}  # in order, each once
         self.position = Position()
         self.last: Progress | None = None
-        digest = hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).hexdigest()
-        self.settings = {**checkpoint.comparable(config), "sentences": digest}
+        self.settings = {**checkpoint.comparable(config), "pairs": fingerprint(data)}
 
     def steps(self) -> Iterator[tuple[Progress, bool]]:
         """Train; after every step and every epoch, where the run is, and whether that was an epoch."""
@@ -122,24 +123,24 @@ class _Run:
         started, number = time.monotonic(), self.position.stage
         pairs = self.data.single if stage.task == "frames" else self.data.train
         optimizer = self._begin(stage)
-        objective = make_objective(self.model, stage, pairs, self.config.shards, self.momentum)
-        compute_loss = self._loss(objective)
+        objective = make_objective(self.model, stage, pairs, self.momentum)
+        compute_loss, rank = parallel.averaged(self.model, objective.share), world()[0]
         for epoch in range(self.position.epoch, stage.epochs):
             seed, done = _mix(self.config.seed, number, epoch), self.position.step
             order = self._order(stage, pairs, seed)
             total = len(order) * stage.epochs
             self.model.train()
-            load = partial(objective.load, seed)
-            for i, items in enumerate(loading(load, order[done:], self.config.workers), done):
+            read = partial(objective.read, seed)
+            for i, item in enumerate(loading(read, order[done:], self.config.workers), done):
                 step = epoch * len(order) + i
                 rate = learning_rate(stage.optimizer, step, total)
-                self.broken |= dict.fromkeys(line for item in items for line in getattr(item, "broken", ()))
+                self.broken |= dict.fromkeys(getattr(item, "broken", ()))
                 self.position = Position(number, epoch, i + 1)
-                if isinstance(items[0], Batch) and not items[0].sentences:
+                if isinstance(item, Batch) and not item.sentences:
                     continue  # none of its videos could be read, by any rank
-                seeds = [_mix_all(seed, i, part) for part, _ in objective.parts]
+                torch.manual_seed(_mix_all(seed, i, rank))
                 with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
-                    loss = compute_loss(items, seeds, _mix_all(seed, i))
+                    loss = compute_loss(item)
                 terms = objective.loss.terms
                 mean, *means = self._step(stage, [loss, *terms.values()], optimizer, rate)
                 scale, seconds = float(self._scale(stage).detach().exp()), time.monotonic() - started
@@ -162,18 +163,6 @@ class _Run:
             raise ValueError(f"no video of an epoch could be read; the first: {next(iter(self.broken))}")
         return replace(self.last, validation=validation, broken=tuple(self.broken))
 
-    def _loss(self, objective: Objective) -> Callable[[list[Any], list[int], int], Tensor]:
-        """From this rank's items and seeds of a batch, and a seed for all ranks, to the loss."""
-        if self.config.shards > 1:
-            return ShardedLoss(self.model, objective, self.config.shards)
-        averaged = parallel.averaged(self.model, objective.share)
-
-        def loss(items: list[Any], seeds: list[int], _: int) -> Tensor:
-            torch.manual_seed(seeds[0])
-            return averaged(items)
-
-        return loss
-
     def _scale(self, stage: StageConfig) -> Tensor:
         return self.model.criterion.logit_scale if stage.task == "frames" else self.model.logit_scale
 
@@ -186,7 +175,7 @@ class _Run:
         """The batches of an epoch, of all ranks together."""
         ids = pairs.ids.tolist() if stage.distinct else None
         order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed, ids)
-        check_batch(self.config, stage, min(map(len, order)))
+        check_batch(stage, min(map(len, order)))
         if stage.distinct and (missing := len(pairs.sentences) - sum(map(len, order))) >= len(order[0]):
             warnings.warn(
                 f"stage {stage.name!r}: {missing} of {len(pairs.sentences)} pairs are left out of this epoch, since "
@@ -256,15 +245,23 @@ class _Run:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.position = Position(*state["position"])
+        """The inverse of `state`; what does not fit is some exception, after which another state may be loaded."""
+        self.position, self.optimizer, self.momentum = Position(*state["position"]), None, None
+        epochs = [*(stage.epochs for stage in self.config.stages), 1]  # past the last stage there is one place
+        counts = all(type(number) is int and number >= 0 for number in self.position)
+        within = counts and self.position.stage < len(epochs) and self.position.epoch < epochs[self.position.stage]
+        require(within, "position", "one of this run", self.position)
         self.last = None if state["last"] is None else Progress(**state["last"])
         self.model.load_state_dict(state["model"])
         if state["momentum"] is not None:
             self.momentum = Momentum(self.model)
             self.momentum.load_state_dict(state["momentum"])
         if state["optimizer"] is not None:
-            self._begin(self.config.stages[self.position.stage]).load_state_dict(state["optimizer"])
+            optimizer = self._begin(self.config.stages[self.position.stage])
+            optimizer.load_state_dict(state["optimizer"])
+            for weight, values in optimizer.state.items():  # which load_state_dict does not look at
+                shapes = {value.shape for value in values.values() if isinstance(value, Tensor)}
+                require(shapes <= {weight.shape, ()}, "optimizer", f"values of shape {list(weight.shape)}", shapes)
         self.scaler.load_state_dict(state["scaler"])
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .. import files
 from ..distributed import world
 
 T = TypeVar("T")
@@ -60,10 +61,9 @@ def first() -> bool:
     return world()[0] == 0
 
 
-def share(count: int, rank: int | None = None) -> range:
-    """Which of `count` things are a rank's (None: this one's): consecutive, and as many as any other's, or one more."""
-    own, size = world()
-    rank = own if rank is None else rank
+def share(count: int) -> range:
+    """Which of `count` things are this rank's: consecutive, and as many as any other's, or one more."""
+    rank, size = world()
     return range(rank * count // size, (rank + 1) * count // size)
 
 
@@ -124,6 +124,18 @@ def first_rank_first() -> Generator[None]:
     yield
     if first():
         exchange(None)
+
+
+@contextmanager
+def locked(path: files.Location) -> Generator[None]:
+    """Keep other writers out of a folder, or away from a file, while the block runs; rank 0 does. Collective.
+
+    Raises:
+        BlockingIOError: another writer is there (see files.lock); on every rank.
+    """
+    with ExitStack() as stack:
+        broadcast(lambda: stack.enter_context(files.lock(path)))
+        yield
 
 
 class _Loss(nn.Module):

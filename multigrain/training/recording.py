@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..metrics import RetrievalMetrics
 from . import checkpoint
 from .checkpoint import MetricsLog, Position
@@ -48,24 +49,27 @@ class Files:
         self.checkpoint, self.log = out / "checkpoint.pt", MetricsLog(out / "metrics.jsonl")
         self.saved, self.broken = time.monotonic(), 0
 
-    def start(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-        """The state to go on from, or None and nothing of an earlier run."""
-        checkpoint.remove_partial(self.checkpoint)
+    def start(
+        self, settings: dict[str, Any], resume: bool, use: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any] | None:
+        """The state to go on from, which `use` has taken, or None and nothing of an earlier run."""
+        files.remove_partial(self.out)
         state = None
-        if resume and self.checkpoint.is_file():
-            state = checkpoint.load_checkpoint(self.checkpoint, settings)
+        if resume and checkpoint.checkpoints(self.checkpoint):
+            state = checkpoint.load_checkpoint(self.checkpoint, settings, use)
         else:
             self._clear()
         self.log.keep_until(Position(-1) if state is None else Position(*state["position"]))
-        checkpoint.write_json(self.out / "config.json", asdict(self.config))
-        checkpoint.write_json(self.out / "environment.json", checkpoint.environment())
+        files.write_json(self.out / "config.json", asdict(self.config))
+        files.write_json(self.out / "environment.json", checkpoint.environment())
         return state
 
     def _clear(self) -> None:
         """Remove what an earlier run left: its model must not pass for that of this one."""
-        checkpoint.remove_checkpoints(self.checkpoint)
-        (self.out / "broken.txt").unlink(missing_ok=True)
-        shutil.rmtree(self.out / "model", ignore_errors=True)
+        for old in (*checkpoint.checkpoints(self.checkpoint), self.out / "broken.txt"):
+            old.unlink(missing_ok=True)
+        if (model := self.out / "model").exists():
+            shutil.rmtree(model)
 
     def write(
         self, event: Progress, position: Position, state: Callable[[], dict[str, Any]], at_epoch_end: bool, ending: bool
@@ -78,8 +82,9 @@ class Files:
                 del values["terms"]
             self.log.write(position, values)
         if len(event.broken) > self.broken:
-            checkpoint.add_lines(self.out / "broken.txt", event.broken[self.broken :])
-            self.broken = len(event.broken)
+            path, self.broken = self.out / "broken.txt", len(event.broken)
+            known = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
+            files.write_lines(path, dict.fromkeys([*known, *event.broken]))
         if at_epoch_end or ending or time.monotonic() - self.saved > self.config.checkpoint_seconds:
             checkpoint.save_checkpoint(self.checkpoint, state(), self.config.keep)
             self.saved = time.monotonic()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+import tracemalloc
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +191,72 @@ def test_what_is_no_view_is_refused() -> None:
         babyai.render(np.full((1, 7, 7, 3), 9, np.uint8))
 
 
+def huge_header(path: Path) -> None:
+    """An array of 10^14 bytes is declared, and none is there."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**14,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("sentences", "lengths", "observations", "skipped"):
+            archive.writestr(f"{name}.npy", header.getvalue())
+
+
+def bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("sentences.npy", bytes(10**8))
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "fewer observations": {"observations": np.zeros((3, 7, 7, 3), np.uint8)},
+    "a colour that is none": {"observations": lambda x: np.full_like(x, 255)},
+    "observations of another kind": {"observations": lambda x: x.astype(np.int64)},
+    "lengths of floats": {"lengths": lambda x: x.astype(np.float64)},
+    "lengths below one": {"lengths": lambda x: x * 0},
+    "a huge length": {"lengths": lambda x: x + 2**62},
+    "another number of lengths": {"lengths": lambda x: x[1:]},
+    "numbers for sentences": {"sentences": lambda x: np.arange(len(x))},
+    "skipped of strings": {"skipped": lambda _: np.array('{"a": "b"}')},
+    "skipped in a list": {"skipped": lambda _: np.array("[1]")},
+    "skipped without an end": {"skipped": lambda _: np.array("[" * 10_000)},
+    "pickled sentences": {"sentences": lambda x: x.astype(object)},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_contents_of_a_shard_are_seen(what, data, tmp_path) -> None:
+    babyai.load(tmp_path, **SMALL)
+    victim = shard_files(tmp_path)[2]
+    with np.load(victim) as archive:
+        arrays = dict(archive)
+    for name, change in WRONG[what].items():
+        arrays[name] = change(arrays[name]) if callable(change) else change
+    np.savez_compressed(victim, **arrays)
+    with pytest.raises(babyai_cache.CorruptShardError):
+        babyai_cache.read_shard(victim)
+    assert same(babyai.load(tmp_path, **SMALL).train, data.train)
+
+
+@pytest.mark.parametrize("make", [huge_header, bomb, Path.mkdir])
+def test_a_shard_that_would_not_fit_or_is_none_is_seen(make, tmp_path) -> None:
+    make(tmp_path / "many-00000.npz")
+    tracemalloc.start()
+    with pytest.raises(babyai_cache.CorruptShardError):
+        babyai_cache.read_shard(tmp_path / "many-00000.npz")
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
+def test_what_a_killed_worker_left_is_removed_once_it_is_old(data, tmp_path) -> None:
+    babyai.load(tmp_path, **SMALL)
+    victim = shard_files(tmp_path)[0]
+    old, young = (victim.with_name(f"{victim.name}.9-{mark}.tmp") for mark in ("0000000a", "0000000b"))
+    for file in (old, young):
+        file.touch()
+    os.utime(old, (0, 0))
+    victim.unlink()
+    babyai.load(tmp_path, **SMALL)
+    assert (old.exists(), young.exists(), victim.exists()) == (False, True, True)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "bit", "empty", "text", "short", "foreign"])
 def test_a_corrupt_shard_is_regenerated_and_said_so(damage, data, tmp_path, capfd) -> None:
     babyai.load(tmp_path, **SMALL)
@@ -347,7 +417,7 @@ def test_a_bad_number_of_frames_is_named(data) -> None:
 
 def test_an_unwritable_cache_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cache_dir: expected a directory that can be written, got .*file/cache"):
+    with pytest.raises(OSError, match=r"cache_dir: expected a folder that can be written to, got .*file/cache"):
         babyai.load(tmp_path / "file" / "cache", **SMALL)
 
 
