@@ -25,6 +25,7 @@ def whole_text(text: str) -> str:
     """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no encoding does."""
     return _HALF_PAIR.sub("\ufffd", text)
 
+
 # Beyond, fp32 could not hold the sums and products of what is given: of scores in a loss, of settings with scores.
 LARGEST = 1e30
 # The least temperature: fp32 holds a similarity by it, and kernels their fill values beside that.
@@ -32,9 +33,7 @@ SMALLEST = 1e-20
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # What moves a cursor, sets colours, ends a line or turns the direction of writing; halves of surrogate pairs.
-_CONTROLS = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def features(name: str, value: object) -> Tensor:
@@ -55,6 +54,12 @@ def floating(name: str, value: Tensor, what: str) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name}: expected floating-point {what} of 16 to 64 bits, got {value.dtype}")
+
+
+def present(name: str, value: Tensor) -> None:
+    """A tensor that has values."""
+    if value.is_meta:
+        raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
 
 
 def mask(name: str, value: object, values: Tensor) -> Tensor:
@@ -152,6 +157,13 @@ def require(holds: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {short(got)}")
 
 
+def few(names: Iterable[str]) -> str:
+    """The first of some names, for a message."""
+    first, *rest = sorted(names)
+    shown = [first[:100], *rest[:4]]
+    return ", ".join(shown) + (f" and {len(rest) - 4} more" if len(rest) > 4 else "")
+
+
 def positive(name: str, value: float, least: float = SMALLEST, most: float = 1 / SMALLEST) -> float:
     """A number above zero by which fp32 can divide and multiply similarities, or an error."""
     if not isinstance(value, Real) or isinstance(value, bool):
@@ -202,6 +214,7 @@ def choice(name: str, value: str, choices: Iterable[str]) -> str:
 def scores(value: Tensor, name: str = "scores") -> None:
     """A floating matrix [queries, candidates] without an empty axis, or an error."""
     floating(name, instance(name, value, Tensor), "scores")
+    present(name, value)
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name}: expected a non-empty matrix [queries, candidates], got {shape(value)}")
 
@@ -320,8 +333,7 @@ def first_bad(
     name: str, expected: str, value: Tensor, good: Tensor, first_row: int = 0, columns: Tensor | None = None
 ) -> None:
     """That all values of a matrix are good, or an error that names the first other one, its row and its column."""
-    if value.is_meta:
-        raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
+    present(name, value)
     if not good.all():
         row, column = (int(i) for i in (~good).nonzero()[0])
         place = column if columns is None else int(columns[row, column])
