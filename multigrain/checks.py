@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -184,6 +184,34 @@ def number(name: str, value: float, least: float = -LARGEST, most: float = LARGE
     return float(value)
 
 
+class NotFinite(ValueError):
+    """Scores of which no loss is finite."""
+
+
+class Rule(NamedTuple):
+    """What the numbers of a config have to be, in words and as a test."""
+
+    expected: str
+    kind: type
+    holds: Callable[[Any], bool]
+
+
+# NaN holds no comparison; no setting needs a whole number that int64 cannot add to.
+POSITIVE = Rule("a positive integer", Integral, lambda x: 1 <= x < 2**62)
+NATURAL = Rule("an integer of at least 0", Integral, lambda x: 0 <= x < 2**62)
+ABOVE_0 = Rule("a number above 0", Real, lambda x: 0 < x <= LARGEST)
+FROM_0 = Rule("a number of at least 0", Real, lambda x: 0 <= x <= LARGEST)
+SHARE = Rule("a share in [0, 1)", Real, lambda x: 0 <= x < 1)
+
+
+def fields(config: object, rule: Rule, *names: str) -> None:
+    """That fields of a config keep to a rule, or an error that names the first that does not."""
+    for name in names:
+        value = getattr(config, name)
+        holds = isinstance(value, rule.kind) and not isinstance(value, bool) and rule.holds(value)
+        require(holds, name, rule.expected, value)
+
+
 def short(value: object) -> str:
     """What was given, for a message: its repr in one line, cut where it is long."""
     try:
@@ -330,7 +358,13 @@ def comparable(name: str, value: Tensor) -> None:
 
 
 def first_bad(
-    name: str, expected: str, value: Tensor, good: Tensor, first_row: int = 0, columns: Tensor | None = None
+    name: str,
+    expected: str,
+    value: Tensor,
+    good: Tensor,
+    first_row: int = 0,
+    columns: Tensor | None = None,
+    error: type[ValueError] = ValueError,
 ) -> None:
     """That all values of a matrix are good, or an error that names the first other one, its row and its column."""
     present(name, value)
@@ -339,7 +373,7 @@ def first_bad(
         place = column if columns is None else int(columns[row, column])
         got = float(value[row, column])
         got = "NaN" if math.isnan(got) else f"{got:g}"
-        raise ValueError(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
+        raise error(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
 
 
 def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scores") -> None:
@@ -354,7 +388,13 @@ def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scor
     good = x <= LARGEST
     if positives is not None:
         good &= (x >= -LARGEST) | (positives <= 0)
-    first_bad(name, f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)", x, good)
+    first_bad(
+        name,
+        f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)",
+        x,
+        good,
+        error=NotFinite,
+    )
 
 
 def readable(value: Tensor) -> bool:
