@@ -50,8 +50,7 @@ def features(name: str, value: object) -> Tensor:
 
 def floating(name: str, value: Tensor, what: str) -> None:
     """A dense tensor of numbers to compute with, or an error."""
-    if value.is_nested or value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
+    dense(name, value)
     if value.dtype not in FLOATS:
         raise TypeError(f"{name}: expected floating-point {what} of 16 to 64 bits, got {value.dtype}")
 
@@ -66,6 +65,7 @@ def mask(name: str, value: object, values: Tensor) -> Tensor:
     """A bool mask [B, L] (True = a real token) on the device of features [B, L, D], or an error."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} mask: expected a bool tensor or None, got {type(value).__name__}")
+    dense(f"{name} mask", value)
     expected = (values.shape[0], 1 if values.ndim == 2 else values.shape[1])
     if value.shape != expected:
         raise ValueError(f"{name} mask: expected shape {list(expected)}, got {shape(value)}")
@@ -139,6 +139,7 @@ def single_tokens(grain: str, query: Tokens, candidate: Tokens) -> None:
 
 def finite(name: str, tokens: Tokens) -> None:
     """No NaN, no infinity and no empty item among real tokens (reads the values: a device sync)."""
+    present(name, tokens.features)
     values = tokens.features.reshape(tokens.batch_size, tokens.length, -1)
     bad = ~values.isfinite().all(-1)
     if tokens.mask is not None:
@@ -207,9 +208,14 @@ SHARE = Rule("a share in [0, 1)", Real, lambda x: 0 <= x < 1)
 def fields(config: object, rule: Rule, *names: str) -> None:
     """That fields of a config keep to a rule, or an error that names the first that does not."""
     for name in names:
-        value = getattr(config, name)
-        holds = isinstance(value, rule.kind) and not isinstance(value, bool) and rule.holds(value)
-        require(holds, name, rule.expected, value)
+        keeps(name, rule, getattr(config, name))
+
+
+def keeps(name: str, rule: Rule, value: object) -> None:
+    """That a number keeps to a rule, or an error."""
+    require(
+        isinstance(value, rule.kind) and not isinstance(value, bool) and rule.holds(value), name, rule.expected, value
+    )
 
 
 def short(value: object) -> str:
@@ -225,7 +231,7 @@ def count(name: str, value: int, at_most: int | None = None) -> int:
     """A whole number from one to `at_most`, or an error."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a positive integer, got {short(value)}")
-    if value < 1 or (at_most is not None and value > at_most):
+    if not 1 <= value <= (2**62 if at_most is None else at_most):
         limit = "" if at_most is None else f" to {at_most}"
         raise ValueError(f"{name}: expected an integer from 1{limit}, got {short(value)}")
     return int(value)
@@ -242,7 +248,6 @@ def choice(name: str, value: str, choices: Iterable[str]) -> str:
 def scores(value: Tensor, name: str = "scores") -> None:
     """A floating matrix [queries, candidates] without an empty axis, or an error."""
     floating(name, instance(name, value, Tensor), "scores")
-    present(name, value)
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name}: expected a non-empty matrix [queries, candidates], got {shape(value)}")
 
@@ -255,10 +260,10 @@ def square(value: Tensor, remedy: str = "pass a pair of ids (of the queries, of 
 
 def targets(value: Tensor, scores: Tensor, axis: int) -> None:
     """Weights from 0 of the shape of scores [q, c], with one above 0 along `axis`, or an error."""
-    instance("targets", value, Tensor)
+    floating("targets", instance("targets", value, Tensor), "weights")
+    require(value.device == scores.device, "targets", f"device {scores.device} as scores", str(value.device))
     if value.shape != scores.shape:
         raise ValueError(f"targets: expected the shape of scores, {shape(scores)}, got {shape(value)}")
-    floating("targets", value, "weights")
     if readable(value):
         first_bad("targets", "finite weights from 0", value, (value >= 0) & (value < math.inf))
         lonely = ~(value > 0).any(axis)
@@ -424,7 +429,15 @@ def instance(name: str, value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         raise TypeError(f"{name}: expected {article} {kind.__name__}, got {named(value)}")
+    if isinstance(value, Tensor):
+        dense(name, value)
     return value
+
+
+def dense(name: str, value: Tensor) -> None:
+    """A tensor that holds all its numbers, or an error."""
+    if value.is_nested or value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
 
 
 def instances(kind: type, **values: object) -> None:
@@ -435,7 +448,8 @@ def instances(kind: type, **values: object) -> None:
 
 def scorer(name: str, value: T, but: type | None = None) -> T:
     """What can be called with two Features, but is no object of a class `but`, or an error."""
-    if (but is not None and isinstance(value, but)) or reads(value) in (None, "sim", "scores"):
+    wrong = (but is not None and isinstance(value, but)) or reads(value) in (None, "sim", "scores")
+    if wrong or not takes(value, 2):
         raise TypeError(f"{name}: expected a scorer of two Features, such as MultiGrain, got {named(value)}")
     return value
 
@@ -445,6 +459,15 @@ def reads(value: object) -> str | None:
     if isinstance(value, type) or not callable(value):
         return None
     return next(iter(inspect.signature(getattr(value, "forward", value)).parameters), "")
+
+
+def takes(value: object, count: int) -> bool:
+    """Whether a function, or a module's `forward`, can be called with so many arguments."""
+    try:
+        inspect.signature(getattr(value, "forward", value)).bind(*range(count))  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):  # ValueError: of one in C, which does not tell
+        return False
+    return True
 
 
 def origin(value: type | Callable[..., object]) -> tuple[str, str]:

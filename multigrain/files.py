@@ -292,11 +292,15 @@ def check_file(path: Location, name: str = "path") -> Path:
         PermissionError: it may not be looked at.
         ValueError: something else than a file, or no path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected a path, got {type(path).__name__}")
     path = Path(path)
     try:
         path.stat()
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: expected a file, there is none at {path}") from None
+    except OSError as error:
+        raise OSError(error.errno, f"{name}: expected a file: {error.strerror}", str(path)[:200]) from None
     if not path.is_file():
         raise ValueError(f"{name}: expected a file, got {'a folder' if path.is_dir() else 'no regular file'}: {path}")
     return path

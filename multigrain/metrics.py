@@ -51,6 +51,7 @@ def ranks(
         ValueError: NaN among the scores (the first is named), a query without a positive, shapes that do not fit.
     """
     checks.scores(scores)
+    checks.present("scores", scores)
     share = TIES[checks.choice("ties", ties, TIES)]
     if positives is None:
         checks.square(scores, "pass positives otherwise")
@@ -82,7 +83,8 @@ def _ranks(scores: Tensor, positives: Tensor, share: float, first_row: int) -> T
     else:
         lonely = ~positives.any(1)
         if lonely.any():
-            raise ValueError(f"positives: query {first_row + int(lonely.nonzero()[0])} has none")
+            row = first_row + int(lonely.nonzero()[0])
+            raise ValueError(f"positives: expected one for every query, got none for query {row}")
         best = torch.where(positives, scores, -torch.inf).amax(1, keepdim=True)
         better, equal = ((scores > best) & ~positives).sum(1), ((scores == best) & ~positives).sum(1)
     return 1 + better.double() + share * equal.double()
@@ -114,6 +116,7 @@ def retrieval_metrics(
     """
     checks.choice("protocol", protocol, PROTOCOLS)
     checks.scores(scores)
+    checks.present("scores", scores)
     if protocol != "diagonal":
         targets = _targets(scores, targets, protocol)
     elif targets is not None:

@@ -191,7 +191,8 @@ class SegmentScorer(nn.Module):
         self, scorer: nn.Module, length: int, aggregator: Aggregator | str = "mean_mean", grain: str = "frame"
     ) -> None:
         super().__init__()
-        self.scorer, self.length, self.grain = checks.scorer("scorer", scorer), checks.count("length", length), grain
+        self.scorer, self.length = checks.scorer("scorer", scorer), checks.count("length", length)
+        self.grain = checks.instance("grain", grain, str)
         self.aggregator = aggregator_of(aggregator)
 
     def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:

@@ -147,7 +147,7 @@ class CrossAttentionPool(QueryPooler):
         super().__init__()
         self.dim, self.heads = checks.count("dim", dim), checks.count("heads", heads)
         checks.require(dim % heads == 0, "heads", f"a divisor of dim ({dim})", heads)
-        checks.require(0 <= dropout < 1, "dropout", "a share from 0 to below 1", dropout)
+        checks.keeps("dropout", checks.SHARE, dropout)
         self.query, self.key, self.value, self.output, self.linear = (_identity(dim) for _ in range(5))
         self.norm_input, self.norm_attended, self.norm_output = (nn.LayerNorm(dim) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
@@ -240,7 +240,8 @@ class PooledGrain(nn.Module):
         super().__init__()
         checks.instances(str, query=query, candidate=candidate)
         self.query, self.candidate = query, candidate
-        self.name = name or f"{query}-{candidate}"
+        self.name = "" if name is None else checks.instance("name", name, str)
+        self.name = self.name or f"{query}-{candidate}"
         self.pooler = checks.instance("pooler", pooler, QueryPooler)
 
     def forward(self, query: Features, candidate: Features, backend: str | None = None) -> Float[Tensor, "q c"]:

@@ -205,7 +205,7 @@ class Features:
         """
         if isinstance(index, str):
             if index not in self._grains:
-                raise KeyError(f"no grain {index!r}: these features have {', '.join(self.names)}")
+                raise KeyError(f"no grain {checks.short(index)}: these features have {checks.few(self.names)}")
             return self._grains[index]
         return Features(**{name: tokens[index] for name, tokens in self._grains.items()})
 
@@ -215,7 +215,7 @@ class Features:
         Raises:
             KeyError: no such grain; the message lists those that are there.
         """
-        return Features(**{name: self[name] for name in names})
+        return Features(**{checks.instance("name", name, str): self[name] for name in names})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Features:
         """The same features on another device, or of another dtype (masks stay bool)."""
@@ -236,7 +236,7 @@ class Features:
         Raises:
             ValueError: nothing to concatenate, or parts with different grains or widths.
         """
-        if not parts:
+        if not len(checks.instance("parts", parts, Sequence)):
             raise ValueError("parts: expected at least one Features, got none")
         names = set(checks.instance("parts[0]", parts[0], Features).names)
         for i, part in enumerate(parts):

@@ -8,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from . import checks
+
 
 class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), which OpenAI's CLIP was trained with."""
@@ -37,6 +39,7 @@ class Block(nn.Module):
         self, width: int, heads: int, dropout: float = 0.0, quick_gelu: bool = False, norm_eps: float = 1e-5
     ) -> None:
         super().__init__()
+        checks.keeps("dropout", checks.SHARE, dropout)
         if width % heads:
             raise ValueError(f"heads: expected a divisor of width {width}, got {heads}")
         self.heads = heads

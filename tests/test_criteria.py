@@ -95,9 +95,8 @@ def test_scores_without_a_finite_loss_are_refused(make, value, row, column):
     if value == -math.inf and row != column:
         assert make()(scores).isfinite()
     else:
-        with pytest.raises(
-            ValueError, match=rf"scores: .* got {value:g} at row {row}, column {column}".replace("+", r"\+")
-        ):
+        got = "NaN" if math.isnan(value) else f"{value:g}".replace("+", r"\+")
+        with pytest.raises(ValueError, match=rf"scores: .* got {got} at row {row}, column {column}"):
             make()(scores)
 
 

@@ -325,5 +325,5 @@ def test_distillation_leaves_out_pairs_of_minus_infinity(kind, out):
         close(loss, (parts[0] + 2 * parts[1]) / 3, 1e-9)
     assert loss.isfinite() and student.scores.grad.isfinite().all()
     student.scores.data[2, 3] = torch.nan
-    with pytest.raises(ValueError, match=r"scores of student: .* got nan at row 2, column 3"):
+    with pytest.raises(ValueError, match=r"scores of student: .* got NaN at row 2, column 3"):
         mg.Distillation(student, teacher, kind).whole(*features, None)

@@ -191,8 +191,15 @@ def test_what_a_loss_cannot_use_is_named() -> None:
     lonely = torch.arange(2), torch.arange(1, 3)
     with pytest.raises(ValueError, match="ids: expected a positive for every candidate, got none for candidate 1"):
         loss_of()(text, video, lonely, video_queue=queue)
-    with pytest.raises(TypeError, match=r"criterion: for keys and queues, expected .*, got Identity"):
-        mg.RetrievalLoss(mg.MultiGrain(mg.VideoSentence()), nn.Identity())(text, video, video_queue=queue)
+    with pytest.raises(TypeError, match=r"criterion: for keys and queues, expected .*, got Plain"):
+        mg.RetrievalLoss(mg.MultiGrain(mg.VideoSentence()), Plain())(text, video, video_queue=queue)
+
+
+class Plain(nn.Module):
+    """A loss of scores that is no mean over rows."""
+
+    def forward(self, scores: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        return scores.mean()
 
 
 def test_momentum_by_hand() -> None:

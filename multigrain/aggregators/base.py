@@ -125,8 +125,9 @@ def register_aggregator(name: str) -> Callable[[AggregatorClass], AggregatorClas
 
     Raises:
         ValueError: the name is taken by another class.
-        TypeError: the class is not an Aggregator.
+        TypeError: the name is no string, or the class not an Aggregator.
     """
+    checks.instance("name", name, str)
 
     def decorate(cls: AggregatorClass) -> AggregatorClass:
         if not (isinstance(cls, type) and issubclass(cls, Aggregator)):  # pyright: ignore[reportUnnecessaryIsInstance]

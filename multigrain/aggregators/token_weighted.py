@@ -52,6 +52,9 @@ class TokenWeighted(TwoLevel):
         direction: str = "both",
     ) -> None:
         super().__init__(Reduction("mean"), Reduction("max"), direction)
+        for name, given in (("query_weights", query_weights), ("candidate_weights", candidate_weights)):
+            if given is not None:
+                checks.instance(name, given, str)
         self.names = {"query": query_weights, "candidate": candidate_weights}
         size = None if dim is None else checks.count("dim", dim)
         self.mlps = nn.ModuleDict()

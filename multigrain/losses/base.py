@@ -44,7 +44,7 @@ class Loss(nn.Module, ABC):
         Raises:
             ValueError: an empty name.
         """
-        if not name:
+        if not checks.instance("name", name, str):
             raise ValueError(f"name: expected a word, got {name!r}")
         return Sum([Term(name, 1.0, self)])
 

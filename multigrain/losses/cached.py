@@ -43,6 +43,8 @@ class CachedLoss(Loss):
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = checks.instance("loss", loss, nn.Module)
+        takes = checks.takes(getattr(loss, "module", loss), 3)  # as DistributedDataParallel wraps it
+        checks.require(takes, "loss", "one of (text, video, ids), such as RetrievalLoss", type(loss).__name__)
 
     def forward(
         self,

@@ -56,6 +56,7 @@ class Decorrelation(WholeBatchLoss):
         super().__init__(gather, group, exchange_dtype)
         known = weights is None or isinstance(weights, Aggregator) or (isinstance(weights, tuple) and len(weights) == 2)
         checks.require(known, "weights", "two names of grains, an aggregator or None", weights)
+        checks.instances(str, query=query, candidate=candidate)
         self.query, self.candidate, self.weights = query, candidate, weights
         self.on_diagonal = checks.number("on_diagonal", on_diagonal)
         self.off_diagonal = checks.number("off_diagonal", off_diagonal)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 from jaxtyping import Float
@@ -53,14 +52,17 @@ class InfoNCE(PartialCriterion):
     ) -> None:
         super().__init__(direction, reduction)
         checks.number("init_logit_scale", init_logit_scale, -80, 80)
+        max_logit_scale, min_logit_scale = (
+            limit if isinstance(limit, float) and math.isinf(limit) else checks.number(name, limit)
+            for name, limit in (("max_logit_scale", max_logit_scale), ("min_logit_scale", min_logit_scale))
+        )
         if not min_logit_scale <= init_logit_scale <= max_logit_scale:
             least = "" if min_logit_scale == -math.inf else f" from min_logit_scale = {min_logit_scale}"
             raise ValueError(
                 f"init_logit_scale: expected a number{least} up to max_logit_scale = {max_logit_scale}, "
                 f"got {init_logit_scale}"
             )
-        smooths = isinstance(label_smoothing, Real) and 0 <= label_smoothing < 1
-        checks.require(smooths, "label_smoothing", "a number in [0, 1)", label_smoothing)
+        checks.keeps("label_smoothing", checks.SHARE, label_smoothing)
         self.max_logit_scale, self.min_logit_scale = max_logit_scale, min_logit_scale
         self.label_smoothing = label_smoothing
         self.logit_scale = nn.Parameter(torch.tensor(float(init_logit_scale)), requires_grad=learn_logit_scale)

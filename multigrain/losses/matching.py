@@ -54,6 +54,7 @@ def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"],
     Raises:
         ValueError: positives of another shape than the scores, k below 1.
     """
+    checks.scores(scores)
     logits = widen(scores.detach())
     # Gumbel's trick: the k largest are a draw without replacement, and no chance ever underflows.
     return cascade_negatives(logits - torch.empty_like(logits).exponential_().log(), positives, k)
@@ -69,7 +70,9 @@ def cascade_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c
         ValueError: positives of another shape than the scores, k below 1; NaN among the scores (the first is named).
     """
     checks.count("k", k)
-    checks.instances(Tensor, scores=scores, positives=positives)
+    checks.scores(scores)
+    checks.instance("positives", positives, Tensor)
+    checks.require(positives.device == scores.device, "positives", f"device {scores.device}", str(positives.device))
     same = positives.shape == scores.shape and positives.dtype == torch.bool
     checks.require(same, "positives", f"a bool matrix of shape {checks.shape(scores)}", checks.shape(positives))
     if checks.readable(scores):
@@ -159,6 +162,7 @@ class Matching(Loss):
                 real.append(exist.flatten())
         texts, videos = (torch.cat(side) for side in zip(*pairs, strict=True))
         logits = widen(cast("_Pairs", self.scorer).pairs(text[texts], video[videos]))
+        checks.contrasted(logits, name="logits of scorer")
         if not self.contrastive:
             labels = (torch.arange(len(logits), device=own.device) < size).long()
             return mean(F.cross_entropy(logits, labels, reduction="none"), torch.cat(real))

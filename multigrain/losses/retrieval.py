@@ -79,7 +79,7 @@ class RetrievalLoss(Loss):
         distillation: float = 0.0,
     ) -> None:
         super().__init__()
-        checks.require(0 <= distillation <= 1, "distillation", "a number from 0 to 1", distillation)
+        checks.number("distillation", distillation, 0, 1)
         self.scorer, self.criterion = checks.scorer("scorer", scorer, but=Loss), _criterion(criterion)
         self.gather = checks.choice("gather", gather, GATHERS)
         self.group, self.exchange_dtype, self.distillation = group, exchange_dtype, distillation
@@ -165,6 +165,8 @@ class RetrievalLoss(Loss):
         of_rows = own[0][:, None] == torch.cat([video_ids, video_queue.ids])
         of_columns = own[1][:, None] == torch.cat([text_ids, text_queue.ids])
         scores = self.scorer(text, videos)
+        if ranks == 1:  # of several, one would leave the others waiting
+            checks.contrasted(scores, of_rows)
         if keys is None:
             rows = [term.loss.rows(scores, of_rows) for term in terms]
             video = batch.features["video"][batch.own("video")]
@@ -225,7 +227,7 @@ def _criterion(value: nn.Module) -> nn.Module:
     """A loss of scores, as far as the name of what it takes first tells: one of embeddings would take them for such."""
     for _, _, loss in _summands(value):
         reads = checks.reads(loss)
-        if isinstance(loss, Aggregator) or reads in (None, "embeddings", "text", "query"):
+        if isinstance(loss, Aggregator) or not checks.takes(loss, 2) or reads in (None, "embeddings", "text", "query"):
             what = "" if reads is None else f", which reads {reads}"
             hint = "; wrap it in multigrain.interop's MetricCriterion" if reads == "embeddings" else ""
             raise TypeError(

@@ -51,6 +51,8 @@ class TokenNCE(WholeBatchLoss):
         exchange_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(gather, group, exchange_dtype)
+        if weights is not None:
+            checks.instance("weights", weights, str)
         self.scorer, self.weights = Grain(query, candidate, MeanMax("query")), weights
         self.criterion = InfoNCE() if criterion is None else checks.instance("criterion", criterion, InfoNCE)
 

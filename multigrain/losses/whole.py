@@ -94,6 +94,8 @@ def problem(
 ) -> str | None:
     """What is wrong with this rank's sizes and ids, to be raised on every rank."""
     texts, videos = len(text), len(video)
+    if text.device != video.device:
+        return f"video: expected on {text.device} as text, got it on {video.device}"
     if keys is not None and (len(keys[0]), len(keys[1])) != (texts, videos):
         return f"keys: expected {texts} texts and {videos} videos, got {len(keys[0])} and {len(keys[1])}"
     if not isinstance(ids, tuple) and texts != videos:
@@ -111,7 +113,7 @@ def problem(
 def text_and_video(name: str, value: object) -> tuple[Features, Features]:
     """A pair of Features, or an error that names it."""
     if not isinstance(value, (tuple, list)) or len(pair := cast("Sequence[object]", value)) != 2:
-        raise ValueError(f"{name}: expected (text, video), got {value!r}")
+        raise ValueError(f"{name}: expected (text, video), got {checks.short(value)}")
     return checks.instance(f"text of {name}", pair[0], Features), checks.instance(f"video of {name}", pair[1], Features)
 
 
