@@ -232,8 +232,8 @@ def _positive(text: str) -> int:
 
 
 def _integer(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text[:40]!r}")
     return int(text)
 
 
