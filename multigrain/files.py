@@ -444,7 +444,8 @@ def refuse(path: Location, error: Exception) -> NoReturn:
 def _check_archive(path: Path, checksums: bool) -> None:
     """torch.save compresses nothing, so whatever unpacks to more than the file is no work of its."""
     with zipfile.ZipFile(path) as archive:
-        if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-            raise ValueError(f"{path}: expected tensors as torch.save writes them, got compressed ones")
+        # What is marked as a folder, torch takes as read: its tensor would be whatever the memory held before.
+        if any(item.compress_type != zipfile.ZIP_STORED or item.external_attr for item in archive.infolist()):
+            raise ValueError(f"{path}: expected tensors as torch.save writes them, got compressed or marked ones")
         if checksums and (name := archive.testzip()) is not None:
             raise ValueError(f"{path}: damaged: the checksum of {name} is another")
