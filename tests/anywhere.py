@@ -19,8 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, dict[str, str]] = {
-    "1 thread": {},
-    "2 threads": {"OMP_NUM_THREADS": "2"},
+    "plain": {},
+    "threads": {"OMP_NUM_THREADS": "2"},
     "avx2": {"DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},  # no AVX-512, no products in bf16
     "sse4.1": {"DNNL_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},  # the narrowest vectors
     "mkl": {"MKL_CBWR": "COMPATIBLE"},  # products in fp32 and fp64 by code for any processor
@@ -76,6 +76,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.settings) - set(SETTINGS):
         parser.error(f"settings: expected some of {', '.join(SETTINGS)}, got {', '.join(sorted(unknown))}")
+    if gone := [path for path in LEFT_OUT if not (ROOT / path).exists()]:
+        parser.error(f"LEFT_OUT: expected files of the tests, got {', '.join(gone)}")
     green = [run(name, arguments.workers) for name in arguments.settings]
     return 0 if all(green) else 1
 
