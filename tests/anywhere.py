@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, dict[str, str]] = {
@@ -58,9 +59,11 @@ def run(name: str, workers: str) -> bool:
     said = " ".join(f"{key}={value}" for key, value in environment.items())
     print(f"{name} ({said}): ", end="", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", workers, *(f"--ignore={path}" for path in LEFT_OUT)]
-    with busy(os.cpu_count() or 1 if name == "busy" else 0):
+    # torch.compile would find the graphs of other vectors in the cache that all processes share, and fail on them.
+    with TemporaryDirectory() as cache, busy(os.cpu_count() or 1 if name == "busy" else 0):
+        environment = os.environ | environment | {"TORCHINDUCTOR_CACHE_DIR": cache}
         done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
     *lines, counts = done.stdout.splitlines() or [f"pytest ended with {done.returncode}"]
     print(counts.strip("= "), flush=True)
