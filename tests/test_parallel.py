@@ -75,9 +75,9 @@ def assert_as_one(together: Sequence[Any], alone: Any) -> None:
     """All ranks have the same weights, since they take the same steps, and losses close to those of one process.
 
     Its weights are not looked at: where a gradient is zero but for rounding, as that of the biases of keys, AdamW
-    makes steps of it. Losses of about 2 differ by 1e-6 in the first step, and this grows with each.
+    makes steps of it. Losses, from 1 to 4, differed by at most 5e-6 in the 20 steps.
     """
-    torch.testing.assert_close(torch.tensor(together[0][0]), torch.tensor(alone[0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.tensor(together[0][0]), torch.tensor(alone[0]), atol=1e-4, rtol=0)
     for losses, model in together[1:]:
         assert losses == together[0][0]
         assert same(model, together[0][1])
