@@ -281,6 +281,8 @@ def inject(job: Job, folder: Path, thorough: bool = False) -> int:
         assert got in (old, new, REFUSED), f"{what}: a mixture"
         if ended and "replace" not in calls[: n - 1]:
             assert got == old, f"{what}: the old is lost"
+        if error is not None and calls[n - 1] in ("mkdir", "open", "write", "link"):
+            assert got in (old, new), f"{what}: the old is lost on a full disk"
         if error is not None:
             assert not [name for name in names(place) if name.endswith((".tmp", ".lock"))], f"{what}: some is left"
         job.work(place)
