@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,9 +27,7 @@ SMALLEST = 1e-20
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # What moves a cursor, sets colours, ends a line or turns the direction of writing; halves of surrogate pairs.
-_CONTROLS = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def features(name: str, value: object) -> Tensor:
@@ -50,6 +48,12 @@ def floating(name: str, value: Tensor, what: str) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name}: expected floating-point {what} of 16 to 64 bits, got {value.dtype}")
+
+
+def present(name: str, value: Tensor) -> None:
+    """A tensor that has values."""
+    if value.is_meta:
+        raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
 
 
 def mask(name: str, value: object, values: Tensor) -> Tensor:
@@ -147,12 +151,19 @@ def require(holds: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {short(got)}")
 
 
-def positive(name: str, value: float) -> float:
+def few(names: Iterable[str]) -> str:
+    """The first of some names, for a message."""
+    first, *rest = sorted(names)
+    shown = [first[:100], *rest[:4]]
+    return ", ".join(shown) + (f" and {len(rest) - 4} more" if len(rest) > 4 else "")
+
+
+def positive(name: str, value: float, least: float = SMALLEST, most: float = 1 / SMALLEST) -> float:
     """A number above zero by which fp32 can divide and multiply similarities, or an error."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a positive number, got {short(value)}")
-    if not SMALLEST <= value <= 1 / SMALLEST:
-        limits = f" from {SMALLEST:g} to {1 / SMALLEST:g}" if 0 < value < math.inf else ""
+    if not least <= value <= most:
+        limits = f" from {least:g} to {most:g}" if 0 < value < math.inf else ""
         raise ValueError(f"{name}: expected a positive finite number{limits}, got {short(value)}")
     return float(value)
 
@@ -165,6 +176,34 @@ def number(name: str, value: float, least: float = -LARGEST, most: float = LARGE
         limits = f" from {least:g} to {most:g}" if least > -LARGEST or abs(value) < math.inf else ""
         raise ValueError(f"{name}: expected a finite number{limits}, got {short(value)}")
     return float(value)
+
+
+class NotFinite(ValueError):
+    """Scores of which no loss is finite."""
+
+
+class Rule(NamedTuple):
+    """What the numbers of a config have to be, in words and as a test."""
+
+    expected: str
+    kind: type
+    holds: Callable[[Any], bool]
+
+
+# NaN holds no comparison; no setting needs a whole number that int64 cannot add to.
+POSITIVE = Rule("a positive integer", Integral, lambda x: 1 <= x < 2**62)
+NATURAL = Rule("an integer of at least 0", Integral, lambda x: 0 <= x < 2**62)
+ABOVE_0 = Rule("a number above 0", Real, lambda x: 0 < x <= LARGEST)
+FROM_0 = Rule("a number of at least 0", Real, lambda x: 0 <= x <= LARGEST)
+SHARE = Rule("a share in [0, 1)", Real, lambda x: 0 <= x < 1)
+
+
+def fields(config: object, rule: Rule, *names: str) -> None:
+    """That fields of a config keep to a rule, or an error that names the first that does not."""
+    for name in names:
+        value = getattr(config, name)
+        holds = isinstance(value, rule.kind) and not isinstance(value, bool) and rule.holds(value)
+        require(holds, name, rule.expected, value)
 
 
 def short(value: object) -> str:
@@ -197,6 +236,7 @@ def choice(name: str, value: str, choices: Iterable[str]) -> str:
 def scores(value: Tensor, name: str = "scores") -> None:
     """A floating matrix [queries, candidates] without an empty axis, or an error."""
     floating(name, instance(name, value, Tensor), "scores")
+    present(name, value)
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name}: expected a non-empty matrix [queries, candidates], got {shape(value)}")
 
@@ -312,17 +352,22 @@ def comparable(name: str, value: Tensor) -> None:
 
 
 def first_bad(
-    name: str, expected: str, value: Tensor, good: Tensor, first_row: int = 0, columns: Tensor | None = None
+    name: str,
+    expected: str,
+    value: Tensor,
+    good: Tensor,
+    first_row: int = 0,
+    columns: Tensor | None = None,
+    error: type[ValueError] = ValueError,
 ) -> None:
     """That all values of a matrix are good, or an error that names the first other one, its row and its column."""
-    if value.is_meta:
-        raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
+    present(name, value)
     if not good.all():
         row, column = (int(i) for i in (~good).nonzero()[0])
         place = column if columns is None else int(columns[row, column])
         got = float(value[row, column])
         got = "NaN" if math.isnan(got) else f"{got:g}"
-        raise ValueError(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
+        raise error(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
 
 
 def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scores") -> None:
@@ -337,7 +382,13 @@ def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scor
     good = x <= LARGEST
     if positives is not None:
         good &= (x >= -LARGEST) | (positives <= 0)
-    first_bad(name, f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)", x, good)
+    first_bad(
+        name,
+        f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)",
+        x,
+        good,
+        error=NotFinite,
+    )
 
 
 def readable(value: Tensor) -> bool:

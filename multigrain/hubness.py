@@ -134,7 +134,7 @@ def _soft_mean(x: Tensor, beta: float, dim: int) -> Tensor:
 def _checked(scores: Tensor, beta: float) -> tuple[Tensor, float]:
     checks.scores(scores)
     checks.comparable("scores", scores := widen(scores))
-    return scores, checks.positive("beta", beta)
+    return scores, checks.positive("beta", beta, 1 / checks.LARGEST, torch.finfo(torch.float32).max)
 
 
 def _bank(bank: Tensor, scores: Tensor) -> Tensor:

@@ -245,7 +245,7 @@ def _double(rows: list[int]) -> list[int]:
         (lambda: OptimizerConfig(tower_learning_rate=0.0), "tower_learning_rate: expected a number above 0, got 0.0"),
         (lambda: OptimizerConfig(logit_scale_group="x"), "logit_scale_group: expected rest or towers, got 'x'"),
         (lambda: dataclasses.replace(CONFIG, precision="half"), "precision: expected one of fp32, bf16, fp16"),
-        (lambda: dataclasses.replace(CONFIG, workers=-1), "workers: expected at least 0, got -1"),
+        (lambda: dataclasses.replace(CONFIG, workers=-1), "workers: expected an integer of at least 0, got -1"),
         (
             lambda: dataclasses.replace(CONFIG, stages=[StageConfig("a", freeze_vision=True)]),
             "freeze_vision: expected false with a manifest",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from jaxtyping import Float
@@ -51,15 +52,15 @@ class InfoNCE(PartialCriterion):
         min_logit_scale: float = -math.inf,
     ) -> None:
         super().__init__(direction, reduction)
-        checks.number("init_logit_scale", init_logit_scale)
+        checks.number("init_logit_scale", init_logit_scale, -80, 80)
         if not min_logit_scale <= init_logit_scale <= max_logit_scale:
             least = "" if min_logit_scale == -math.inf else f" from min_logit_scale = {min_logit_scale}"
             raise ValueError(
                 f"init_logit_scale: expected a number{least} up to max_logit_scale = {max_logit_scale}, "
                 f"got {init_logit_scale}"
             )
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing}")
+        smooths = isinstance(label_smoothing, Real) and 0 <= label_smoothing < 1
+        checks.require(smooths, "label_smoothing", "a number in [0, 1)", label_smoothing)
         self.max_logit_scale, self.min_logit_scale = max_logit_scale, min_logit_scale
         self.label_smoothing = label_smoothing
         self.logit_scale = nn.Parameter(torch.tensor(float(init_logit_scale)), requires_grad=learn_logit_scale)

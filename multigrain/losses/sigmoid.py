@@ -46,7 +46,7 @@ class Sigmoid(PartialCriterion):
         direction: str = "both",
     ) -> None:
         super().__init__(direction, reduction)
-        scale = checks.number("init_logit_scale", init_logit_scale)
+        scale = checks.number("init_logit_scale", init_logit_scale, -80, 80)
         bias = checks.number("init_logit_bias", init_logit_bias)
         self.logit_scale = nn.Parameter(torch.tensor(scale), requires_grad=learn)
         self.logit_bias = nn.Parameter(torch.tensor(bias), requires_grad=learn)

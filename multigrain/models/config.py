@@ -30,12 +30,20 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The word transformer."""
+    """The word transformer.
+
+    Raises:
+        ValueError: a value out of range.
+    """
 
     width: int = 128
     depth: int = 2
     heads: int = 4
     max_words: int = 48
+
+    def __post_init__(self) -> None:
+        checks.fields(self, checks.POSITIVE, "width", "heads", "max_words")
+        checks.fields(self, checks.NATURAL, "depth")
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,11 @@ class ClipConfig:
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        checks.fields(self, checks.POSITIVE, "max_words")
         if self.max_words < 2:
             raise ValueError(f"max_words: expected at least 2 (the first and the last token), got {self.max_words}")
-        if self.frozen_layers is not None and self.frozen_layers < 0:
-            raise ValueError(f"frozen_layers: expected at least 0, got {self.frozen_layers}")
+        if self.frozen_layers is not None:
+            checks.fields(self, checks.NATURAL, "frozen_layers")
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class TemporalConfig:
         max_frames: N, the most frames of a video.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or a value out of range.
     """
 
     depth: int = 1
@@ -99,6 +108,8 @@ class TemporalConfig:
 
     def __post_init__(self) -> None:
         checks.choice("temporal kind", self.kind, TEMPORAL_KINDS)
+        checks.fields(self, checks.NATURAL, "depth")
+        checks.fields(self, checks.POSITIVE, "heads", "max_frames")
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,8 @@ class ModelConfig:
         dropout: in the temporal transformer and in a text tower trained from scratch.
 
     Raises:
-        ValueError: words that a mask should leave out, or a recipe, without masks; word weights with CLIP.
+        ValueError: words that a mask should leave out, or a recipe, without masks; word weights with CLIP; a number
+            out of range.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -209,6 +221,9 @@ class ModelConfig:
     recipe: RecipeConfig | None = None
 
     def __post_init__(self) -> None:
+        checks.fields(self, checks.POSITIVE, "dim")
+        checks.fields(self, checks.SHARE, "dropout")
+        checks.number("init_logit_scale", self.init_logit_scale, -80, 80)
         if self.recipe is not None:
             checks.require(self.masked, "masked", "True with a recipe", self.masked)
             if self.recipe.word_weights and self.clip is not None:

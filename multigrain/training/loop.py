@@ -21,13 +21,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..checks import require
+from ..checks import NotFinite, require
 from ..data.batch import Batch
 from ..distributed import world
 from ..metrics import RetrievalMetrics
@@ -139,8 +139,11 @@ class _Run:
                 if isinstance(item, Batch) and not item.sentences:
                     continue  # none of its videos could be read, by any rank
                 torch.manual_seed(_mix_all(seed, i, rank))
-                with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
-                    loss = compute_loss(item)
+                try:
+                    with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
+                        loss = compute_loss(item)
+                except NotFinite as error:
+                    self._stop(stage, str(error))
                 terms = objective.loss.terms
                 mean, *means = self._step(stage, [loss, *terms.values()], optimizer, rate)
                 scale, seconds = float(self._scale(stage).detach().exp()), time.monotonic() - started
@@ -195,10 +198,7 @@ class _Run:
         asked, mean, *terms = (parallel.total(torch.stack([x.double() for x in told])) / self.ranks).tolist()
         self.ending = asked > 0
         if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"stage {stage.name!r}, {self.position}: expected a finite loss, got {mean}; "
-                f"a lower learning_rate than {stage.optimizer.learning_rate} may help"
-            )
+            self._stop(stage, f"expected a finite loss, got {mean}")
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(optimizer)
@@ -206,6 +206,12 @@ class _Run:
         self.scaler.step(optimizer)
         self.scaler.update()
         return [mean, *terms]
+
+    def _stop(self, stage: StageConfig, why: str) -> NoReturn:
+        rate = stage.optimizer.learning_rate
+        raise FloatingPointError(
+            f"stage {stage.name!r}, {self.position}: {why}; a lower learning_rate than {rate} may help"
+        )
 
     def _validate(self, stage: StageConfig) -> dict[str, RetrievalMetrics] | None:
         """The metrics of the first validation videos, each with its first sentence."""

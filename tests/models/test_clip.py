@@ -367,7 +367,7 @@ def test_one_config_builds_it_from_yaml_s_values(weights: Path, frames: Tensor):
 def test_words_cannot_be_left_out_without_masks():
     with pytest.raises(ValueError, match="masked: expected True where include_bos or include_eos is False"):
         ModelConfig(clip=ClipConfig(include_bos=False), masked=False)
-    with pytest.raises(ValueError, match="frozen_layers: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="frozen_layers: expected an integer of at least 0, got -1"):
         ClipConfig(frozen_layers=-1)
     with pytest.raises(ValueError, match="max_words: expected at least 2"):
         ClipConfig(max_words=1)
