@@ -30,12 +30,19 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The word transformer."""
+    """The word transformer.
+
+    Raises:
+        ValueError: a size below 1, a depth below 0.
+    """
 
     width: int = 128
     depth: int = 2
     heads: int = 4
     max_words: int = 48
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "width", "heads", "max_words")
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class TemporalConfig:
         max_frames: N, the most frames of a video.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, a size below 1, a depth below 0.
     """
 
     depth: int = 1
@@ -99,6 +106,14 @@ class TemporalConfig:
 
     def __post_init__(self) -> None:
         checks.choice("temporal kind", self.kind, TEMPORAL_KINDS)
+        _check_sizes(self, "heads", "max_frames")
+
+
+def _check_sizes(settings: TextConfig | TemporalConfig, *names: str) -> None:
+    """Of a transformer."""
+    for name in names:
+        checks.count(name, getattr(settings, name))
+    checks.require(settings.depth >= 0, "depth", "at least 0", settings.depth)
 
 
 @dataclass(frozen=True)
@@ -209,6 +224,7 @@ class ModelConfig:
     recipe: RecipeConfig | None = None
 
     def __post_init__(self) -> None:
+        checks.count("dim", self.dim)
         if self.recipe is not None:
             checks.require(self.masked, "masked", "True with a recipe", self.masked)
             if self.recipe.word_weights and self.clip is not None:
