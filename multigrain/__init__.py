@@ -1,5 +1,6 @@
 """multigrain: every way that a sentence and a video can be compared: grains x aggregators x losses."""
 
+from . import interrupts as interrupts  # isort: skip  # before torch
 from . import recipes as recipes
 from .aggregators import Aggregator, build_aggregator, register_aggregator
 from .aggregators.attention import AOSM, ISA

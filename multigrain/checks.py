@@ -27,6 +27,8 @@ def whole_text(text: str) -> str:
 
 # Beyond, fp32 could not hold the sums and products of what is given: of scores in a loss, of settings with scores.
 LARGEST = 1e30
+# The least temperature: fp32 holds a similarity by it, and kernels their fill values beside that.
+SMALLEST = 1e-20
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # What moves a cursor, sets colours, ends a line or turns the direction of writing; halves of surrogate pairs.
@@ -147,42 +149,45 @@ def finite(name: str, tokens: Tokens) -> None:
 def require(holds: bool, name: str, expected: str, got: object) -> None:
     """That something holds of a setting or a field."""
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {_short(got)}")
-
-
-def _short(value: object) -> str:
-    """How a value looks, in a line that can be read."""
-    shown = repr(value)
-    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+        raise ValueError(f"{name}: expected {expected}, got {short(got)}")
 
 
 def positive(name: str, value: float) -> float:
-    """A finite number above zero, or an error."""
+    """A number above zero by which fp32 can divide and multiply similarities, or an error."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a positive number, got {value!r}")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
+        raise TypeError(f"{name}: expected a positive number, got {short(value)}")
+    if not SMALLEST <= value <= 1 / SMALLEST:
+        limits = f" from {SMALLEST:g} to {1 / SMALLEST:g}" if 0 < value < math.inf else ""
+        raise ValueError(f"{name}: expected a positive finite number{limits}, got {short(value)}")
     return float(value)
 
 
-def number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> float:
+def number(name: str, value: float, least: float = -LARGEST, most: float = LARGEST) -> float:
     """A finite number between limits, or an error."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    value = float(value)
-    if not (math.isfinite(value) and least <= value <= most):
-        limits = "" if least == -math.inf else f" from {least:g}" + ("" if most == math.inf else f" to {most:g}")
-        raise ValueError(f"{name}: expected a finite number{limits}, got {value!r}")
-    return value
+        raise TypeError(f"{name}: expected a number, got {short(value)}")
+    if not least <= value <= most:
+        limits = f" from {least:g} to {most:g}" if least > -LARGEST or abs(value) < math.inf else ""
+        raise ValueError(f"{name}: expected a finite number{limits}, got {short(value)}")
+    return float(value)
+
+
+def short(value: object) -> str:
+    """What was given, for a message: its repr in one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python cares to write
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def count(name: str, value: int, at_most: int | None = None) -> int:
     """A whole number from one to `at_most`, or an error."""
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a positive integer, got {value!r}")
+        raise TypeError(f"{name}: expected a positive integer, got {short(value)}")
     if value < 1 or (at_most is not None and value > at_most):
         limit = "" if at_most is None else f" to {at_most}"
-        raise ValueError(f"{name}: expected an integer from 1{limit}, got {value}")
+        raise ValueError(f"{name}: expected an integer from 1{limit}, got {short(value)}")
     return int(value)
 
 
@@ -190,7 +195,7 @@ def choice(name: str, value: str, choices: Iterable[str]) -> str:
     """One of the given names, or an error that lists them."""
     options = list(choices)
     if value not in options:
-        raise ValueError(f"{name}: expected one of {', '.join(options)}; got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(options)}; got {short(value)}")
     return value
 
 
@@ -272,9 +277,9 @@ def weights(values: Sequence[float], grains: int) -> list[float]:
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
-        raise TypeError(f"weights: expected {grains} numbers, one for each grain, got {values!r}") from None
+        raise TypeError(f"weights: expected {grains} numbers, one for each grain, got {short(values)}") from None
     if len(numbers) != grains or not all(math.isfinite(value) for value in numbers):
-        raise ValueError(f"weights: expected {grains} finite numbers, one for each grain, got {numbers}")
+        raise ValueError(f"weights: expected {grains} finite numbers, one for each grain, got {short(numbers)}")
     return numbers
 
 

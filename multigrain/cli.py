@@ -22,29 +22,31 @@ from . import __version__
 from .checks import printable
 from .hubness import TRANSDUCTIVE
 
-_EXPECTED = (ArithmeticError, ImportError, KeyError, OSError, TypeError, ValueError)
+_EXPECTED = (ArithmeticError, ImportError, KeyError, MemoryError, OSError, RecursionError, TypeError, ValueError)
 _LONGEST = 450  # letters of a message
 _TERMINATED = 143  # what training ends with after SIGTERM and a last checkpoint
+_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, command = list(sys.argv[1:] if argv is None else argv), ""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write ends nothing
-    parser = _parser()
-    options, overrides = parser.parse_known_args(arguments)
-    if overrides and options.command not in ("train", "evaluate"):
-        parser.error(f"{options.command} takes no {overrides[0]}")
     try:
+        parser = _parser()
+        options, overrides = parser.parse_known_args(arguments)
+        command = options.command
+        if overrides and command not in ("train", "evaluate"):
+            parser.error(f"{command} takes no {overrides[0]}")
         from . import commands  # here, for --help to answer at once
 
         with warnings.catch_warnings():
             warnings.showwarning = _Warnings().show
-            getattr(commands, f"run_{options.command}")(options, overrides)
+            getattr(commands, f"run_{command}")(options, overrides)
     except KeyboardInterrupt:
-        if options.command in ("evaluate", "search", "explain"):
+        if command in ("", "evaluate", "search", "explain"):
             return _say("interrupted", 130)
         return _say(f"interrupted; {_again(arguments)}", 130)
     except SystemExit as leaving:
@@ -52,10 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _say(f"terminated; {_again(arguments)}", _TERMINATED)
     except (*_EXPECTED, RuntimeError) as error:
-        if os.environ.get("MULTIGRAIN_TRACEBACK") or not (isinstance(error, _EXPECTED) or _lost(error)):
+        if os.environ.get("MULTIGRAIN_TRACEBACK") or not (isinstance(error, _EXPECTED) or _full(error) or _lost(error)):
             raise
         return _say(f"error: {_one_line(error)}", 2)
     return 0
+
+
+def _full(error: BaseException | str) -> bool:
+    """Whether it says that there is not enough memory."""
+    said = isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None  # torch's
+    return said or isinstance(error, MemoryError)
 
 
 def _lost(error: Exception) -> bool:
@@ -92,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"multigrain: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"multigrain: error: {_one_line(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> _Parser:
@@ -224,13 +232,19 @@ def _positive(text: str) -> int:
 
 
 def _integer(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text[:40]!r}")
     return int(text)
 
 
 def _one_line(error: BaseException | str) -> str:
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    if isinstance(error, OSError) and error.errno is not None and isinstance(error.filename, str | bytes):
+        message = f"{os.fsdecode(error.filename)}: {str(error.strerror).lower()}"
+    if isinstance(error, RecursionError):
+        message = f"expected values that are nested less deeply ({error})"
+    if _full(error):
+        message = f"not enough memory (smaller batches need less) {error}"
     # The library's remedy in the words of the command line.
     text = str(message).replace("resume=False", "--no-resume").replace("out_dir", "--out")
     line = printable(" ".join(text.split())) or type(error).__name__

@@ -108,7 +108,6 @@ class Collection:
             FileNotFoundError, ValueError: see `open`; or the features there were made otherwise.
         """
         path, settings = Path(folder), json.loads(json.dumps({"format": FORMAT, **settings}))
-        files.remove_partial(path)
         manifest = path / MANIFEST
         if resume and manifest.is_file() and b"\n" in manifest.read_bytes():
             collection = cls._read(path)

@@ -124,6 +124,11 @@ class Tokens:
         if self.unit:
             return Tokens(x, self.mask, unit=True)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        if not (checks.readable(norm) and norm.isfinite().all()):
+            # Long vectors in units of their largest element: fp32 does not hold their squares.
+            largest = x.detach().abs().amax(-1, keepdim=True)
+            x = x / torch.where(norm.isinf() & largest.isfinite(), largest, 1.0)
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return Tokens(torch.where(norm <= EPS, 0.0, x / norm.clamp_min(EPS)), self.mask, unit=True)
 
 

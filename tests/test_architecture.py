@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module of the core imports from its own layer and from those above it in this list, and from nothing else.
 LAYERS = (
-    {"files", "tokens", "checks"},
+    {"interrupts", "files", "tokens", "checks"},
     {"reduce", "distributed", "transformer", "temporal"},
     {"aggregators"},
     {"kernels"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from multigrain import __version__, training
 from multigrain.cli import main
 
+ROOT = Path(__file__).parent.parent
 AOSM = {"class_path": "multigrain.AOSM", "init_args": {"temperature": 0.1}}
 GRAINS = [
     {"query": "sentence", "candidate": "video"},
@@ -157,6 +160,7 @@ def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["train", "--config", "dmo"])
 
 
+@pytest.mark.filterwarnings("default:.*going on from the one before")
 def test_train_and_evaluate_from_yaml(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,12 +210,77 @@ def test_train_and_evaluate_from_yaml(
 
     Path("runs/three/model/model.safetensors").write_bytes(b"damaged")
     assert main(["evaluate", "--out", "runs/three"]) == 2
-    assert "model.safetensors: not the weights of this model" in capsys.readouterr().err
+    assert "model.safetensors: damaged, or another file than was written" in capsys.readouterr().err
 
+    again = ["train", "--config", config, "--workers", "1", "--model.frame_source=temporal"]
     Path("runs/three/checkpoint.pt").write_bytes(b"damaged")
-    assert main(["train", "--config", config]) == 2
-    assert "checkpoint.pt" in (error := capsys.readouterr().err)
-    assert "--no-resume" in error
+    assert main(again) == 0  # and the damaged model is written again
+    said = capsys.readouterr().err
+    assert "checkpoint.pt: not a checkpoint of this version, or a damaged one" in said
+    assert "going on from the one before, checkpoint.1.pt" in said
+    assert main(["evaluate", "--out", "runs/three"]) == 0
+
+    for path in Path("runs/three").glob("checkpoint*"):
+        path.write_bytes(b"damaged")
+    capsys.readouterr()
+    assert main(again) == 2
+    assert "pass --no-resume to start anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b.pt"), "a/b.pt: no space left on device"),
+        (OSError(errno.EIO, "Input/output error"), "[Errno 5] Input/output error"),
+        (MemoryError(), "not enough memory (smaller batches need less)"),
+        (RuntimeError("[x.cpp] can't allocate memory"), "not enough memory (smaller batches need less) [x.cpp] can't"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "not enough memory (smaller batches need less) CUDA out"),
+        (RecursionError("maximum depth"), "expected values that are nested less deeply (maximum depth)"),
+        (ValueError("long " * 1000), "long long"),
+    ],
+)
+def test_whatever_a_machine_runs_out_of_is_one_short_line(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("multigrain.commands.run_demo", fail)
+    assert main(["demo"]) == 2
+    assert (told := said(capsys)).startswith(f"multigrain: error: {line}")
+    assert len(told) < 500
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multigrain.commands.run_demo", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        main(["demo"])
+
+
+def test_a_number_of_thousands_of_digits_is_one_short_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["search", "a", "--in", "x", "-k", "9" * 5000])
+    assert (stop.value.code, len(said(capsys)) < 550) == (2, True)
+
+
+@pytest.mark.parametrize("command", [["-m", "multigrain.cli"], ["multigrain"]])
+def test_ctrl_c_in_the_imports_is_one_line(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    (tmp_path / "multigrain").write_text("import sys; from multigrain.cli import main; sys.exit(main())")
+    command = [str(tmp_path / name) if name == "multigrain" else name for name in command]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    with subprocess.Popen(
+        [sys.executable, *command, "--version"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "multigrain: interrupted\n")
 
 
 def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:

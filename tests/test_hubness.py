@@ -185,7 +185,7 @@ def test_metrics_of_a_correction_carry_its_name_and_each_direction_its_own():
     ("make", "error", "message"),
     [
         (lambda s: dual_softmax(s[0]), ValueError, "scores: expected a non-empty matrix"),
-        (lambda s: dual_softmax(s.long()), TypeError, "of 16 to 64 bits, got torch.int64"),
+        (lambda s: dual_softmax(s.long()), TypeError, "scores: expected floating-point scores of 16 to 64 bits"),
         (lambda s: dual_softmax(s, 0.0), ValueError, "beta: expected a positive finite number, got 0.0"),
         (lambda s: sinkhorn(s, iterations=0), ValueError, "iterations: expected an integer from 1, got 0"),
         (lambda s: inverted_softmax(s, s[:, :2]), ValueError, "bank: expected scores against the same 3 candidates"),

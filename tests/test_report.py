@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -365,6 +367,27 @@ def test_evaluate_reports_videos(of_videos: Path) -> None:
     assert "Hubs" not in text  # each query finds both videos
     assert parsed.images > text.count('class="strip"')
     assert all(words in text for words in ("video7010", "Ranks", "Training", "Best"))
+
+
+@pytest.mark.filterwarnings("ignore:.* captions were cut")
+def test_captions_of_any_length_and_letters_are_reported_in_time(run: Path, tmp_path: Path) -> None:  # noqa: F811
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    manifest = copy / "out" / "manifest.jsonl"
+    clips = [json.loads(line) for line in manifest.read_text().splitlines()]
+    odd = iter(["w" * 100_000, "\ud800 runs"])
+    for clip in clips:
+        clip["captions"] = [next(odd)] if clip["split"] == "test" else clip["captions"]
+    manifest.write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    settings = json.loads((copy / "run" / "config.json").read_text())
+    settings["data"]["manifest"] = str(manifest)
+    (copy / "run" / "config.json").write_text(json.dumps(settings))
+    since = time.process_time()
+    assert main(["evaluate", "--out", str(copy / "run"), "--report", str(tmp_path / "page.html")]) == 0
+    assert time.process_time() - since < 5
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "\ufffd runs" in text
+    assert len(text) < 2_000_000
 
 
 @needs_chromium

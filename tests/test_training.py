@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import multigrain as mg
-from multigrain import training
+from multigrain import files, training
 from multigrain.data.batch import Batch, equal_ids
 from multigrain.kernels.spec import Unsupported
 from multigrain.models import XCLIP, GrainConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig, VisionConfig
@@ -176,6 +176,111 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(whole: tuple[XCLIP, P
         training.train(CONFIG, data, whole[1])
 
 
+@pytest.mark.parametrize("split", ["train", "single", "val", "test"])
+@pytest.mark.parametrize("what", ["names", "ids", "sources"])
+def test_a_checkpoint_of_other_pairs_is_refused(whole: tuple[XCLIP, Path], split: str, what: str):
+    """Videos that changed places, captions that belong together otherwise, other files or parts of them."""
+    pairs = Paint(len(vars(DATA)[split].names), list(vars(DATA)).index(split))
+    pairs.sentences, pairs.ids = vars(DATA)[split].sentences, vars(DATA)[split].ids
+    pairs.sources = None  # type: ignore[attr-defined]
+    training.train(CONFIG, SimpleNamespace(**{**vars(DATA), split: pairs}), whole[1])
+    values = getattr(pairs, what)
+    setattr(pairs, what, ["a.mp4"] if values is None else values.flip(0) if what == "ids" else values[::-1])
+    with pytest.raises(ValueError, match=rf"settings\.pairs\.{split}\.{what} was .* pass resume=False"):
+        training.train(CONFIG, SimpleNamespace(**{**vars(DATA), split: pairs}), whole[1])
+
+
+def damage(path: Path, **changes: Any) -> None:
+    """Another value in a checkpoint, which is otherwise whole; None takes one away."""
+    state = torch.load(path, weights_only=True)
+    files.save_tensors(path, {name: value for name, value in {**state, **changes}.items() if value is not None})
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+WRONG: dict[str, Any] = {
+    "one bit": flip,
+    "cut": cut,
+    "no position": lambda path: damage(path, position=None),
+    "half a position": lambda path: damage(path, position=(1,)),
+    "position of words": lambda path: damage(path, position=("a", "b", "c")),
+    "stage 99": lambda path: damage(path, position=(99, 0, 0)),
+    "stage -5": lambda path: damage(path, position=(-5, 0, 0)),
+    "epoch 99": lambda path: damage(path, position=(1, 99, 0)),
+    "settings not JSON": lambda path: damage(path, settings="{"),
+    "unknown fields": lambda path: damage(path, last={"colour": "red"}),
+    "no weights": lambda path: damage(path, model={}),
+    "weights of another shape": lambda path: damage(
+        path, model={k: v[..., None] for k, v in torch.load(path, weights_only=True)["model"].items()}
+    ),
+    "an optimizer of other weights": lambda path: damage(path, optimizer=_reshaped(path)),
+}
+
+
+def _reshaped(path: Path) -> dict[str, Any]:
+    optimizer = torch.load(path, weights_only=True)["optimizer"]
+    optimizer["state"][0]["exp_avg"] = torch.ones(3, 5, 7)
+    return optimizer
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted in its second stage."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    events = itertools.count(1)
+
+    def interrupt(_: training.Progress) -> None:
+        if next(events) == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(CONFIG, DATA, folder, progress=interrupt)
+    return folder
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_damaged_checkpoint_is_made_up_for_by_the_one_before(
+    whole: tuple[XCLIP, Path], stopped: Path, tmp_path: Path, what: str
+):
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    WRONG[what](run / "checkpoint.pt")
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt: not a checkpoint.*from the one before, checkpoint\.1"):
+        model = training.train(CONFIG, DATA, run)
+    assert same_weights(model, whole[0])
+    assert lines(run) == lines(whole[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*going on from the one before")
+@pytest.mark.parametrize("what", ["one bit", "stage 99", "weights of another shape"])
+def test_where_no_checkpoint_is_whole_the_error_says_what_to_do(stopped: Path, tmp_path: Path, what: str):
+    shutil.copytree(stopped, tmp_path / "run")
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    for path in (tmp_path / "run").glob("checkpoint*"):
+        WRONG[what](path)
+    with pytest.raises(ValueError, match=r"checkpoint\.1\.pt: not a checkpoint.* pass resume=False to start anew"):
+        training.train(CONFIG, DATA, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    (tmp_path / "run" / "checkpoint.1.pt").unlink()
+    assert training.train(CONFIG, DATA, tmp_path / "run").training is False
+
+
+def test_a_lost_checkpoint_is_made_up_for_too(whole: tuple[XCLIP, Path], stopped: Path, tmp_path: Path):
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    assert same_weights(training.train(CONFIG, DATA, tmp_path / "run"), whole[0])
+    assert lines(tmp_path / "run") == lines(whole[1])
+
+
 def test_a_new_start_leaves_nothing_of_the_run_before(whole: tuple[XCLIP, Path], tmp_path: Path):
     shutil.copytree(whole[1], tmp_path / "run")
     (tmp_path / "run" / "broken.txt").write_text("old.mp4\n")
@@ -185,10 +290,13 @@ def test_a_new_start_leaves_nothing_of_the_run_before(whole: tuple[XCLIP, Path],
     assert not (tmp_path / "run" / "broken.txt").exists()
 
 
-def test_a_line_that_was_cut_off_stops_no_resumption(whole: tuple[XCLIP, Path], tmp_path: Path):
+@pytest.mark.parametrize(
+    "torn", [b'{"kind": "st', b"\xff\xfe", b"7\n", b'{"kind": "step"}\n', b"null\n", b'{"position": [0, "a", 1]}\n']
+)
+def test_a_line_that_was_cut_off_stops_no_resumption(whole: tuple[XCLIP, Path], tmp_path: Path, torn: bytes):
     shutil.copytree(whole[1], tmp_path / "run")
-    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "st')
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(torn)
     training.train(CONFIG, DATA, tmp_path / "run")
     assert lines(tmp_path / "run") == lines(whole[1])
 
@@ -219,14 +327,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
         training.train(CONFIG, DATA, tmp_path / "file" / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     broken = SimpleNamespace(**vars(DATA))
     broken.single = Paint(24, 1)
     real = broken.single.batch
     nan = torch.full((4, 3, 16, 16), float("nan"))
     broken.single.batch = lambda *arguments: dataclasses.replace(real(*arguments), frames=nan)
+    with pytest.raises(ValueError, match=r"scores: expected numbers .* got NaN at row 0"):
+        training.train(CONFIG, broken, tmp_path / "read")
+    monkeypatch.setattr("multigrain.checks.readable", lambda value: False)  # as on a GPU, or of another rank's scores
     with pytest.raises(FloatingPointError, match=r"stage 'towers'.*lower learning_rate than 0\.001"):
-        training.train(CONFIG, broken, tmp_path)
+        training.train(CONFIG, broken, tmp_path / "unread")
 
 
 def test_evaluation_scores_each_grain_and_all_together(whole: tuple[XCLIP, Path]):

@@ -174,7 +174,7 @@ def _read(
     path: Path, size: int, backend: str, times: Callable[[float], list[float]], rows: Callable[[int], list[int]]
 ) -> Tensor:
     """The frames of a file at those times, or of a folder in those rows."""
-    if path.is_dir():
+    if os.path.isdir(path):
         files = sorted((f for f in path.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES), key=_natural)
         if not files:
             raise unreadable(path, "no images in the folder")

@@ -31,8 +31,7 @@ FORMATS = (
 )
 """FFmpeg's names of the formats that are read; playlists, which name other files, are not among them."""
 _BUFFER = 2**18  # bytes read at a time
-_NO_VIDEO = "not a video, or a damaged one"
-_NOT_READ = f"neither a format that is read here nor frames of at most {MOST_PIXELS:,} pixels"
+_NOT_READ = "no format that is read here, or frames of more than {:,} pixels"
 _BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")  # of an mp4, which hold others
 
 
@@ -63,6 +62,11 @@ class _Source:
             self._problem = f"damaged: nothing to show for {PATIENCE:g} s of reading"
         if self._problem:
             raise unreadable(self._path, self._problem)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise a VideoError of a frame that is too large."""
+        if width * height > MOST_PIXELS:
+            raise unreadable(self._path, f"frames of {width} x {height}, more than {MOST_PIXELS:,} pixels")
 
     # FFmpeg goes on after an error, and PyAV prints what is raised in these two from the second time on.
     def read(self, size: int) -> bytes:
@@ -103,7 +107,9 @@ class Opened:
     def frames(self) -> Iterator[VideoFrame]:
         """Of the video stream, from here on."""
         for packet in self.packets(self.stream):
-            yield from packet.decode()
+            for frame in packet.decode():
+                self.source.check_size(frame.width, frame.height)  # which may change on the way
+                yield frame
 
 
 @contextmanager
@@ -115,19 +121,22 @@ def open_video(path: Path) -> Generator[Opened]:
             raise unreadable(path, "neither a file nor a folder" if path.exists() else "no such file")
         if path.stat().st_size == 0:
             raise unreadable(path, "empty file (0 bytes)")
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_pixels": str(MOST_PIXELS)}
+        # FFmpeg counts the edges too that decoders put around a frame.
+        codec = {"max_pixels": str(2 * MOST_PIXELS)}
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "none", **codec}
         with path.open("rb", buffering=0) as file:
             source = _Source(path, file)
             _check_counts(path, source)
             try:
                 with av.open(source, options=options, metadata_errors="ignore", buffer_size=_BUFFER) as container:
                     source.check()
-                    yield Opened(source, container, _video_stream(path, container))
+                    yield Opened(source, container, _video_stream(path, source, container, codec))
             except av.error.FFmpegError as error:
                 source.check()
-                # What FFmpeg says of formats that are not on the list, and of too many pixels.
-                known = not isinstance(error, av.error.ArgumentError)
-                raise unreadable(path, f"{_NO_VIDEO}: {error.strerror if known else _NOT_READ}") from error
+                # Formats that are not on the list and too many pixels are an invalid argument to FFmpeg.
+                invalid = isinstance(error, av.error.ArgumentError)
+                why = _NOT_READ.format(MOST_PIXELS) if invalid else error.strerror
+                raise unreadable(path, f"not a video, or a damaged one: {why}") from error
     except FileNotFoundError as error:
         raise unreadable(path, "no such file") from error
     except OSError as error:
@@ -149,8 +158,8 @@ def _check_counts(path: Path, source: _Source) -> None:
     source.seek(0, io.SEEK_SET)
 
 
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    """The stream to decode."""
+def _video_stream(path: Path, source: _Source, container: InputContainer, options: dict[str, str]) -> VideoStream:
+    """The stream to decode, with these options of its codec."""
     stream: VideoStream
     cover = pyav().stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
@@ -161,9 +170,8 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     codec: Any = stream.codec_context  # None, whatever PyAV's stubs say, where FFmpeg does not know the codec
     if codec is None:
         raise unreadable(path, "a codec that FFmpeg does not know")
-    if codec.width * codec.height > MOST_PIXELS:
-        raise unreadable(path, f"frames of {codec.width} x {codec.height}, more than {MOST_PIXELS:,} pixels")
-    codec.options = {"max_pixels": str(MOST_PIXELS)}
+    source.check_size(codec.width, codec.height)
+    codec.options = options
     # Several videos are read at a time, so each on one thread.
     stream.thread_type, codec.thread_count = "NONE", 1
     return stream

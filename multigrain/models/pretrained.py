@@ -49,9 +49,8 @@ def write_folder(
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
     settings = {"model": dataclasses.asdict(config), "vocabulary": vocabulary, "sha256": digests}
     with files.lock(folder):
-        files.remove_partial(folder)
         if tokenizer is not None:
-            files.open_folder(folder / TOKENIZER, "folder")
+            files.remove_partial(files.open_folder(folder / TOKENIZER, "folder"))
         files.write_together(folder, {**parts, "config.json": json.dumps(settings, indent=2).encode() + b"\n"})
         for old in _tokenizer_files(folder) - parts.keys():
             (folder / old).unlink()

@@ -103,11 +103,15 @@ def normalized_pixels(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dt
     """(pixels - mean) / std of frames [U, 3, H, W], uint8 or floating in [0, 1]; mean and std are [3, 1, 1].
 
     Raises:
-        ValueError: floating frames that hold 0 to 255.
+        ValueError: floating frames that hold 0 to 255, NaN or infinity.
     """
     # Not 1: interpolation may overshoot, and frames of noise are fair; 255 is the mistake that is made.
-    if frames.is_floating_point() and frames.numel() and (most := float(frames.amax())) > 16:
-        raise ValueError(f"frames: expected floating pixels in [0, 1] (or uint8 from 0 to 255), got up to {most:g}")
+    if frames.is_floating_point() and frames.numel():
+        low, high = map(float, frames.aminmax())
+        if not (low >= -16 and high <= 16):  # nor is NaN
+            raise ValueError(
+                f"frames: expected floating pixels in [0, 1] (or uint8 from 0 to 255), got {low:g} to {high:g}"
+            )
     pixels = frames.to(dtype)
     return ((pixels if frames.is_floating_point() else pixels / 255) - mean) / std
 

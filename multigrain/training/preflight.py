@@ -82,7 +82,7 @@ def device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(name)
-        torch.empty(0, device=found)
+        torch.zeros(1, device=found).item()  # "meta" has no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: expected auto, cpu or a CUDA device that is here, got {name!r}: {reason}") from error

@@ -53,7 +53,6 @@ class Files:
         self, settings: dict[str, Any], resume: bool, use: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any] | None:
         """The state to go on from, which `use` has taken, or None and nothing of an earlier run."""
-        files.remove_partial(self.out)
         state = None
         if resume and checkpoint.checkpoints(self.checkpoint):
             state = checkpoint.load_checkpoint(self.checkpoint, settings, use)

@@ -99,6 +99,34 @@ def test_a_video_does_not_depend_on_its_batch_or_its_padding(video: tuple[Tensor
     torch.testing.assert_close(together["frame"].features[1, :2], alone["frame"].features[0])
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"frames": torch.ones(2, 4, 3, 16, 16).bool()}, TypeError, "frames: expected floating .* got torch.bool"),
+        ({"frames": torch.ones(2, 4, 3, 16, 16).cfloat()}, TypeError, "frames: .* got torch.complex64"),
+        ({"frames": torch.ones(2, 4, 3, 16, 16).long()}, TypeError, "frames: .* got torch.int64"),
+        ({"frames": torch.full((2, 4, 3, 16, 16), torch.nan)}, ValueError, r"frames: expected .* in \[0, 1\].* nan"),
+        ({"frames": torch.full((2, 4, 3, 16, 16), -torch.inf)}, ValueError, "frames: expected .* -inf"),
+        ({"index": torch.tensor([[0, 1], [2, -1]])}, ValueError, "index: expected .* 0 to 7, got -1 at position 3"),
+        ({"index": torch.tensor([[0, 1], [2, 8]])}, ValueError, "index: expected .* 0 to 7, got 8 at position 3"),
+        ({"index": torch.zeros(2, 2)}, TypeError, "index: expected whole numbers, got torch.float32"),
+        ({"mask": torch.ones(2, 4)}, TypeError, "mask: expected dtype torch.bool .* got torch.float32"),
+    ],
+)
+def test_frames_that_cannot_be_meant_are_named(changes: dict[str, Tensor], error: type[Exception], message: str):
+    given = {"frames": torch.rand(2, 4, 3, 16, 16), **changes}
+    if "index" in given:
+        given["frames"] = given["frames"].flatten(0, 1)
+    with pytest.raises(error, match=message):
+        build().encode_video(**given)
+
+
+def test_an_index_behind_the_mask_is_not_read(video: tuple[Tensor, Tensor]):
+    frames, mask = video[0].flatten(0, 1), torch.tensor([[True, True], [True, False]])
+    good, junk = (build().encode_video(frames, mask, torch.tensor([[0, 1], [2, i]])) for i in (0, -7))
+    assert all(torch.equal(a, b) for a, b in zip(values(good), values(junk), strict=True))
+
+
 def test_distinct_frames_with_an_index_are_the_same_video(video: tuple[Tensor, Tensor]):
     model, (frames, mask) = build(), video
     distinct = frames[0, [0, 1, 2]]
@@ -164,7 +192,7 @@ def test_features_that_were_computed_before_take_the_towers_place(video: tuple[T
     ).eval()
     text = model.text(SENTENCES)
     frames = model.vision(video[0].flatten(0, 1)).unflatten(0, (2, 4))
-    assert torch.equal(cached(text, frames), model(SENTENCES, video[0]))
+    torch.testing.assert_close(cached(text, frames), model(SENTENCES, video[0]))
     index = torch.tensor([[0, 3, 1, 2], [2, 0, 1, 1]])
     torch.testing.assert_close(
         cached.encode_video(frames[0], video[1], index)["video"].features,
