@@ -15,6 +15,7 @@ import torch
 import multigrain as mg
 from multigrain import checks, cli, commands
 from multigrain.checks import printable
+from multigrain.collection import Collection
 from multigrain.extract import Report
 from multigrain.report.console import Bars, print_table
 from multigrain.search import Result
@@ -35,6 +36,11 @@ def test_a_report_of_an_extraction_has_a_line_for_each_video():
     lines = str(Report(Path(EVIL), 2, 1, {EVIL: f"no video: {EVIL}"}, 0)).split("\n")
     assert len(lines) == 3
     assert lines[2] == f"  {SAFE}: no video: {SAFE}"
+
+
+def test_the_list_of_broken_videos_has_a_line_for_each(tmp_path: Path):
+    Collection(tmp_path, {}).append(None, [], {EVIL: EVIL})
+    assert (tmp_path / "broken.txt").read_text() == f"{SAFE}\t{SAFE}\n"
 
 
 def test_search_prints_a_line_for_each_video(monkeypatch: pytest.MonkeyPatch, capsys: Any):
