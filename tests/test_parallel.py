@@ -18,7 +18,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -325,7 +325,7 @@ def train_until(rank: int, size: int, config: training.TrainConfig, out: Path, h
         elif how == "save":
             torch.save = _half_a_file
         elif how == "replace":
-            Path.replace = kill
+            os.replace = kill
 
     try:
         training.train(config, DATA, out, progress=end)
@@ -336,8 +336,9 @@ def train_until(rank: int, size: int, config: training.TrainConfig, out: Path, h
     return "done"
 
 
-def _half_a_file(state: Any, path: Path) -> None:
-    path.write_bytes(b"PK half a checkpoint")
+def _half_a_file(state: Any, file: BinaryIO) -> None:
+    file.write(b"PK half a checkpoint")
+    file.flush()
     kill()
 
 
