@@ -476,16 +476,16 @@ def command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
 
 
 def written_by_command(rank: int, size: int, folder: Path, *arguments: str) -> set[str]:
-    """Files below a folder that a command line writes on this rank, but for those that only see whether it may."""
+    """Files below a folder that a command line writes on this rank, but for those that show whether it may."""
     found: set[str] = set()
 
     def note(event: str, details: tuple[Any, ...]) -> None:
         if event == "open" and str(details[0]).startswith(str(folder)) and details[2] & (os.O_WRONLY | os.O_RDWR):
-            found.add(re.sub(r"\.\d+\.tmp$", "", Path(details[0]).name))
+            found.add(re.sub(r"\.\d+-\w{8}\.tmp$", "", Path(details[0]).name))
 
     sys.addaudithook(note)  # which stays: `found` is copied
     assert command(rank, size, *arguments)[0] == 0
-    return {name for name in found if not name.startswith(".write-")}
+    return {name for name in found if not name.startswith((".write-", ".lock"))}
 
 
 def killed_in_command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
