@@ -8,13 +8,17 @@ HOOK := $(addprefix tests/support/torchvision_cpu,.py .pth)
 # Two pytest workers on two cores: more threads in each would only wait for one another.
 PYTEST_WORKERS ?= 2
 
-.PHONY: demo test lint docs figures demo-install test-install docs-install torchvision-hook clean
+.PHONY: demo test test-anywhere lint docs figures demo-install test-install docs-install torchvision-hook clean
 
 demo: demo-install
 	$(BIN)/multigrain demo
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+# Under six settings that round as other processors do; SETTINGS names some of them (tests/anywhere.py).
+test-anywhere: test-install
+	$(BIN)/python -m tests.anywhere --workers $(PYTEST_WORKERS) $(SETTINGS)
 
 lint: test-install
 	$(BIN)/ruff check

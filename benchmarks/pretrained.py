@@ -54,8 +54,7 @@ class Setup:
         sizes = {name: getattr(self, name) for name in ("cache", "pairs", "single", "val", "test")}
         towers, grains = demo.stages
         stages = [replace(towers, epochs=self.tower_epochs), replace(grains, epochs=self.epochs)]
-        # Each run is one process: shards would cost time and give it nothing.
-        return replace(demo, data=replace(demo.data, **sizes), stages=stages, seed=seed, shards=1)
+        return replace(demo, data=replace(demo.data, **sizes), stages=stages, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def fit(model: XCLIP, stage: training.StageConfig, split: Split, seed: int) -> f
             step = epoch * len(order) + i
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage.optimizer, step, len(order) * stage.epochs) * group["share"]
-            loss = objective.share([rows])
+            loss = objective.share(rows)
             losses.append(float(loss.detach()))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

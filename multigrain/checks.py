@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,19 +18,42 @@ if TYPE_CHECKING:
     from .tokens import Tokens
 
 T = TypeVar("T")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+# Beyond, fp32 could not hold the sums and products of what is given: of scores in a loss, of settings with scores.
+LARGEST = 1e30
+# The least temperature: fp32 holds a similarity by it, and kernels their fill values beside that.
+SMALLEST = 1e-20
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# What moves a cursor, sets colours, ends a line or turns the direction of writing; halves of surrogate pairs.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def features(name: str, value: object) -> Tensor:
     """A floating tensor [B, D] or [B, L, D] without an empty axis, or an error that names it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor [B, D] or [B, L, D], got {type(value).__name__}")
+    floating(name, value, "features")
     if value.ndim not in (2, 3):
         raise ValueError(f"{name}: expected features of shape [B, D] or [B, L, D], got {shape(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected floating-point features, got {value.dtype}")
     if 0 in value.shape:
         raise ValueError(f"{name}: expected at least one item, token and channel, got {shape(value)} (empty)")
     return value
+
+
+def floating(name: str, value: Tensor, what: str) -> None:
+    """A dense tensor of numbers to compute with, or an error."""
+    if value.is_nested or value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected floating-point {what} of 16 to 64 bits, got {value.dtype}")
+
+
+def present(name: str, value: Tensor) -> None:
+    """A tensor that has values."""
+    if value.is_meta:
+        raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
 
 
 def mask(name: str, value: object, values: Tensor) -> Tensor:
@@ -124,36 +148,80 @@ def finite(name: str, tokens: Tokens) -> None:
 def require(holds: bool, name: str, expected: str, got: object) -> None:
     """That something holds of a setting or a field."""
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+        raise ValueError(f"{name}: expected {expected}, got {short(got)}")
 
 
-def positive(name: str, value: float) -> float:
-    """A finite number above zero, or an error."""
+def few(names: Iterable[str]) -> str:
+    """The first of some names, for a message."""
+    first, *rest = sorted(names)
+    shown = [first[:100], *rest[:4]]
+    return ", ".join(shown) + (f" and {len(rest) - 4} more" if len(rest) > 4 else "")
+
+
+def positive(name: str, value: float, least: float = SMALLEST, most: float = 1 / SMALLEST) -> float:
+    """A number above zero by which fp32 can divide and multiply similarities, or an error."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a positive number, got {value!r}")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
+        raise TypeError(f"{name}: expected a positive number, got {short(value)}")
+    if not least <= value <= most:
+        limits = f" from {least:g} to {most:g}" if 0 < value < math.inf else ""
+        raise ValueError(f"{name}: expected a positive finite number{limits}, got {short(value)}")
     return float(value)
 
 
-def number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> float:
+def number(name: str, value: float, least: float = -LARGEST, most: float = LARGEST) -> float:
     """A finite number between limits, or an error."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    value = float(value)
-    if not (math.isfinite(value) and least <= value <= most):
-        limits = "" if least == -math.inf else f" from {least:g}" + ("" if most == math.inf else f" to {most:g}")
-        raise ValueError(f"{name}: expected a finite number{limits}, got {value!r}")
-    return value
+        raise TypeError(f"{name}: expected a number, got {short(value)}")
+    if not least <= value <= most:
+        limits = f" from {least:g} to {most:g}" if least > -LARGEST or abs(value) < math.inf else ""
+        raise ValueError(f"{name}: expected a finite number{limits}, got {short(value)}")
+    return float(value)
+
+
+class NotFinite(ValueError):
+    """Scores of which no loss is finite."""
+
+
+class Rule(NamedTuple):
+    """What the numbers of a config have to be, in words and as a test."""
+
+    expected: str
+    kind: type
+    holds: Callable[[Any], bool]
+
+
+# NaN holds no comparison; no setting needs a whole number that int64 cannot add to.
+POSITIVE = Rule("a positive integer", Integral, lambda x: 1 <= x < 2**62)
+NATURAL = Rule("an integer of at least 0", Integral, lambda x: 0 <= x < 2**62)
+ABOVE_0 = Rule("a number above 0", Real, lambda x: 0 < x <= LARGEST)
+FROM_0 = Rule("a number of at least 0", Real, lambda x: 0 <= x <= LARGEST)
+SHARE = Rule("a share in [0, 1)", Real, lambda x: 0 <= x < 1)
+
+
+def fields(config: object, rule: Rule, *names: str) -> None:
+    """That fields of a config keep to a rule, or an error that names the first that does not."""
+    for name in names:
+        value = getattr(config, name)
+        holds = isinstance(value, rule.kind) and not isinstance(value, bool) and rule.holds(value)
+        require(holds, name, rule.expected, value)
+
+
+def short(value: object) -> str:
+    """What was given, for a message: its repr in one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python cares to write
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def count(name: str, value: int, at_most: int | None = None) -> int:
     """A whole number from one to `at_most`, or an error."""
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a positive integer, got {value!r}")
+        raise TypeError(f"{name}: expected a positive integer, got {short(value)}")
     if value < 1 or (at_most is not None and value > at_most):
         limit = "" if at_most is None else f" to {at_most}"
-        raise ValueError(f"{name}: expected an integer from 1{limit}, got {value}")
+        raise ValueError(f"{name}: expected an integer from 1{limit}, got {short(value)}")
     return int(value)
 
 
@@ -161,17 +229,16 @@ def choice(name: str, value: str, choices: Iterable[str]) -> str:
     """One of the given names, or an error that lists them."""
     options = list(choices)
     if value not in options:
-        raise ValueError(f"{name}: expected one of {', '.join(options)}; got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(options)}; got {short(value)}")
     return value
 
 
 def scores(value: Tensor, name: str = "scores") -> None:
     """A floating matrix [queries, candidates] without an empty axis, or an error."""
-    instance(name, value, Tensor)
+    floating(name, instance(name, value, Tensor), "scores")
+    present(name, value)
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name}: expected a non-empty matrix [queries, candidates], got {shape(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point matrix, got {value.dtype}")
 
 
 def square(value: Tensor, remedy: str = "pass a pair of ids (of the queries, of the candidates) otherwise") -> None:
@@ -180,13 +247,20 @@ def square(value: Tensor, remedy: str = "pass a pair of ids (of the queries, of 
         raise ValueError(f"scores: expected a square matrix (row i belongs to column i), got {shape(value)}; {remedy}")
 
 
-def targets(value: Tensor, scores: Tensor) -> None:
-    """Weights from 0 of the shape of scores [q, c], or an error."""
+def targets(value: Tensor, scores: Tensor, axis: int) -> None:
+    """Weights from 0 of the shape of scores [q, c], with one above 0 along `axis`, or an error."""
     instance("targets", value, Tensor)
     if value.shape != scores.shape:
         raise ValueError(f"targets: expected the shape of scores, {shape(scores)}, got {shape(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"targets: expected floating-point weights, got {value.dtype}")
+    floating("targets", value, "weights")
+    if readable(value):
+        first_bad("targets", "finite weights from 0", value, (value >= 0) & (value < math.inf))
+        lonely = ~(value > 0).any(axis)
+        if lonely.any():
+            raise ValueError(
+                f"targets: expected a weight above 0 in every {'row' if axis else 'column'}, got none in "
+                f"{int(lonely.nonzero()[0])}"
+            )
 
 
 def labels(name: str, value: Tensor, length: int) -> None:
@@ -238,9 +312,9 @@ def weights(values: Sequence[float], grains: int) -> list[float]:
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
-        raise TypeError(f"weights: expected {grains} numbers, one for each grain, got {values!r}") from None
+        raise TypeError(f"weights: expected {grains} numbers, one for each grain, got {short(values)}") from None
     if len(numbers) != grains or not all(math.isfinite(value) for value in numbers):
-        raise ValueError(f"weights: expected {grains} finite numbers, one for each grain, got {numbers}")
+        raise ValueError(f"weights: expected {grains} finite numbers, one for each grain, got {short(numbers)}")
     return numbers
 
 
@@ -262,12 +336,69 @@ def indices(name: str, value: Tensor, size: int) -> None:
         raise ValueError(f"{name}: expected indices from 0 to {size - 1}, got {int(value[i])} at position {i}")
 
 
-def not_nan(value: Tensor, first_row: int = 0) -> None:
-    """No NaN among scores, or an error that names the first."""
-    bad = value.isnan()
-    if bad.any():
-        row, column = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"scores: expected numbers, got NaN at row {first_row + row}, column {column}")
+def not_nan(value: Tensor, first_row: int = 0, columns: Tensor | None = None) -> None:
+    """No NaN among scores, or an error that names the first.
+
+    Args:
+        columns: of the shape of value, what to call the columns; None: by their places.
+    """
+    first_bad("scores", "numbers", value, ~value.isnan(), first_row, columns)
+
+
+def comparable(name: str, value: Tensor) -> None:
+    """Finite scores that fp32 can add up, or an error that names the first other one."""
+    if not torch.compiler.is_compiling() and not transformed():
+        first_bad(name, f"finite numbers up to {LARGEST:g}", value, value.abs() <= LARGEST)
+
+
+def first_bad(
+    name: str,
+    expected: str,
+    value: Tensor,
+    good: Tensor,
+    first_row: int = 0,
+    columns: Tensor | None = None,
+    error: type[ValueError] = ValueError,
+) -> None:
+    """That all values of a matrix are good, or an error that names the first other one, its row and its column."""
+    present(name, value)
+    if not good.all():
+        row, column = (int(i) for i in (~good).nonzero()[0])
+        place = column if columns is None else int(columns[row, column])
+        got = float(value[row, column])
+        got = "NaN" if math.isnan(got) else f"{got:g}"
+        raise error(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
+
+
+def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scores") -> None:
+    """Scores of which a loss is finite, or an error that names the first other one; read where that costs nothing.
+
+    Args:
+        positives: bool, or weights: where those must be that -inf cannot leave out.
+    """
+    if not readable(value):
+        return
+    x = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    good = x <= LARGEST
+    if positives is not None:
+        good &= (x >= -LARGEST) | (positives <= 0)
+    first_bad(
+        name,
+        f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)",
+        x,
+        good,
+        error=NotFinite,
+    )
+
+
+def readable(value: Tensor) -> bool:
+    """Whether a look at values holds nothing up: on the CPU, outside of compilation and of function transforms."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+
+
+def transformed() -> bool:
+    """Under torch.func or forward-mode differentiation."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0  # pyright: ignore
 
 
 def width(what: str, size: int, got: int) -> None:
@@ -313,6 +444,16 @@ def reads(value: object) -> str | None:
 def origin(value: type | Callable[..., object]) -> tuple[str, str]:
     """Where a class or function is written."""
     return value.__module__, value.__qualname__
+
+
+def whole_text(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no encoding does."""
+    return _HALF_PAIR.sub("\ufffd", text)
+
+
+def printable(text: object) -> str:
+    """A line of text as a terminal may show it: whatever would act on the terminal as its escape, a newline too."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def named(value: object) -> str:

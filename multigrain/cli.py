@@ -8,6 +8,7 @@ run under torchrun, where a line names its rank. Whatever is slow to import wait
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
+from .checks import printable
 from .hubness import TRANSDUCTIVE
 
 _EXPECTED = (ArithmeticError, ImportError, KeyError, MemoryError, OSError, RecursionError, TypeError, ValueError)
@@ -29,6 +31,9 @@ _MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments, command = list(sys.argv[1:] if argv is None else argv), ""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write ends nothing
     try:
         parser = _parser()
         options, overrides = parser.parse_known_args(arguments)
@@ -161,7 +166,7 @@ def _parser() -> _Parser:
     search = command("search", "find videos by a sentence", "Print the best videos of a folder of features.")
     search.add_argument("sentence")
     search.add_argument("--in", dest="features", type=Path, required=True, help="folder that `extract` wrote")
-    search.add_argument("--model", help=f"{_MODEL} (default: that of the features)")
+    search.add_argument("--model", help=f"{_MODEL}: the one that made the features")
     explain = command("explain", "why a sentence and a video have their score", _EXPLAIN)
     explain.add_argument("--model", required=True, help=_MODEL)
     explain.add_argument("--video", help="a video file or a folder of frames")
@@ -170,6 +175,14 @@ def _parser() -> _Parser:
     explain.add_argument("--out", type=Path, help="a .png or .html file to write (default explain.png)")
     explain.add_argument("--fps", type=float, default=1.0, help="candidate frames per second of --video (default 1)")
     explain.add_argument("--cache", help="with --pair: folder of the generated pairs (default: that of the run)")
+    for made in (train, evaluate, extract, search, explain):
+        made.add_argument(
+            "--trust",
+            action="append",
+            default=[],
+            metavar="PACKAGE",
+            help="import a package of yours, whose aggregators settings may then name; may be given several times",
+        )
     for made in (evaluate, extract, search, explain):
         made.add_argument("--architecture", help="of a file of CLIP: openai, or an open_clip name such as ViT-B-32")
     search.add_argument("-k", type=_positive, default=10, help="how many (default 10)")
@@ -219,8 +232,8 @@ def _positive(text: str) -> int:
 
 
 def _integer(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text[:40]!r}")
     return int(text)
 
 
@@ -234,7 +247,7 @@ def _one_line(error: BaseException | str) -> str:
         message = f"not enough memory (smaller batches need less) {error}"
     # The library's remedy in the words of the command line.
     text = str(message).replace("resume=False", "--no-resume").replace("out_dir", "--out")
-    line = " ".join(text.split()) or type(error).__name__
+    line = printable(" ".join(text.split())) or type(error).__name__
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 

@@ -39,7 +39,7 @@ def run_demo(options: argparse.Namespace, _: list[str]) -> None:
             cache=options.cache,
             resume=not options.no_resume,
         )
-        print(f"Open {page}")
+        _print(f"Open {page}")
 
 
 def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
@@ -65,8 +65,8 @@ def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
     with parallel.launched(training.device(run.config.device)), parallel.locked(run.out):
         training.check(run.config)
         runs.fit(run, runs.load(run))
-        print(f"Time: {run.clock}")
-        print(f"Trained {run.out / 'model'}; next: {shlex.join(['multigrain', 'evaluate', '--out', str(run.out)])}")
+        _print(f"Time: {run.clock}")
+        _print(f"Trained {run.out / 'model'}; next: {shlex.join(['multigrain', 'evaluate', '--out', str(run.out)])}")
 
 
 def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -92,7 +92,9 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
     run, model = (
-        runs.restore(run) if options.model is None else (run, runs.load_model(options.model, options.architecture))
+        runs.restore(run)
+        if options.model is None
+        else (run, runs.load_model(options.model, options.architecture, options.trust))
     )
     if options.hubness is not None:
         run = dataclasses.replace(run, results=run.results / options.hubness)
@@ -107,13 +109,13 @@ def _evaluate_test(run: Run, model: XCLIP, options: argparse.Namespace) -> None:
     explained = options.hubness is None and model.recipe is None
     if isinstance(run.config.data, training.BabyAIConfig) and explained:
         page = Path(options.report) if options.report else None
-        print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation, page)}")
+        _print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation, page)}")
     else:
         runs.report(run, evaluation, data.test)
         if options.report is not None:
             _write_page(run, model, data.test, evaluation, Path(options.report or run.results / "index.html"))
-        print(f"Time: {run.clock}")
-        print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
+        _print(f"Time: {run.clock}")
+        _print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
 
 
 def _write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, page: Path) -> None:
@@ -123,12 +125,15 @@ def _write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, pa
     evaluation = evaluation.whole()
     if parallel.first():
         with run.clock.phase("page"):
-            print(f"Open {write_page(run, model, pairs, evaluation, page)}")
+            _print(f"Open {write_page(run, model, pairs, evaluation, page)}")
 
 
 def _targets(path: str, texts: int) -> torch.Tensor:
     """The video of each text, from a JSON list."""
-    values = files.read_json(path, "targets")
+    try:
+        values = files.read_json(path, "targets")
+    except ValueError as error:
+        raise ValueError(f"targets: expected a JSON list: {error}") from error
     if not isinstance(values, list) or not all(type(value) is int for value in values) or len(values) != texts:
         raise ValueError(f"targets: expected a JSON list of {texts} integers, one for each text, in {path}")
     return torch.tensor(values)
@@ -176,12 +181,12 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: P
     targets = None if options.targets is None else _targets(options.targets, len(text))
     scorer = ModelConfig().scorer()
     if options.model is not None:
-        model = runs.load_model(options.model, options.architecture).cpu()
+        model = runs.load_model(options.model, options.architecture, options.trust).cpu()
         scorer = model.scorer if model.recipe is None else model.recipe
         if options.hubness is not None:
             training.check_hubness(options.hubness, scorer)
     if parallel.first():
-        print(f"Scored by {in_words(scorer)}")
+        _print(f"Scored by {in_words(scorer)}")
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
     if options.hubness is not None:
@@ -193,8 +198,8 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: P
 
         evaluation, page = evaluation.whole(), Path(options.report or out / "index.html")
         if parallel.first():
-            print(f"Open {write_features_page(evaluation, text, video, scorer, page)}")
-    print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
+            _print(f"Open {write_features_page(evaluation, text, video, scorer, page)}")
+    _print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
 
 
 def run_explain(options: argparse.Namespace, _: list[str]) -> None:
@@ -213,15 +218,15 @@ def _explain(options: argparse.Namespace, out: Path) -> None:
     from .report.pair_page import PairPage, numbered_pair
 
     if options.pair is not None:
-        sentence, video, what = numbered_pair(options.model, options.pair, options.cache)
+        sentence, video, what = numbered_pair(options.model, options.pair, options.cache, options.trust)
     else:
         if options.text is None:
             raise ValueError("--text: expected a sentence beside --video")
         sentence, video, what = options.text, options.video, Path(options.video).name
-    model = runs.load_model(options.model, options.architecture)
+    model = runs.load_model(options.model, options.architecture, options.trust)
     page = PairPage.of(model, options.text or sentence, video, what, options.fps)
     print(page.table())
-    print(f"Open {page.write(out)}")
+    _print(f"Open {page.write(out)}")
 
 
 def run_extract(options: argparse.Namespace, _: list[str]) -> None:
@@ -230,7 +235,7 @@ def run_extract(options: argparse.Namespace, _: list[str]) -> None:
     from .extract import extract
 
     with files.lock(files.open_folder(options.out)), Bars() as bars:
-        model = runs.load_model(options.model, options.architecture)
+        model = runs.load_model(options.model, options.architecture, options.trust)
         sampling = Sampling(options.fps, options.max_frames or model.max_frames)
         report = extract(
             model,
@@ -252,18 +257,26 @@ def run_search(options: argparse.Namespace, _: list[str]) -> None:
     from .collection import Collection
     from .search import search
 
-    model = options.model or Collection.open(options.features).model_path
-    if model is None:
-        raise ValueError("model: expected --model, since the features do not say what they were made with")
-    found = search(runs.load_model(model, options.architecture), options.sentence, options.features, k=options.k)
+    if options.model is None:
+        made_by = Collection.open(options.features).model_path
+        noted = "do not say what made them" if made_by is None else f"say: --model {shlex.quote(str(made_by))}"
+        raise ValueError(f"model: expected --model, the one that made the features; they {noted}")
+    model = runs.load_model(options.model, options.architecture, options.trust)
+    found = search(model, options.sentence, options.features, k=options.k)
     for place, result in enumerate(found, 1):
         grains = "  ".join(f"{name} {score:.3f}" for name, score in result.by_grain.items())
-        print(f"{place:3}  {result.score:.4f}  {result.path}  {grains}")
+        _print(f"{place:3}  {result.score:.4f}  {result.path}  {grains}")
+
+
+def _print(line: str) -> None:
+    """Print a line with names of others in it."""
+    print(checks.printable(line))
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
     """The run that a command line describes, checked."""
-    if options.config is None:
+    own = options.config is None
+    if own:
         if options.out is None:
             raise ValueError("expected --config, --out or both")
         options.config = str(options.out / "config.json")
@@ -271,7 +284,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
             raise FileNotFoundError(f"out: expected the folder of a finished training, got {options.out}; train first")
     if options.cache is not None:
         overrides = [*overrides, f"--data.cache={options.cache}"]
-    config = training.load_config(options.config, overrides)
+    config = training.load_config(options.config, overrides, options.trust)
+    if own:
+        runs.check_cache(config, options.out, overrides)
     if options.command == "train":
         _read_beside_a_recipe(config.model, overrides)
     if isinstance(config.data, training.ClipsConfig):
@@ -283,5 +298,6 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
     resume = not getattr(options, "no_resume", False)
     source = runs.config_text(options.config) + "".join(f"# {override}\n" for override in overrides)
     run = Run(config, options.out or Path("runs", name), source, options.workers, resume, f"multigrain {name}")
+    run.trust = options.trust
     (demo.check if isinstance(config.data, training.BabyAIConfig) else runs.check)(run)
     return run

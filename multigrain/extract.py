@@ -62,7 +62,7 @@ class Report:
         if self.broken:
             lines.append(f"{len(self.broken):,} could not be read (nor will be tried again, unless all is done anew):")
             lines += [f"  {video}: {reason}" for video, reason in self.broken.items()]
-        return "\n".join(lines)
+        return "\n".join(map(checks.printable, lines))
 
 
 def extract(

@@ -25,7 +25,7 @@ import zipfile
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeAlias
+from typing import Any, BinaryIO, ClassVar, NoReturn, TypeAlias
 
 import torch
 
@@ -382,14 +382,55 @@ def load_tensors(path: Location, device: torch.device | str = "cpu", sha256: str
         if zipfile.is_zipfile(path):
             _check_archive(path, sha256 is None)
         return torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # zipfile, pickle and torch raise what the damaged bytes run into
         refuse(path, error)
 
 
+class PlainUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
+    """Builds dicts, lists, tuples, strings, bytes and numbers; whatever else needs a name, and gets none.
+
+    Made of the one of the standard library that is written in Python: in C, one number in a pickle can take gigabytes.
+    """
+
+    def __init__(self, content: bytes, encoding: str = "ASCII") -> None:
+        super().__init__(io.BytesIO(content), encoding=encoding)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """No class and no function.
+
+        Raises:
+            UnpicklingError: always.
+        """
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+    def _make_dict(self: Any) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._put(items)
+
+    def _set_item(self: Any) -> None:
+        self._put([self.stack.pop(-2), self.stack.pop()])
+
+    def _set_items(self: Any) -> None:
+        self._put(self.pop_mark())
+
+    def _put(self: Any, items: list[Any]) -> None:
+        # A tuple in a hundred thousand others would overflow the stack, were it hashed.
+        if type(self.stack[-1]) is not dict or not all(isinstance(key, str | int | float) for key in items[::2]):
+            raise pickle.UnpicklingError("expected dicts of strings and numbers")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()  # pyright: ignore[reportPrivateUsage]
+        if bytes([code]) not in (pickle.EMPTY_SET, pickle.FROZENSET, pickle.BYTEARRAY8)
+    } | {pickle.DICT[0]: _make_dict, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
+
+
 def refuse(path: Location, error: Exception) -> NoReturn:
-    """Raise a ValueError of one line about a file that a foreign reader could not read."""
+    """Raise a ValueError of one line about a file that a foreign reader could not read, or what the disk said."""
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a place that damaged bytes gave
+        raise error
     if str(path) in str(error) and isinstance(error, ValueError):
         raise error
     reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
@@ -403,7 +444,8 @@ def refuse(path: Location, error: Exception) -> NoReturn:
 def _check_archive(path: Path, checksums: bool) -> None:
     """torch.save compresses nothing, so whatever unpacks to more than the file is no work of its."""
     with zipfile.ZipFile(path) as archive:
-        if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-            raise ValueError(f"{path}: expected tensors as torch.save writes them, got compressed ones")
+        # What is marked as a folder, torch takes as read: its tensor would be whatever the memory held before.
+        if any(item.compress_type != zipfile.ZIP_STORED or item.external_attr for item in archive.infolist()):
+            raise ValueError(f"{path}: expected tensors as torch.save writes them, got compressed or marked ones")
         if checksums and (name := archive.testzip()) is not None:
             raise ValueError(f"{path}: damaged: the checksum of {name} is another")

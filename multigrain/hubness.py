@@ -35,7 +35,8 @@ def dual_softmax(scores: Float[Tensor, "q c"], beta: float = 100.0) -> Float[Ten
         beta: multiplies the scores in the softmax; 100 is where CLIP's logit scale ends.
 
     Raises:
-        TypeError, ValueError: scores that are no matrix, or a beta that is not positive and finite.
+        TypeError, ValueError: scores that are no matrix of finite numbers (the first other one is named), or a beta
+            that is not positive and finite.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.8], [0.9, 0.1]])  # both queries like candidate 0 best
@@ -132,11 +133,13 @@ def _soft_mean(x: Tensor, beta: float, dim: int) -> Tensor:
 
 def _checked(scores: Tensor, beta: float) -> tuple[Tensor, float]:
     checks.scores(scores)
-    return widen(scores), checks.positive("beta", beta)
+    checks.comparable("scores", scores := widen(scores))
+    return scores, checks.positive("beta", beta, 1 / checks.LARGEST, torch.finfo(torch.float32).max)
 
 
 def _bank(bank: Tensor, scores: Tensor) -> Tensor:
     checks.scores(bank, "bank")
+    checks.comparable("bank", bank := widen(bank))
     if bank.shape[1] != scores.shape[1] or bank.device != scores.device:
         raise ValueError(
             f"bank: expected scores against the same {scores.shape[1]} candidates, on {scores.device}, "

@@ -7,6 +7,7 @@ Rivals are all candidates that are not positives of the query. NaN is an error, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NotRequired, TypedDict
 
 import torch
@@ -19,7 +20,7 @@ from .hubness import TRANSDUCTIVE
 TIES = {"optimistic": 0.0, "mean": 0.5, "pessimistic": 1.0}
 PROTOCOLS = ("diagonal", "group_max", "all_captions")
 RECALLS = (1, 5, 10)
-_ROWS = 1024  # rows compared at a time: the comparison of a large matrix would otherwise be as large again
+_ELEMENTS = 1 << 20  # compared at a time: the comparison of a large matrix would otherwise be as large again
 
 
 class RetrievalMetrics(TypedDict):
@@ -62,8 +63,15 @@ def ranks(
             f"positives: expected a bool matrix of shape {checks.shape(scores)}, got {checks.shape(positives)}"
         )
     positives = positives.to(scores.device)
-    parts = [_ranks(scores[i : i + _ROWS], positives[i : i + _ROWS], share, i) for i in range(0, len(scores), _ROWS)]
-    return torch.cat(parts)
+    found = torch.empty(len(scores), dtype=torch.float64, device=scores.device)
+    for rows in _blocks(scores):
+        found[rows] = _ranks(scores[rows], positives[rows], share, rows.start)
+    return found
+
+
+def _blocks(scores: Tensor) -> Iterator[slice]:
+    step = max(1, _ELEMENTS // scores.shape[1])
+    return (slice(i, i + step) for i in range(0, len(scores), step))
 
 
 def _ranks(scores: Tensor, positives: Tensor, share: float, first_row: int) -> Tensor:
@@ -127,20 +135,38 @@ def retrieval_metrics(
     return result
 
 
-def ranks_of_videos(scores: Tensor, targets: Tensor | None, protocol: str, ties: str) -> Tensor:
+def ranks_of_videos(
+    scores: Float[Tensor, "t v"],
+    targets: Int[Tensor, "t"] | None,
+    protocol: str,
+    ties: str,
+    largest: Callable[[Tensor], Tensor] = lambda x: x,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Float[Tensor, "v"]:
     """The rank of each video's best own text ("all_captions"), or of itself among the videos, each by its best text.
 
     Args:
-        targets: None: text i belongs to video i. Where each video has one text, both protocols are the same.
+        targets: None: text i belongs to video i. Where each video has one text, all protocols are the same.
+        largest, total: over what others hold of the texts, whole videos each; here is all.
     """
     if targets is None:
-        return ranks(scores.T, ties=ties)
+        targets = torch.arange(len(scores), device=scores.device)
+    for rows in _blocks(scores):
+        checks.not_nan(scores[rows], rows.start)
+    own = scores.gather(1, targets[:, None])[:, 0]
+    best = largest(scores.new_full((scores.shape[1],), -torch.inf).scatter_reduce(0, targets, own, "amax"))
+    rivals, owners = scores, targets
+    if protocol == "group_max":
+        owners, places = targets.unique(return_inverse=True)
+        rivals = scores.new_full((len(owners), scores.shape[1]), -torch.inf)
+        rivals.scatter_reduce_(0, places[:, None].expand_as(scores), scores, "amax")
     videos = torch.arange(scores.shape[1], device=scores.device)
-    if protocol == "all_captions":
-        return ranks(scores.T, videos[:, None] == targets[None], ties)
-    best = scores.new_full((len(videos), len(videos)), -torch.inf)
-    best.scatter_reduce_(0, targets[:, None].expand_as(scores), scores, "amax")
-    return ranks(best.T, ties=ties)
+    counts = torch.zeros(2, len(videos), dtype=torch.long, device=scores.device)
+    for rows in _blocks(rivals):
+        others, x = owners[rows, None] != videos, rivals[rows]
+        counts += torch.stack([((x > best) & others).sum(0), ((x == best) & others).sum(0)])
+    better, equal = total(counts).double()
+    return 1 + better + TIES[ties] * equal
 
 
 def summarize(ranks: Float[Tensor, "q"]) -> dict[str, float]:

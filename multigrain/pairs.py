@@ -252,7 +252,8 @@ def rerank(
         text, video: queries and candidates of the scorer.
 
     Raises:
-        ValueError: a k out of range, or features of other numbers of items than the scores.
+        ValueError: a k out of range, features of other numbers of items than the scores, or a score that is NaN (its
+            row and column are named).
     """
     checks.scores(scores)
     checks.scorer("scorer", scorer)
@@ -260,9 +261,11 @@ def rerank(
     expected = [len(text), len(video)]
     checks.require(list(scores.shape) == expected, "scores", f"shape {expected} as the features", checks.shape(scores))
     checks.count("k", k, at_most=len(video))
+    checks.not_nan(scores)
     ordered, order = scores.sort(dim=1, descending=True, stable=True)
     best = order[:, :k].to(video.device)
     again = widen(torch.cat([scorer(text[i], video[columns]) for i, columns in enumerate(best)])).to(scores.device)
+    checks.not_nan(again, columns=order)
     lowest = again.amin(1, keepdim=True)
     below = 1 + F.pad(ordered[:, k + 1 :] != ordered[:, k:-1], (1, 0)).cumsum(1)[:, : scores.shape[1] - k]
     # A step is as large as the scores are, for a small one would vanish beside them.

@@ -146,6 +146,12 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def bounded(x: Tensor) -> Tensor:
+    """`widen`ed, -inf as the lowest number: 0 times it, as in the gradient by a scale, is 0 and not NaN."""
+    x = widen(x)
+    return x.clamp_min(torch.finfo(x.dtype).min)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Computing on x's device at the precision of the tensors themselves, whatever autocast surrounds it."""
     device = x.device.type

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files, training
+from .checks import printable
 from .data.manifest import missing_videos
 from .models import XCLIP, ModelConfig
 from .models.original import is_original
@@ -41,6 +42,7 @@ class Run:
         resume: go on from the checkpoint in `out`, where there is one.
         title, note, chosen: for the page: its title, a remark, how the settings were chosen.
         results: folder of the metrics and the page; default `out`.
+        trust: packages of your own whose aggregators the settings may name, see XCLIP.from_pretrained.
     """
 
     config: TrainConfig
@@ -52,6 +54,7 @@ class Run:
     note: str = ""
     chosen: str = ""
     results: Path = field(default=Path(), kw_only=True)
+    trust: Sequence[str] = field(default=(), kw_only=True)
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
@@ -102,6 +105,24 @@ def check(run: Run) -> None:
     run.config.model.scorer()
 
 
+def check_cache(config: TrainConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
+    """See that generated pairs are not written to where the folder of a run says, but where there are some already.
+
+    Args:
+        overrides: those of the user, who may say it.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if not isinstance(config.data, BabyAIConfig) or any(o.startswith("--data.cache=") for o in overrides):
+        return
+    if not any(Path(config.data.cache).glob("babyai-*")):
+        raise FileNotFoundError(
+            f"{folder}: expected the run's pairs in {config.data.cache}, there are none; "
+            "--cache FOLDER says where to generate them"
+        )
+
+
 def require(package: str, extra: str) -> None:
     """That a package is there.
 
@@ -129,7 +150,7 @@ def load(run: Run, splits: Sequence[str] = ("train", "val", "test")) -> Data:
             message += ", ".join(missing[:NAMED]) + ", ..." * (len(missing) > NAMED)
             if run.config.data.strict:
                 raise FileNotFoundError(message)
-            print(f"multigrain: {message}", file=sys.stderr)
+            print(f"multigrain: {printable(message)}", file=sys.stderr)
     return data
 
 
@@ -154,11 +175,11 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
     """
     if not (run.out / "config.json").is_file() or not (run.out / "model").is_dir():
         raise FileNotFoundError(f"out: expected the folder of a finished training, got {run.out}; train first")
-    trained, asked = training.load_config(run.out / "config.json"), run.config
+    trained, asked = training.load_config(run.out / "config.json", trust=run.trust), run.config
     settings, results = _rescored(trained.model, asked.model), run.out
     if isinstance(asked.data, BabyAIConfig):
         _same_pairs(trained.data, asked.data, run.out)
-    model = XCLIP.from_pretrained(run.out / "model")
+    model = XCLIP.from_pretrained(run.out / "model", run.trust)
     # Another default aggregator means something only where a grain names none.
     same = dataclasses.replace(settings, aggregator=trained.model.aggregator) == trained.model
     if not same or str(settings.scorer()) != str(trained.model.scorer()):
@@ -203,13 +224,14 @@ def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
             )
 
 
-def load_model(path: str | os.PathLike[str], architecture: str | None = None) -> XCLIP:
+def load_model(path: str | os.PathLike[str], architecture: str | None = None, trust: Sequence[str] = ()) -> XCLIP:
     """The model of a folder, of the folder of a run, or of a checkpoint file of X-CLIP's code or of CLIP.
 
     It is on CUDA where there is one.
 
     Args:
         architecture: of a file of CLIP, see XCLIP.from_clip.
+        trust: of a folder, see XCLIP.from_pretrained.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -217,7 +239,7 @@ def load_model(path: str | os.PathLike[str], architecture: str | None = None) ->
     """
     path = Path(path)
     if path.is_dir():
-        model = XCLIP.from_pretrained(path)
+        model = XCLIP.from_pretrained(path, trust)
     elif path.is_file():
         model = XCLIP.from_original(path) if is_original(path) else XCLIP.from_clip(path, architecture)
     else:

@@ -64,22 +64,39 @@ def top_k(
         Scores [queries, k] and candidate indices [queries, k].
 
     Raises:
-        ValueError: k or block out of range, or whatever the scorer raises.
+        ValueError: k or block out of range, a score that is NaN (its row and column are named), or whatever the
+            scorer raises.
     """
+    scores, indices = best(scorer, query, candidate, k, block, device, progress)
+    checks.not_nan(scores, columns=indices)
+    return scores, indices
+
+
+@torch.no_grad()
+def best(
+    scorer: nn.Module,
+    query: Features,
+    candidate: Features,
+    k: int,
+    block: int = 256,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `top_k`, but for NaN, which sorts first and so is among what comes back."""
     checks.instances(Features, query=query, candidate=candidate)
     checks.count("k", k, at_most=len(candidate))
     done: list[tuple[Tensor, Tensor]] = []
-    best: tuple[Tensor, Tensor] | None = None
+    found: tuple[Tensor, Tensor] | None = None
     for _, columns, scores in _blocks(scorer, query, candidate, block, progress):
         indices = torch.arange(columns.start, columns.stop, device=scores.device).expand_as(scores)
-        if best is not None:
-            scores, indices = torch.cat([best[0], scores], 1), torch.cat([best[1], indices], 1)
+        if found is not None:
+            scores, indices = torch.cat([found[0], scores], 1), torch.cat([found[1], indices], 1)
         # A stable sort, so that equal scores stay in the order of their indices whatever the block size.
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        best = scores[:, :k], indices.gather(1, order[:, :k])
+        found = scores[:, :k], indices.gather(1, order[:, :k])
         if columns.stop == len(candidate):
-            done.append((best[0].to(device), best[1].to(device)))
-            best = None
+            done.append((found[0].to(device), found[1].to(device)))
+            found = None
     return torch.cat([s for s, _ in done]), torch.cat([i for _, i in done])
 
 

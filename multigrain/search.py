@@ -20,7 +20,7 @@ from .collection import Collection, Shard
 from .extract import describe
 from .models.evaluating import evaluating
 from .scorer import MultiGrain
-from .scoring import top_k
+from .scoring import best
 from .tokens import Features
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def search(
 
     Raises:
         FileNotFoundError: no features in the folder, or a shard is missing.
-        ValueError: features of another model; no video in the collection; a damaged file; an argument out of range.
+        ValueError: features of another model; no video in the collection; a damaged file; an argument out of range; a
+            score that is NaN, of which the video is named.
 
     Warns:
         UserWarning: the extraction has not come to its end.
@@ -107,20 +108,27 @@ def _best(
     model: XCLIP, text: Features, collection: Collection, shards: Sequence[Shard], k: int, block: int
 ) -> tuple[Tensor, Tensor]:
     """Scores [queries, k] and places in the collection [queries, k], best first."""
-    best: tuple[Tensor, Tensor] | None = None
+    found: tuple[Tensor, Tensor] | None = None
     first = 0
     for shard in shards:
         features = collection.load(shard, text.device)
-        scores, indices = top_k(model.scorer, text, features, min(k, len(features)), block)
+        scores, indices = best(model.scorer, text, features, min(k, len(features)), block)
         indices = indices + first
-        if best is not None:
-            scores, indices = torch.cat([best[0], scores], 1), torch.cat([best[1], indices], 1)
+        if found is not None:
+            scores, indices = torch.cat([found[0], scores], 1), torch.cat([found[1], indices], 1)
         # Stable, so that of equal scores the earlier video stays first.
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        best = scores[:, :k], indices.gather(1, order[:, :k])
+        found = scores[:, :k], indices.gather(1, order[:, :k])
         first += len(features)
-    assert best is not None
-    return best
+    assert found is not None
+    scores, indices = found
+    if (bad := scores.isnan()).any():
+        query, slot = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"scores: expected numbers, got NaN for sentence {query} and the video "
+            f"{collection.videos[int(indices[query, slot])]}: the model, or its features, hold NaN or infinity"
+        )
+    return found
 
 
 def _grains(

@@ -124,6 +124,11 @@ class Tokens:
         if self.unit:
             return Tokens(x, self.mask, unit=True)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        if not (checks.readable(norm) and norm.isfinite().all()):
+            # Long vectors in units of their largest element: fp32 does not hold their squares.
+            largest = x.detach().abs().amax(-1, keepdim=True)
+            x = x / torch.where(norm.isinf() & largest.isfinite(), largest, 1.0)
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return Tokens(torch.where(norm <= EPS, 0.0, x / norm.clamp_min(EPS)), self.mask, unit=True)
 
 
@@ -298,21 +303,33 @@ def _tokens(name: str, value: Tokens | Tensor | tuple[Tensor, Tensor | None]) ->
 
 
 def _rows(index: Index, size: int) -> slice | Tensor:
-    if isinstance(index, int):
+    if isinstance(index, int) and not isinstance(index, bool):
         if not -size <= index < size:
-            raise IndexError(f"index: expected one from {-size} to {size - 1}, got {index}")
+            raise IndexError(f"index: expected one from {-size} to {size - 1}, got {checks.short(index)}")
         return slice(index % size, index % size + 1)
     if isinstance(index, slice):
         return index
     try:
         rows = torch.as_tensor(index)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"index: expected the name of a grain, or numbers of items, got {index!r}") from error
-    if rows.ndim == 0 and rows.dtype != torch.bool:
+        raise TypeError(_NO_INDEX.format(checks.short(index))) from error
+    if rows.is_floating_point() or rows.is_complex() or (rows.ndim == 0 and rows.dtype == torch.bool):
+        raise TypeError(_NO_INDEX.format(checks.short(index)))
+    if rows.ndim == 0:
         return _rows(int(rows), size)  # of a tensor or an array: by itself it would take the axis away
     if rows.ndim != 1:
         raise ValueError(f"index: expected one number, or numbers in one dimension, got shape {checks.shape(rows)}")
+    if rows.dtype == torch.bool:
+        checks.require(len(rows) == size, "index", f"True or False for each of {size} items", f"{len(rows)} of them")
+        return rows
+    rows = rows.long()  # to torch, uint8 is another bool
+    if checks.readable(rows) and ((rows < -size) | (rows >= size)).any():
+        wrong = int(rows[(rows < -size) | (rows >= size)][0])
+        raise IndexError(f"index: expected numbers from {-size} to {size - 1}, got {wrong}")
     return rows
+
+
+_NO_INDEX = "index: expected the name of a grain, or whole numbers of items, got {}"
 
 
 def _own(x: Tensor | None) -> Tensor | None:

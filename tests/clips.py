@@ -42,11 +42,13 @@ def write_clip(
     pix_fmt: str = "yuv420p",
     options: Mapping[str, str] | None = None,
     container_options: Mapping[str, str] | None = None,
+    title: str | None = None,
 ) -> Path:
     """Encode frames (their numbers, or pictures) at times in units of 1 / rate; by default one after the other."""
     best = {"flags": "qscale", "global_quality": "236"} if codec.startswith("mpeg") else {}
     pictures = [picture(f, *size) if isinstance(f, int) else f for f in frames]
     with av.open(str(path), "w", options=dict(container_options or {})) as container:
+        container.metadata.update({"title": title} if title else {})
         stream = container.add_stream(codec, rate=rate, options={**best, **(options or {})})
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pix_fmt

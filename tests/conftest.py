@@ -1,4 +1,4 @@
-"""What every test shares: one thread, one fixed set of examples, and the devices that are here."""
+"""What every test shares: the number of threads, one fixed set of examples, and the devices that are here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-torch.set_num_threads(1)  # the problems are tiny, and test runners bring their own parallelism
+# One thread unless the environment says otherwise, for the processes that tests start too: the problems are tiny, and
+# test runners bring their own parallelism.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 # The default draws the same examples everywhere; HYPOTHESIS_PROFILE=search looks for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
@@ -22,11 +24,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 GOLDEN = Path(__file__).parent / "golden"
 
-_cuda = pytest.param(
-    "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
-)
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that need a CUDA device are there where one is, or where they are asked for: skips then say something."""
+    if torch.cuda.is_available():
+        return
+    twins = [item for item in items if item.get_closest_marker("cuda")]
+    if "cuda" in config.getoption("markexpr"):
+        for item in twins:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+    elif twins:
+        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+        config.hook.pytest_deselected(items=twins)
 
 
-@pytest.fixture(scope="session", params=["cpu", _cuda])
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)

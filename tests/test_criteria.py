@@ -57,6 +57,51 @@ def test_property_directions_are_each_other_s_transpose_and_add_up(make, device,
 
 
 @every_criterion
+@given(labelled(), st.randoms(use_true_random=False))
+def test_property_minus_infinity_leaves_out_a_pair_of_loss_and_gradients(make, device, problem, random):
+    scores, queries, candidates = (x.to(device) for x in problem)
+    positives = queries[:, None] == candidates
+    out = torch.tensor([[random.random() < 0.4 for _ in row] for row in scores.tolist()], device=device) & ~positives
+    criterion = make(direction="query").double().to(device)
+    masked = scores.masked_fill(out, -torch.inf).requires_grad_()
+    rows = criterion.rows(masked, positives)
+    for i, kept in enumerate(~out):
+        close(rows[i], criterion.rows(scores[i : i + 1, kept], positives[i : i + 1, kept])[0], 1e-12)
+    for one in (criterion, make().double().to(device), make().to(device)):
+        x = masked.detach().to(next(iter([*one.parameters(), scores])).dtype).requires_grad_()
+        one(x, (queries, candidates)).backward()
+        assert x.grad is not None and x.grad.isfinite().all() and not x.grad[out].any()
+        assert all(p.grad is not None and p.grad.isfinite() for p in one.parameters())
+
+
+def test_rows_in_parts_may_be_left_out_whole(device):
+    scores = torch.tensor([[0.3, 0.1, -torch.inf, -torch.inf]], device=device).requires_grad_()
+    positives = torch.tensor([[True, False, False, False]], device=device)
+    for criterion in (mg.InfoNCE(), mg.InfoNCE(label_smoothing=0.1), mg.Sigmoid()):
+        criterion = criterion.to(device)
+        parts = [criterion.partial(scores[:, cut], positives[:, cut]) for cut in (slice(2), slice(2, 4))]
+        found, expected = criterion.join(torch.stack(parts)), criterion.rows(scores[:, :2], positives[:, :2])
+        close(found, expected, 1e-6)
+        found.sum().backward()
+        assert criterion.logit_scale.grad.isfinite() and scores.grad.isfinite().all()
+
+
+@every_criterion
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e35])
+@pytest.mark.parametrize(("row", "column"), [(1, 1), (2, 0)])
+def test_scores_without_a_finite_loss_are_refused(make, value, row, column):
+    scores = torch.zeros(3, 3)
+    scores[row, column] = value
+    if value == -math.inf and row != column:
+        assert make()(scores).isfinite()
+    else:
+        with pytest.raises(
+            ValueError, match=rf"scores: .* got {value:g} at row {row}, column {column}".replace("+", r"\+")
+        ):
+            make()(scores)
+
+
+@every_criterion
 @settings(max_examples=5)
 @given(labelled())
 def test_property_every_criterion_passes_gradcheck_on_scores_and_parameters(make, device, problem):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -32,6 +33,16 @@ def bad(shape: tuple[int, ...], at: tuple[int, ...], value: float = NAN) -> torc
 
 def holding(*rows: list[int]) -> torch.Tensor:
     return torch.tensor(rows).bool()
+
+
+def nested(**settings) -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):  # a prototype
+        return torch.nested.nested_tensor([ones(2, 3), ones(1, 3)], **settings)
+
+
+def quantised() -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):  # deprecated
+        return torch.quantize_per_tensor(ones(2, 3), 1.0, 0, torch.quint8)
 
 
 def strict() -> mg.MultiGrain:
@@ -75,6 +86,27 @@ ERRORS = {
     "a tensor among parts": (lambda: mg.Features.cat([text(), ones(2)]), TypeError, "parts[1]", "Features", "Tensor"),
     "a missing grain by name": (lambda: text()["frame"], KeyError, "'frame'", "sentence, word"),
     "an index of two dimensions": (lambda: text()[torch.tensor([[0, 1]])], ValueError, "index", "one dimension", "[1, 2]"),
+    "an index of a fraction": (lambda: text()[1.5], TypeError, "index", "whole numbers", "got 1.5"),
+    "an index of fractions": (lambda: text()[[0.5, 1.0]], TypeError, "index", "whole numbers", "[0.5, 1.0]"),
+    "an index of nothing": (lambda: text()[[]], TypeError, "index", "whole numbers", "[]"),
+    "an index of True": (lambda: text()[True], TypeError, "index", "whole numbers", "got True"),
+    "an index of a complex number": (lambda: text()[torch.tensor([1j])], TypeError, "index", "whole numbers"),
+    "a choice of too few": (lambda: text()[[True, False]], ValueError, "index", "each of 3 items", "2 of them"),
+    "indices out of range": (lambda: text()[[0, 7, 9]], IndexError, "index", "-3 to 2", "got 7"),
+    "bytes out of range": (lambda: text()[torch.tensor([0, 9], dtype=torch.uint8)], IndexError, "index", "got 9"),
+    "an index of many digits": (lambda: text()[10**5000], IndexError, "index", "a huge int"),
+    "sparse features": (lambda: mg.Features(word=ones(2, 3).to_sparse()), TypeError, "word", "dense", "torch.sparse_coo"),
+    "nested features": (lambda: mg.Features(word=nested()), TypeError, "word", "dense", "nested"),
+    "nested and jagged features": (lambda: mg.Features(word=nested(layout=torch.jagged)), TypeError, "word", "dense", "nested"),
+    "mkldnn features": (lambda: mg.Features(word=ones(2, 3).to_mkldnn()), TypeError, "word", "dense", "torch._mkldnn"),
+    "quantised features": (lambda: mg.Features(word=quantised()), TypeError, "word", "16 to 64 bits", "torch.quint8"),
+    "features of 8 bits": (lambda: mg.Features(word=ones(2, 3).to(torch.float8_e4m3fn)), TypeError, "word", "16 to 64 bits", "torch.float8_e4m3fn"),
+    "complex features": (lambda: mg.Features(word=ones(2, 3) * 1j), TypeError, "word", "floating", "torch.complex64"),
+    "features of True": (lambda: mg.Features(word=ones(2, 3).bool()), TypeError, "word", "floating", "torch.bool"),
+    "no module to follow": (lambda: mg.momentum_update(ones(2), torch.nn.Linear(2, 2)), TypeError, "online", "Module", "Tensor"),
+    "a copy of another shape": (lambda: mg.momentum_update(torch.nn.Linear(2, 2), torch.nn.Linear(3, 2)), ValueError, "target", "weight", "[2, 3]", "[2, 2]"),
+    "a copy of another module": (lambda: mg.momentum_update(torch.nn.Linear(2, 2), mg.CrossEncoder(8, 1, 2)), ValueError, "target", "other names", "and 15 more"),
+    "ranks without values": (lambda: mg.ranks(ones(2, 2, device="meta")), ValueError, "scores", "meta"),
     "an index out of range": (lambda: text()[3], IndexError, "-3 to 2", "got 3"),
     "nothing to join": (lambda: mg.Features.cat([]), ValueError, "parts", "at least one", "none"),
     "parts of two widths": (lambda: mg.Features.cat([video(), video(frame=ones(2, 4, 5))]), ValueError, "parts[1], grain 'frame'", "width 8", "got 5"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from multigrain import runs, training, viz
 from multigrain.aggregators import aggregator_names, build_aggregator
 from multigrain.cli import main
 from multigrain.models import XCLIP
+from multigrain.report.lettering import inches, shorten
 from multigrain.report.matrix import Scale
 from multigrain.report.pair import look, rounded
 from tests.clips import write_clip
@@ -222,6 +225,43 @@ def test_a_model_and_a_video_file(masked: bool, run: Path, tmp_path: Path) -> No
     texts = [line.get_text() for line in figure.texts]
     assert f"score {score:.3f}".replace("-", "−") in texts
     assert any("padding takes part" in line for line in texts) != masked
+
+
+@pytest.mark.filterwarnings("ignore:.* captions were cut")
+@pytest.mark.parametrize("suffix", [".png", ".html"])
+def test_a_word_of_any_length_is_drawn_in_time(suffix: str, run: Path, tmp_path: Path) -> None:
+    video = next(run.rglob("video7010.mp4"))
+    arguments = ["explain", "--model", str(run / "run"), "--video", str(video), "--out", str(tmp_path / f"why{suffix}")]
+    since = time.process_time()
+    assert main([*arguments, "--text", "w" * 100_000]) == 0
+    assert time.process_time() - since < 5
+    assert (tmp_path / f"why{suffix}").stat().st_size < 1_000_000
+
+
+LONG = ["w" * 100_000, "\u0301" * 100_000, "w " * 50_000, "\ud800w" * 50_000, "\U0001f600" * 100_000]
+
+
+@pytest.mark.parametrize("text", LONG, ids=lambda text: ascii(text[:2]))
+def test_labels_of_any_length_are_drawn_in_time(text: str) -> None:
+    mine, video = features()
+    model = mg.MultiGrain(mg.VideoSentence(), mg.Grain("word", "frame", "aosm"))
+    since = time.process_time()
+    figure = viz.explain_features(model, mine, video, ["a", text, "c", text[:5000], "e"], 4, text, text)
+    figure.savefig(io.BytesIO(), format="png")
+    parts = {text: 0.1, text[:5000]: 0.2}
+    viz.similarity(None, list("abc"), torch.rand(3, 4), parts=parts).savefig(io.BytesIO(), format="png")
+    assert time.process_time() - since < 10
+
+
+def test_a_label_is_as_long_as_fits() -> None:
+    letters = "abc defg " * 200
+    for width in (0.0, 0.3, 1.0, 5.0):
+        short = shorten(letters, width, 9, ["DejaVu Sans"])
+        assert short.endswith("…")
+        assert letters.startswith(short[:-1])
+        assert len(short) == 1 or inches(short, 9, ["DejaVu Sans"]) <= width
+        assert inches(f"{letters[: len(short)]}…", 9, ["DejaVu Sans"]) > width
+    assert shorten("abc", 5.0, 9, ["DejaVu Sans"]) == "abc"
 
 
 def test_the_command(run: Path, tmp_path: Path, capsys: Any) -> None:

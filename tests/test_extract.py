@@ -170,10 +170,8 @@ def test_killed_and_resumed_is_as_undisturbed(
 
 KILLED = """
 import sys, time
-import torch
 from tests.colours import colour_model
 from multigrain.extract import extract
-torch.set_num_threads(1)
 def progress(done, total):
     if done == 5:
         print("now", flush=True)
@@ -372,9 +370,9 @@ def test_encode_videos_keeps_order_and_mode(videos: Path):
     assert len(features) == 3
     assert features["frame"].mask is not None
     assert features["frame"].mask.sum(1).tolist() == [1, 1, 1]
-    assert torch.equal(features[0]["video"].features, features[2]["video"].features)
+    torch.testing.assert_close(features[0]["video"].features, features[2]["video"].features)  # in batches of 2 and 1
     assert not features["video"].features.requires_grad
-    assert not torch.equal(features[0]["video"].features, features[1]["video"].features)
+    assert (features[0]["video"].features - features[1]["video"].features).abs().max() > 0.1
     with pytest.raises(VideoError, match=r"c-empty\.mp4: empty file"):
         encode_videos(model, [videos])
 

@@ -293,3 +293,37 @@ def test_what_does_not_fit_is_named():
         mg.Decorrelation()(text, mg.Features(frame=torch.randn(2, 3, 5)))
     with pytest.raises(ValueError, match="ids: expected a positive for every query, got none for query 1"):
         mg.TokenNCE(weights=None)(text, video, (torch.tensor([0, 7]), torch.tensor([0, 0])))
+
+
+class Given(torch.nn.Module):
+    """A scorer of scores that are there."""
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        super().__init__()
+        self.scores = torch.nn.Parameter(scores)
+
+    def forward(self, query: mg.Features, candidate: mg.Features) -> torch.Tensor:
+        return self.scores
+
+
+@pytest.mark.parametrize("kind", ["pearson", "kl"])
+@pytest.mark.parametrize("out", [-torch.inf, -1e6])
+def test_distillation_leaves_out_pairs_of_minus_infinity(kind, out):
+    scores = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double()
+    student, teacher = Given(scores.clone()), Given(scores.flip(0).clone())
+    with torch.no_grad():
+        student.scores[0, 1] = teacher.scores[0, 1] = out
+    features = mg.Features(a=torch.ones(3, 2)), mg.Features(b=torch.ones(4, 2))
+    loss = mg.Distillation(student, teacher, kind, 4.0, direction="query")(
+        *features, (torch.arange(3), torch.arange(4))
+    )
+    loss.backward()
+    dropped = [Given(x.scores.detach()[:1, [0, 2, 3]]) for x in (student, teacher)]
+    rest = [Given(x.scores.detach()[1:]) for x in (student, teacher)]
+    if kind == "kl":  # a correlation counts a share of 0 too
+        parts = [mg.Distillation(*x, kind, 4.0, direction="query").whole(*features, None) for x in (dropped, rest)]
+        close(loss, (parts[0] + 2 * parts[1]) / 3, 1e-9)
+    assert loss.isfinite() and student.scores.grad.isfinite().all()
+    student.scores.data[2, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"scores of student: .* got nan at row 2, column 3"):
+        mg.Distillation(student, teacher, kind).whole(*features, None)

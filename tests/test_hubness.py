@@ -185,7 +185,7 @@ def test_metrics_of_a_correction_carry_its_name_and_each_direction_its_own():
     ("make", "error", "message"),
     [
         (lambda s: dual_softmax(s[0]), ValueError, "scores: expected a non-empty matrix"),
-        (lambda s: dual_softmax(s.long()), TypeError, "scores: expected a floating-point matrix"),
+        (lambda s: dual_softmax(s.long()), TypeError, "scores: expected floating-point scores of 16 to 64 bits"),
         (lambda s: dual_softmax(s, 0.0), ValueError, "beta: expected a positive finite number, got 0.0"),
         (lambda s: sinkhorn(s, iterations=0), ValueError, "iterations: expected an integer from 1, got 0"),
         (lambda s: inverted_softmax(s, s[:, :2]), ValueError, "bank: expected scores against the same 3 candidates"),
@@ -196,3 +196,24 @@ def test_metrics_of_a_correction_carry_its_name_and_each_direction_its_own():
 def test_bad_input_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make(torch.rand(2, 3))
+
+
+@every
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e35])
+def test_what_is_no_finite_number_is_refused_by_row_and_column(correction, value):
+    scores = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    wrong = scores.clone()
+    wrong[2, 1] = value
+    got = "NaN" if math.isnan(value) else f"{value:g}".replace("+", r"\+")
+    with pytest.raises(
+        ValueError, match=rf"scores: expected finite numbers up to 1e\+30, got {got} at row 2"
+    ):
+        correction(wrong, scores, 20.0)
+
+
+def test_a_bank_holds_finite_numbers():
+    bank = torch.ones(2, 3)
+    bank[1, 0] = torch.nan
+    for correction in (inverted_softmax, dynamic_inverted_softmax):
+        with pytest.raises(ValueError, match=r"bank: expected finite numbers .* got NaN at row 1, column 0"):
+            correction(torch.ones(4, 3), bank)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,6 +270,38 @@ def test_the_filter_finds_queries(large: Path, browser: Browser) -> None:
     assert browser.complaints == []
 
 
+@needs_chromium
+def test_pictures_keep_their_size_and_bars_theirs_without_styles_of_their_own(large: Path, browser: Browser) -> None:
+    browser.open(large, 390)
+    browser.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
+    room = "parseFloat(getComputedStyle(w).gridTemplateColumns) / w.firstChild.width.baseVal.value"
+    assert min(browser.ask(f"[...document.querySelectorAll('.wide')].map(w => {room})")) >= 1
+    widths = browser.ask("[...document.querySelectorAll('.chart svg')].map(s => s.getBoundingClientRect().width)")
+    assert max(widths) > 50 * min(widths) > 0
+    assert "style=" not in large.read_text(encoding="utf-8")
+
+
+@needs_chromium
+def test_scripts_styles_and_forms_of_others_do_nothing(large: Path, tmp_path: Path, browser: Browser) -> None:
+    text = large.read_text(encoding="utf-8")
+    theirs = (
+        '<base href="https://a.invalid/"><style>h1 { color: rgb(1, 2, 3) }</style>'
+        '<form action="https://a.invalid/" id="f"></form><script>document.title = "theirs"</script>'
+    )
+    (tmp_path / "theirs.html").write_text(text.replace("<main>", theirs + "<main>"), encoding="utf-8")
+    browser.requests.clear()
+    browser.complaints.clear()
+    browser.open(tmp_path / "theirs.html")
+    assert browser.ask("document.title") != "theirs"
+    assert browser.ask("getComputedStyle(document.querySelector('h1')).color") != "rgb(1, 2, 3)"
+    browser.ask("document.getElementById('f').submit()")
+    assert browser.ask("document.baseURI").startswith("file:")
+    assert not [url for url in browser.requests if url.startswith("http")]
+    told = " ".join(browser.complaints)
+    assert all(name in told for name in ("base-uri", "style-src", "script-src"))
+    browser.complaints.clear()
+
+
 def test_evaluate_reports_features(tmp_path: Path, capsys: Any) -> None:
     torch.manual_seed(0)
     sides = {
@@ -333,6 +367,27 @@ def test_evaluate_reports_videos(of_videos: Path) -> None:
     assert "Hubs" not in text  # each query finds both videos
     assert parsed.images > text.count('class="strip"')
     assert all(words in text for words in ("video7010", "Ranks", "Training", "Best"))
+
+
+@pytest.mark.filterwarnings("ignore:.* captions were cut")
+def test_captions_of_any_length_and_letters_are_reported_in_time(run: Path, tmp_path: Path) -> None:  # noqa: F811
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    manifest = copy / "out" / "manifest.jsonl"
+    clips = [json.loads(line) for line in manifest.read_text().splitlines()]
+    odd = iter(["w" * 100_000, "\ud800 runs"])
+    for clip in clips:
+        clip["captions"] = [next(odd)] if clip["split"] == "test" else clip["captions"]
+    manifest.write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    settings = json.loads((copy / "run" / "config.json").read_text())
+    settings["data"]["manifest"] = str(manifest)
+    (copy / "run" / "config.json").write_text(json.dumps(settings))
+    since = time.process_time()
+    assert main(["evaluate", "--out", str(copy / "run"), "--report", str(tmp_path / "page.html")]) == 0
+    assert time.process_time() - since < 5
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "\ufffd runs" in text
+    assert len(text) < 2_000_000
 
 
 @needs_chromium

@@ -68,3 +68,35 @@ def test_property_scoring_keeps_no_graph_and_reports_every_pair(device, pair, bl
     assert not best.requires_grad
     assert best.device.type == "cpu"
     close(best[:, 0], matrix.amax(1), 1e-12)
+
+
+class Given(nn.Module):
+    """Scores that are there, of items called by their places."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, query: mg.Features, candidate: mg.Features) -> Tensor:
+        rows, columns = (x["place"].features[:, 0].long() for x in (query, candidate))
+        return self.scores[rows][:, columns]
+
+
+def places(count: int) -> mg.Features:
+    return mg.Features(place=torch.arange(count)[:, None].float())
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 256])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (4, 2), (6, 4)])
+def test_nan_never_ranks(row, column, k, block):
+    scores = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    scores[row, column] = torch.nan
+    scores[row, 1] = torch.inf
+    with pytest.raises(ValueError, match=rf"scores: expected numbers, got NaN at row {row}, column {column}"):
+        mg.top_k(Given(scores), places(7), places(5), k, block=block)
+    with pytest.raises(ValueError, match=rf"scores: expected numbers, got NaN at row {row}, column {column}"):
+        mg.rerank(scores, Given(torch.ones(7, 5)), k, places(7), places(5))
+    if k == 5:
+        with pytest.raises(ValueError, match=rf"scores: expected numbers, got NaN at row {row}, column {column}"):
+            mg.rerank(torch.randn(7, 5), Given(scores), k, places(7), places(5))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,21 @@ def test_what_is_missing_is_named(features: Path, videos: Path, tmp_path: Path):
         search(colour_model(), "red", tmp_path / "out")
     with pytest.raises(ValueError, match="k: expected an integer from 1, got 0"):
         search(colour_model(), "red", features, k=0)
+
+
+def test_nan_finds_nothing(features: Path, videos: Path):
+    model = colour_model()
+    encode = model.encode_text
+
+    def broken(sentences: list[str]) -> mg.Features:
+        found = encode(sentences)
+        found["word"].features[1] = torch.nan
+        return found
+
+    model.encode_text = broken  # type: ignore[method-assign]
+    first = re.escape(Collection.open(features).videos[0])
+    with pytest.raises(ValueError, match=f"scores: expected numbers, got NaN for sentence 1 and the video {first}"):
+        search(model, ["red", "blue"], features)
 
 
 def test_an_unfinished_extraction_is_told(videos: Path, tmp_path: Path):

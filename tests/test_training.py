@@ -327,14 +327,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
         training.train(CONFIG, DATA, tmp_path / "file" / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
-    broken = SimpleNamespace(**vars(DATA))
-    broken.single = Paint(24, 1)
-    real = broken.single.batch
-    nan = torch.full((4, 3, 16, 16), float("nan"))
-    broken.single.batch = lambda *arguments: dataclasses.replace(real(*arguments), frames=nan)
-    with pytest.raises(FloatingPointError, match=r"stage 'towers'.*lower learning_rate than 0\.001"):
-        training.train(CONFIG, broken, tmp_path)
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stages = [dataclasses.replace(stage, optimizer=OptimizerConfig(1e30)) for stage in CONFIG.stages]
+    config = dataclasses.replace(CONFIG, stages=stages)
+    said = r"stage 'towers'.*scores: expected numbers .* got NaN at row 0, column 0; a lower learning_rate than 1e\+30"
+    with pytest.raises(FloatingPointError, match=said):
+        training.train(config, DATA, tmp_path / "read")
+    monkeypatch.setattr("multigrain.checks.readable", lambda value: False)  # as on a GPU, or of another rank's scores
+    with pytest.raises(
+        FloatingPointError, match=r"stage 'towers'.*finite loss, got nan; a lower learning_rate than 1e\+30"
+    ):
+        training.train(config, DATA, tmp_path / "unread")
 
 
 def test_evaluation_scores_each_grain_and_all_together(whole: tuple[XCLIP, Path]):
@@ -366,7 +369,7 @@ def test_a_frozen_tower_stays_as_it_is_and_its_kept_features_give_the_same_loss(
     stage = dataclasses.replace(CONFIG.stages[1], freeze_vision=True)
     model.freeze_vision(True)
     objectives = [make_objective(model, s, DATA.train) for s in (stage, CONFIG.stages[1])]
-    frozen, live = (lambda rows, o=o: o.share(o.load(0, rows)) for o in objectives)
+    frozen, live = (lambda rows, o=o: o.share(o.read(0, rows)) for o in objectives)
     rows = [3, 1, 4, 15]
     torch.testing.assert_close(frozen(rows), live(rows))
     frozen(rows).backward()
@@ -433,6 +436,19 @@ def _mixing() -> dict[str, Any]:
         (lambda: StageConfig("s", batch_size=1), "batch_size: expected at least 2 pairs, to contrast, got 1"),
         (lambda: OptimizerConfig(learning_rate=-1.0), "learning_rate: expected a number above 0, got -1.0"),
         (lambda: OptimizerConfig(warmup=1.0), "warmup: expected a share in"),
+        (lambda: OptimizerConfig(eps=float("nan")), "eps: expected a number above 0, got nan"),
+        (lambda: OptimizerConfig(learning_rate="fast"), "learning_rate: expected a number above 0, got 'fast'"),
+        (lambda: OptimizerConfig(weight_decay=float("inf")), "weight_decay: expected a number of at least 0, got inf"),
+        (lambda: StageConfig("s", epochs=1.5), r"epochs: expected a positive integer, got 1\.5"),
+        (lambda: StageConfig("s", epochs=10**30), "epochs: expected a positive integer, got 1000"),
+        (lambda: TrainConfig(checkpoint_seconds=float("nan"), stages=[StageConfig("s")]), "checkpoint_seconds: .* nan"),
+        (lambda: TrainConfig(seed=-1, stages=[StageConfig("s")]), "seed: expected an integer of at least 0, got -1"),
+        (lambda: ModelConfig(dim=-1), "dim: expected a positive integer, got -1"),
+        (lambda: ModelConfig(dropout=float("nan")), r"dropout: expected a share in \[0, 1\), got nan"),
+        (lambda: ModelConfig(init_logit_scale=1e4), "init_logit_scale: expected a finite number from -80 to 80, got"),
+        (lambda: TextConfig(depth=-1), "depth: expected an integer of at least 0, got -1"),
+        (lambda: TemporalConfig(depth=-1), "depth: expected an integer of at least 0, got -1"),
+        (lambda: TemporalConfig(max_frames=True), "max_frames: expected a positive integer, got True"),
         (lambda: TrainConfig(), "stages: expected at least one stage"),
         (lambda: TrainConfig(stages=[StageConfig("s"), StageConfig("s")]), "stages: expected distinct names"),
     ],

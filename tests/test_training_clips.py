@@ -245,7 +245,7 @@ def _double(rows: list[int]) -> list[int]:
         (lambda: OptimizerConfig(tower_learning_rate=0.0), "tower_learning_rate: expected a number above 0, got 0.0"),
         (lambda: OptimizerConfig(logit_scale_group="x"), "logit_scale_group: expected rest or towers, got 'x'"),
         (lambda: dataclasses.replace(CONFIG, precision="half"), "precision: expected one of fp32, bf16, fp16"),
-        (lambda: dataclasses.replace(CONFIG, workers=-1), "workers: expected at least 0, got -1"),
+        (lambda: dataclasses.replace(CONFIG, workers=-1), "workers: expected an integer of at least 0, got -1"),
         (
             lambda: dataclasses.replace(CONFIG, stages=[StageConfig("a", freeze_vision=True)]),
             "freeze_vision: expected false with a manifest",
@@ -275,5 +275,5 @@ def test_a_config_over_a_base(tmp_path: Path):
         (tmp_path / f"{name}.yaml").write_text(f"base: {tmp_path / base_name}.yaml\n")
     with pytest.raises(ValueError, match=r"base: expected the name or path of another config, got '.*one\.yaml'"):
         training.load_config(tmp_path / "one.yaml")
-    with pytest.raises(ValueError, match="'manifst' is not accepted"):
+    with pytest.raises(ValueError, match=r"data\.manifst: no such setting"):
         training.load_config("xclip_lsmdc_vit_b32", ["--data.manifst=x"])

@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 TIMEOUT = timedelta(seconds=40)
@@ -60,7 +59,6 @@ class World:
 
 
 def _serve(rank: int, size: int, store: str, timeout: timedelta, pipe: Connection) -> None:
-    torch.set_num_threads(1)
     # What torchrun sets, for launchers that read it.
     torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 29500}
     os.environ |= {name: str(value) for name, value in torchrun.items()}

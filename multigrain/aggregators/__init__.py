@@ -3,6 +3,7 @@
 from .attention import AOSM, ISA, Mixing
 from .base import (
     Aggregator,
+    aggregator_classes,
     aggregator_names,
     aggregator_of,
     build_aggregator,
@@ -31,6 +32,7 @@ __all__ = [
     "TokenWeighted",
     "TopK",
     "TwoLevel",
+    "aggregator_classes",
     "aggregator_names",
     "aggregator_of",
     "build_aggregator",

@@ -144,6 +144,11 @@ def aggregator_names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
+def aggregator_classes() -> tuple[type[Aggregator], ...]:
+    """The registered classes."""
+    return tuple(_REGISTRY.values())
+
+
 def aggregator_of(value: object) -> Aggregator:
     """An aggregator, as it is or of a registered name with its defaults; an error for anything else."""
     if isinstance(value, str):

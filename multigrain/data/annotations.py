@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import pickle
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
+
+from ..files import PlainUnpickler, parse_json
 
 T = TypeVar("T")
 Captions = dict[str, list[str]]
@@ -135,26 +137,19 @@ _DAMAGED = (
 )  # fmt: skip
 
 
-class _NoGlobals(pickle.Unpickler):
-    """Builds dicts, lists, tuples, sets, strings, bytes and numbers; whatever else needs a name, and gets none."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
-        raise pickle.UnpicklingError(f"{module_name}.{global_name}")
-
-
 def _pickled_captions(path: Path) -> Captions:
     expected = f"{path}: expected a pickled dict: video id -> lists of words"
     try:
-        with path.open("rb") as file:
-            captions: Any = _NoGlobals(file, encoding="utf-8").load()
+        captions: Any = PlainUnpickler(path.read_bytes(), "utf-8").load()
     except _DAMAGED as error:
-        raise ValueError(f"{expected}, of builtin types alone; refused: {error}") from error
+        refused = str(error) or type(error).__name__
+        raise ValueError(f"{expected}, of builtin types alone; refused: {refused}") from error
     if not isinstance(captions, dict):
         raise ValueError(f"{expected}, got {type(captions).__name__}")
     for video, sentences in captions.items():
         fits = isinstance(video, str) and isinstance(sentences, list | tuple)
         if not fits or not all(isinstance(words, list | tuple) for words in sentences):
-            raise ValueError(f"{expected}, got {video!r}: {str(sentences)[:60]}")
+            raise ValueError(f"{expected}, got {reprlib.repr(video)}: {reprlib.repr(sentences)}")
     return {
         video: [" ".join(_strings(words, f"{path}: {video}")) for words in sentences]
         for video, sentences in captions.items()
@@ -207,8 +202,8 @@ def _paragraphs(sentences: Captions) -> Captions:
 
 def _json(path: Path, kind: type[T]) -> T:
     try:
-        value = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+        value = parse_json(_text(path))
+    except ValueError as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(value, kind):
         raise ValueError(f"{path}: expected a JSON {kind.__name__}, got {type(value).__name__}")

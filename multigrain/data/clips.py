@@ -96,7 +96,8 @@ class Clips:
             sampling = replace(sampling, strategy="uniform")
         if seed is not None:
             # Of the clip, whatever batch it is in and whoever reads it.
-            seed = int.from_bytes(hashlib.blake2b(f"{seed}:{clip.id}".encode(), digest_size=7).digest())
+            name = f"{seed}:{clip.id}".encode(errors="surrogatepass")
+            seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest())
         return read_video(clip.video, sampling, self.size, clip.start, clip.end, seed=seed)
 
 

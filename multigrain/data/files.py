@@ -28,7 +28,7 @@ def list_videos(sources: Iterable[Location]) -> list[str]:
     paths: list[str] = []
     for source in sources:
         found = [Path(source)]
-        if found[0].is_dir():
+        if os.path.isdir(source):
             # Not the files ".name.mp4" that file managers leave.
             files = (file for file in found[0].rglob("[!.]*") if file.suffix.lower() in VIDEO_SUFFIXES)
             found = sorted(file for file in files if file.is_file())

@@ -8,7 +8,8 @@ split       "train", "val" or "test"
 start, end  seconds, optional: the part of the video that is meant, 0 <= start < end
 id          unique; optional, by default the video, with ":start-end" behind it where there is either
 
-Blank lines are skipped; a field that is not named here is an error.
+Blank lines are skipped; a field that is not named here is an error. Half of a surrogate pair in a caption, which is
+JSON but no text, becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .. import files
-from ..checks import require
+from ..checks import require, whole_text
+from ..files import parse_json, write_bytes
 
 SPLITS = ("train", "val", "test")
 _FIELDS = ("video", "captions", "split", "start", "end", "id")
@@ -56,7 +57,8 @@ class Clip:
 
     def __post_init__(self) -> None:
         require(_is_text(self.id), "id", "a string that is not blank", self.id)
-        require(isinstance(self.video, Path) or _is_text(self.video), "video", "a path", self.video)
+        is_path = (isinstance(self.video, Path) or _is_text(self.video)) and "\0" not in str(self.video)
+        require(is_path, "video", "a path", self.video)
         is_list = isinstance(self.captions, list | tuple) and len(self.captions) > 0
         require(is_list, "captions", "a list of at least one string", self.captions)
         for i, caption in enumerate(self.captions):
@@ -69,7 +71,7 @@ class Clip:
             start = self.start or 0.0
             require(start < self.end, "end", f"seconds above the start ({start})", self.end)
         object.__setattr__(self, "video", Path(self.video))
-        object.__setattr__(self, "captions", tuple(self.captions))
+        object.__setattr__(self, "captions", tuple(map(whole_text, self.captions)))
 
 
 def load_manifest(path: str | os.PathLike[str], split: str | None = None) -> list[Clip]:
@@ -120,7 +122,7 @@ def write_manifest(path: str | os.PathLike[str], clips: Sequence[Clip]) -> None:
         require(clip.id not in ids, "clips", "distinct ids", clip.id)
         ids.add(clip.id)
     lines = [_line(clip, manifest.absolute().parent) for clip in clips]
-    files.write_bytes(manifest, b"".join(lines))
+    write_bytes(manifest, b"".join(lines))
 
 
 def told(video: Path, folder: Path) -> str:
@@ -130,8 +132,8 @@ def told(video: Path, folder: Path) -> str:
 
 
 def missing_videos(clips: Sequence[Clip]) -> list[Clip]:
-    """The clips whose video is not there."""
-    exists = {video: video.exists() for video in {clip.video for clip in clips}}
+    """The clips whose video is not there, as a file or a folder that a path may name."""
+    exists = {video: os.path.isfile(video) or os.path.isdir(video) for video in {clip.video for clip in clips}}
     return [clip for clip in clips if not exists[clip.video]]
 
 
@@ -143,7 +145,7 @@ def texts_and_targets(clips: Sequence[Clip]) -> tuple[list[str], Int[Tensor, "te
 
 def _parse(line: bytes, folder: Path) -> Clip:
     try:
-        record: Any = json.loads(line.decode("utf-8-sig"))
+        record: Any = parse_json(line.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"expected a JSON object in UTF-8, got {line[:60]!r} ({error})") from error
     require(isinstance(record, dict), "line", "a JSON object", record)

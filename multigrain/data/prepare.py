@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from ..checks import printable
 from ..files import lock, open_folder
 from .annotations import SOURCES, Captions, Source
 from .files import VIDEO_SUFFIXES
@@ -54,7 +55,7 @@ class Report:
             for what, videos in (("without a file", part.missing), ("without a caption", part.uncaptioned)):
                 more = f" and {len(videos) - _NAMED} more" if len(videos) > _NAMED else ""
                 lines += [f"{split}, {what}: {', '.join(videos[:_NAMED])}{more}"] if videos else []
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def prepare(
@@ -166,8 +167,11 @@ def _cut(train: Captions, val: int, seed: int) -> tuple[Captions, Captions]:
         raise ValueError(f"seed: expected an integer, got {seed!r}")
     if isinstance(val, bool) or not isinstance(val, int) or not 0 <= val < max(len(captioned), 1):
         raise ValueError(f"val: expected 0 to {len(captioned) - 1} of the training videos, got {val!r}")
-    ranked = sorted(captioned, key=lambda video: hashlib.blake2b(f"{seed}:{video}".encode()).digest())
-    held = set(ranked[:val])
+
+    def rank(video: str) -> bytes:
+        return hashlib.blake2b(f"{seed}:{video}".encode(errors="surrogatepass")).digest()
+
+    held = set(sorted(captioned, key=rank)[:val])
     return (
         {video: captions for video, captions in train.items() if video not in held},
         {video: captions for video, captions in train.items() if video in held},

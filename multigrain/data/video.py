@@ -15,7 +15,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import checks
-from .video_decode import TOLERANCE, VideoError, read_file, read_image, unreadable
+from .video_decode import TOLERANCE, read_file, read_image
+from .video_file import VideoError, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +41,7 @@ BACKENDS = ("auto", "torchcodec", "pyav")
 Source: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[np.uint8]"
 
 _IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
+_LONGEST = 8  # times the shorter side
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -87,7 +89,7 @@ def sample(total: int, sampling: Sampling, generator: torch.Generator | None = N
             step = (total - 1) / (n - 1)
             return [int(i * step) for i in range(n - 1)] + [total - 1]
         case "random" if n < total:
-            return sorted(torch.randperm(total, generator=generator)[:n].tolist())
+            return _draw(n, total, generator)
         case "segment":
             parts = itertools.pairwise(i * total // n for i in range(n + 1))
             if generator is None:
@@ -95,6 +97,15 @@ def sample(total: int, sampling: Sampling, generator: torch.Generator | None = N
             return [int(torch.randint(a, b, (), generator=generator)) for a, b in parts]
         case _:
             return list(range(n))
+
+
+def _draw(n: int, total: int, generator: torch.Generator | None) -> list[int]:
+    """n of total numbers, in order, each set as likely as any other; memory for n alone (Floyd's algorithm)."""
+    drawn: set[int] = set()
+    for last in range(total - n, total):
+        number = int(torch.randint(last + 1, (), generator=generator))
+        drawn.add(last if number in drawn else number)
+    return sorted(drawn)
 
 
 def read_video(
@@ -123,7 +134,8 @@ def read_video(
     Raises:
         ImportError: PyAV (or the backend asked for) is not installed.
         TypeError, ValueError: an argument out of range; for an array, a wrong dtype or shape.
-        VideoError: the video is missing, empty, damaged or cut off, has no frames, or ends before `start`.
+        VideoError: the video is missing, empty, damaged or cut off, has no frames or too large ones, ends before
+            `start`, or cannot be read for any other reason; the message is one line that begins with its name.
     """
     checks.count("size", size)
     checks.choice("backend", backend, BACKENDS)
@@ -148,14 +160,25 @@ def read_video(
     if not is_path:
         array = _channels_first(source)
         return torch.stack([_fit(array[i], size) for i in rows(len(array))])
-    path = Path(source)
-    if path.is_dir():
+    if frame_rate is not None and not os.path.isdir(source):
+        raise ValueError(f"frame_rate: expected None for a video file, which has its own, got {frame_rate}")
+    try:
+        return _read(Path(source), size, backend, times, rows)
+    except (VideoError, ImportError):
+        raise
+    except Exception as error:  # whatever a file, a name or too little memory does to the libraries that read it
+        raise unreadable(name, f"cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _read(
+    path: Path, size: int, backend: str, times: Callable[[float], list[float]], rows: Callable[[int], list[int]]
+) -> Tensor:
+    """The frames of a file at those times, or of a folder in those rows."""
+    if os.path.isdir(path):
         files = sorted((f for f in path.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES), key=_natural)
         if not files:
             raise unreadable(path, "no images in the folder")
         return torch.stack([_fit(read_image(files[i]), size) for i in rows(len(files))])
-    if frame_rate is not None:
-        raise ValueError(f"frame_rate: expected None for a video file, which has its own, got {frame_rate}")
     return torch.stack(read_file(path, backend, times, lambda frame: _fit(frame, size)))
 
 
@@ -197,7 +220,8 @@ def _times(
     if start > 0 and start >= seconds:
         raise unreadable(name, f"it ends at {seconds:.2f} s, before the start of the clip at {start:.2f} s")
     stop = seconds if end is None else min(end, seconds)
-    total = max(1, math.ceil((stop - start - TOLERANCE) * sampling.fps))
+    # Beyond this, floats do not tell the candidates apart.
+    total = max(1, math.ceil(min((stop - start - TOLERANCE) * sampling.fps, 2.0**53)))
     return [start + k / sampling.fps for k in sample(total, sampling, generator)]
 
 
@@ -216,8 +240,12 @@ def _channels_first(source: object) -> Tensor:
 
 def _fit(frame: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 size size"]:
     """Resized to the shorter side, the centre cut out."""
+    short = min(frame.shape[1:])
+    # Of a strip, the middle alone is enlarged: the whole might be larger than the memory.
+    for dim in (1, 2):
+        spare = max(0, frame.shape[dim] - _LONGEST * short) // 2
+        frame = frame.narrow(dim, spare, frame.shape[dim] - 2 * spare)
     height, width = frame.shape[1:]
-    short = min(height, width)
     new = size * height // short, size * width // short
     if new != (height, width):
         frame = functional.interpolate(frame[None], new, mode="bicubic", antialias=True)[0]

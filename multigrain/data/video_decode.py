@@ -12,8 +12,7 @@ from __future__ import annotations
 import bisect
 import functools
 import importlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .video_file import Opened, VideoError, open_video, pyav, unreadable
+
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
-    from av.video.stream import VideoStream
 
 Choose = Callable[[float], Sequence[float]]
 """Length of a video in seconds -> times in it, ascending."""
@@ -38,15 +38,6 @@ _CUT_OFF = 1.0  # seconds that the streams may end before what the header promis
 _INDEXED = ("mov", "matroska")  # containers that mark keyframes and seek by an index
 _SEALED = ("mov", "matroska", "avi")  # containers whose header says how long the file is
 _CHUNK = 8  # frames that torchcodec holds at full size
-
-
-class VideoError(ValueError):
-    """A video cannot be read; the message names the file and the reason in one line."""
-
-
-def unreadable(source: object, reason: str) -> VideoError:
-    """The error of a source; one line, whatever the reason looks like."""
-    return VideoError(f"{source}: {' '.join(reason.split())}")
 
 
 @dataclass(frozen=True)
@@ -148,11 +139,11 @@ def read_image(path: Path) -> Tensor:
         ImportError: PyAV is not installed.
         VideoError: it cannot be read.
     """
-    with _open(path) as (container, stream):
-        frame = next(container.decode(stream), None)
-    if frame is None:
-        raise unreadable(path, "no picture in it")
-    return _rgb(frame)
+    with open_video(path) as opened:
+        frame = next(opened.frames(), None)
+        if frame is None:
+            raise unreadable(path, "no picture in it")
+        return _rgb(frame)
 
 
 def _scan(path: Path) -> _Index:
@@ -160,8 +151,9 @@ def _scan(path: Path) -> _Index:
     spans: dict[int, tuple[Fraction, int, int]] = {}  # stream -> tick, begin, end
     shown: list[tuple[int, bool]] = []
     packets = last = 0
-    with _open(path) as (container, stream):
-        for packet in container.demux():
+    with open_video(path) as opened:
+        container, stream, size = opened.container, opened.stream, path.stat().st_size
+        for packet in opened.packets():
             if packet.size == 0 or packet.is_discard:
                 continue
             duration = packet.duration or 0
@@ -176,6 +168,8 @@ def _scan(path: Path) -> _Index:
             # Of frames that are stored out of order, mp4 knows how far apart they are decoded, not how long each is
             # shown; the last one stored says what comes after the last one shown.
             packets, last = packets + 1, duration
+            if packets > size:
+                raise unreadable(path, "damaged: it promises more frames than it has bytes")
             if packet.pts is not None:
                 shown.append((packet.pts, packet.is_keyframe))
         if packets == 0:
@@ -202,7 +196,7 @@ def _check_whole(path: Path, container: InputContainer, spans: Sequence[tuple[Fr
     length = float(max([end * tick for tick, _, end in spans], default=Fraction(0)) - min(begin, 0))
     if layout.name.startswith(_SEALED) and promised > length + _CUT_OFF:
         raise unreadable(path, f"truncated: ends after {length:.1f} of {promised:.1f} s")
-    bare = bool(layout.flags & _av().format.Flags.no_timestamps.value)
+    bare = bool(layout.flags & pyav().format.Flags.no_timestamps.value)
     suffix = path.suffix.lower()[1:]
     if bare and suffix and suffix not in layout.extensions:  # FFmpeg finds frames even in the middle of a file
         raise unreadable(path, f"damaged: a bare {layout.name} stream in place of a {suffix} file")
@@ -221,15 +215,15 @@ def _prepared(path: Path, index: _Index, targets: Sequence[int], prepare: Prepar
 
 def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFrame]:
     """The frame on the screen at each target, in ticks."""
-    with _open(path) as (container, stream):
-        frames = _timed(container, stream, index)
+    with open_video(path) as opened:
+        frames = _timed(opened, index)
         on, (time, ahead) = None, next(frames, (0, None))
         if ahead is None:
             raise unreadable(path, "no frame of it can be decoded")
         for target in targets:
             key = bisect.bisect_right(index.keys, target) - 1
             if key > 0 and ahead is not None and time < index.keys[key]:
-                frames = _from(container, stream, index, index.keys[key])
+                frames = _from(opened, index, index.keys[key])
                 on, (time, ahead) = None, next(frames, (0, None))
                 # Some keyframes are marked and yet no decoder can start there (H.264's intra refresh).
                 if ahead is None or time > target or ahead.is_corrupt:
@@ -246,19 +240,19 @@ def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFram
             yield frame
 
 
-def _from(container: InputContainer, stream: VideoStream, index: _Index, key: int) -> Iterator[tuple[int, VideoFrame]]:
+def _from(opened: Opened, index: _Index, key: int) -> Iterator[tuple[int, VideoFrame]]:
     """As _timed, from a keyframe on."""
     try:
-        container.seek(key, stream=stream)
-    except _av().error.FFmpegError as error:
+        opened.container.seek(key, stream=opened.stream)
+    except pyav().error.FFmpegError as error:
         raise _Retry(replace(index, keys=[])) from error
-    return _timed(container, stream, index)
+    return _timed(opened, index)
 
 
-def _timed(container: InputContainer, stream: VideoStream, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
+def _timed(opened: Opened, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
     """Frames from here on with their times in ticks, which must not run backwards."""
     before: int | None = None
-    for i, frame in enumerate(container.decode(stream)):
+    for i, frame in enumerate(opened.frames()):
         time = i if index.counted else frame.pts
         if time is None or (before is not None and time < before):
             raise _Retry(_by_count(len(index.times), index.rate))
@@ -266,44 +260,10 @@ def _timed(container: InputContainer, stream: VideoStream, index: _Index) -> Ite
         yield time, frame
 
 
-@contextmanager
-def _open(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
-    """A container and its video stream; whatever FFmpeg objects to becomes a VideoError."""
-    av = _av()
-    try:
-        if path.stat().st_size == 0:
-            raise unreadable(path, "empty file (0 bytes)")
-        # Absolute, since "a: b.mp4" would be a protocol; local files alone, whatever a playlist refers to.
-        with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) as container:
-            cover = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-            if not streams:
-                raise unreadable(path, "no video stream in it")
-            best = container.streams.best("video")
-            stream = best if best in streams else streams[0]
-            # Several videos are read at a time, so each on one thread.
-            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-            yield container, stream
-    except FileNotFoundError as error:
-        raise unreadable(path, "no such file") from error
-    except av.error.FFmpegError as error:
-        raise unreadable(path, f"not a video, or a damaged one: {error.strerror}") from error
-    except OSError as error:
-        raise unreadable(path, f"cannot be read: {error.strerror}") from error
-
-
 def _rgb(frame: VideoFrame) -> Tensor:
     """[3, H, W] uint8, upright."""
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
     return torch.rot90(pixels, frame.rotation // 90, (1, 2)) if frame.rotation % 360 else pixels
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError('reading videos needs PyAV: pip install "multigrain[data]"') from error
-    return av
 
 
 def _torchcodec() -> Any:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .. import checks
 from ..aggregators import Aggregator, build_aggregator
 from ..grains import Grain
 from ._features import as_features, grain_names
@@ -60,18 +61,19 @@ class SimilarityFct(nn.Module):
             queries_embeddings: [Q, q, D], or a list of [q, D], or one [q, D].
             documents_embeddings: [B, N, t, D], the N documents of each of B queries; or [C, t, D], or a list of
                 [t, D], or one [t, D].
-            queries_mask, documents_mask: [Q, q], and [B, N, t] or [C, t]; not 0 = a real token. None: a token that is
-                zero throughout is padding, as in sentence-transformers. An item without a real token scores 0 (there:
+            queries_mask, documents_mask: [Q, q], and [B, N, t] or [C, t] (of a list: as it is padded; beside one
+                [t, D] also [t]); not 0 = a real token. None: all tokens of a list are real, and of a tensor those that
+                are not zero throughout, as in sentence-transformers. An item without a real token scores 0 (there:
                 below all others).
 
         Returns:
             [Q, B * N], the first of query i's own documents in column i * N, or [Q, C]. With own: [Q, N], or [Q].
 
         Raises:
-            ValueError: embeddings that do not fit together.
+            TypeError, ValueError: embeddings that do not fit together, or a mask of another shape.
         """
-        documents, documents_mask = _padded(documents_embeddings, documents_mask)
-        queries, queries_mask = _padded(queries_embeddings, queries_mask)
+        documents, documents_mask = _padded("documents_embeddings", documents_embeddings, documents_mask)
+        queries, queries_mask = _padded("queries_embeddings", queries_embeddings, queries_mask)
         queries, queries_mask = queries.to(documents.device), queries_mask.to(documents.device)
         names = grain_names(self.scorer)
         query = as_features("queries_embeddings", (queries, queries_mask), names[0])
@@ -92,10 +94,30 @@ class SimilarityFct(nn.Module):
         return {"scorer": repr(self.scorer), "own": self.own}
 
 
-def _padded(embeddings: Embeddings, mask: Tensor | None) -> tuple[Tensor, Bool[Tensor, "..."]]:
+def _padded(name: str, embeddings: Embeddings, mask: Tensor | None) -> tuple[Tensor, Bool[Tensor, "..."]]:
     """Embeddings [..., length, D] and their mask [..., length]."""
-    if not isinstance(embeddings, Tensor):
-        embeddings = nn.utils.rnn.pad_sequence(list(embeddings), batch_first=True)
-    elif embeddings.ndim == 2:
-        embeddings = embeddings[None]
-    return embeddings, embeddings.any(-1) if mask is None else mask.reshape(embeddings.shape[:-1]) != 0
+    if isinstance(embeddings, Tensor):
+        if embeddings.ndim == 2:
+            embeddings, mask = embeddings[None], mask[None] if mask is not None and mask.ndim == 1 else mask
+        real = embeddings.any(-1)
+    else:
+        embeddings, real = _of_list(name, embeddings)
+    if mask is None:
+        return embeddings, real
+    # Never reshaped: a mask of as many numbers in another order would leave out the wrong tokens.
+    side = name.removesuffix("_embeddings")
+    return embeddings, checks.shaped(f"{side}_mask", mask, tuple(embeddings.shape[:-1])) != 0
+
+
+def _of_list(name: str, items: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "b l"]]:
+    """A list of [length, D], padded, and which tokens are real: the list tells, so that one of zeros counts."""
+    checks.require(len(items) > 0, name, "at least one item", list(items))
+    width = None
+    for i, item in enumerate(items):
+        if checks.instance(f"{name}[{i}]", item, Tensor).ndim != 2:
+            raise ValueError(f"{name}[{i}]: expected shape [tokens, width], got {checks.shape(item)}")
+        width = item.shape[1] if width is None else width
+        checks.width(f"{name}[{i}]", width, item.shape[1])
+    padded = nn.utils.rnn.pad_sequence(list(items), batch_first=True)
+    lengths = torch.tensor([len(item) for item in items], device=padded.device)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]

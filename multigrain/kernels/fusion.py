@@ -7,6 +7,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..aggregators import AOSM, Aggregator, TokenWeighted, TwoLevel
 from ..reduce import without_autocast
 from ..tokens import Tokens
@@ -99,10 +100,24 @@ def _wide(query: Tokens, candidate: Tokens) -> torch.dtype | None:
 
 def _operand(tokens: Tokens, outer: str | None, dtype: torch.dtype | None, given: Tensor | None = None) -> Operand:
     tokens = tokens.tokenwise().to(dtype=dtype)
+    if not tokens.unit and _long(tokens.features):
+        tokens = tokens.normalized()
     weights = None
     if outer in LINEAR:
         weights = linear_weights(tokens, outer) if given is None else given.to(dtype=dtype)
     return Operand(tokens.features, tokens.mask, weights, not tokens.unit)
+
+
+def _long(x: Tensor) -> bool:
+    """Whether fp32 might not hold a squared norm; unknown, and False, where a look would hold things up: kernels then
+    score such tokens NaN."""
+    if x.dtype == torch.float16 or not checks.readable(x):
+        return False
+    low, high = x.detach().aminmax()
+    return not (low > -_LONG and high < _LONG)  # NaN, of a token that is not real say, hides others
+
+
+_LONG = 1e16
 
 
 def linear_weights(tokens: Tokens, kind: str) -> Tensor:

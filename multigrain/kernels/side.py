@@ -119,7 +119,10 @@ _CHUNK = 1 << 18  # elements
 
 
 def reciprocal_norm(x: Tensor, mask: Tensor | None) -> Tensor:
-    """1 / |x| of tokens [B, L, D] in fp32 (fp64 stays), 0 where there is no direction or no real token."""
+    """1 / |x| of tokens [B, L, D] in fp32 (fp64 stays), 0 where there is no direction or no real token.
+
+    NaN where |x| is infinite: 0 would be a score, and not the right one.
+    """
     norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
     real = norm > EPS if mask is None else (norm > EPS) & mask
-    return torch.where(real, 1 / norm, 0.0)
+    return torch.where(real, 1 / torch.where(norm.isinf(), torch.nan, norm), 0.0)

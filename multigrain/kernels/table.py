@@ -121,7 +121,7 @@ def by_blocks(definition: recompute.Definition, query: Tokens, candidate: Tokens
     """
     if backend == "triton":
         raise Unsupported("triton serves two-level aggregators of similarities, not a pooling by the query")
-    whole = torch.compiler.is_compiling() or _transformed() or len(query) * len(candidate) * size < SMALL
+    whole = torch.compiler.is_compiling() or checks.transformed() or len(query) * len(candidate) * size < SMALL
     if backend == "eager" or (backend == "auto" and whole):
         return definition(query, candidate, UNWEIGHTED)
     return recompute.scores(definition, query, candidate, size=size)
@@ -133,13 +133,9 @@ def _automatic(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> list
     if torch.compiler.is_compiling():
         if not fused:
             return []  # the compiler sees through the definition, not through blocks of it
-    elif _transformed():
-        return []
+    elif checks.transformed():
+        return []  # the operators know nothing of it
     if query.device.type == "cuda" and fused:
         return [triton, blocked]
     return [blocked] if len(query) * query.length * len(candidate) * candidate.length >= SMALL else []
 
-
-def _transformed() -> bool:
-    """Under torch.func or forward-mode differentiation, of which the operators know nothing."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0  # pyright: ignore

@@ -54,17 +54,20 @@ class Criterion(Loss):
         """The loss, a scalar.
 
         Args:
-            scores: [queries, candidates]; square unless both ids are given. Half precision is widened to fp32.
+            scores: [queries, candidates]; square unless both ids are given. Half precision is widened to fp32. -inf
+                leaves out a pair that does not belong together.
             ids: integers [B] shared by both sides (row i and column i are a pair), or a pair
                 ([queries], [candidates]); equal ids are positives. None: the diagonal.
 
         Raises:
-            ValueError: scores or ids of the wrong shape; a row or column without a positive.
+            ValueError: scores or ids of the wrong shape; a row or column without a positive; NaN or infinity, its
+                row and column named (on the CPU, where looking for it holds nothing up; elsewhere the loss is NaN).
         """
         positives = matches(scores, ids)
         return self._both_ways(scores, positives, positives)
 
     def _both_ways(self, scores: Tensor, of_rows: Tensor, of_columns: Tensor) -> Tensor:
+        checks.contrasted(scores, (of_rows > 0) | (of_columns > 0))
         by_query, by_candidate = self.shares
         parts = list[Tensor]()
         if by_query:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..distributed import Group
-from ..reduce import widen
+from ..reduce import bounded
 from ..tokens import Features
 from .base import Loss
 from .criterion import DIRECTIONS, Ids
@@ -76,7 +76,9 @@ class Distillation(WholeBatchLoss):
         student = self.student(text, video)
         if student.shape != teacher.shape:
             raise ValueError(f"teacher: expected scores {checks.shape(student)}, got {checks.shape(teacher)}")
-        student, teacher = self.scale * widen(student), self.teacher_scale * widen(teacher)
+        checks.contrasted(student, name="scores of student")
+        checks.contrasted(teacher, name="scores of teacher")
+        student, teacher = bounded(self.scale * bounded(student)), bounded(self.teacher_scale * bounded(teacher))
         distance = _pearson if self.kind == "pearson" else _divergence
         losses: list[Tensor] = []
         if self.direction != "candidate":

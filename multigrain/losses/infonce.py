@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..reduce import widen, without_autocast
+from ..reduce import bounded, without_autocast
 from .criterion import Ids, PartialCriterion, matches
 
 Targets = Tensor | tuple[Tensor, Tensor]
@@ -30,7 +31,7 @@ class InfoNCE(PartialCriterion):
         learn_logit_scale: train it, or keep it as it is.
         max_logit_scale, min_logit_scale: its limits, enforced in training before every forward pass (on the
             parameter itself, so that its gradient never vanishes).
-        label_smoothing: in [0, 1): the share of y spread over all columns.
+        label_smoothing: in [0, 1): the share of y spread over all columns that no -inf leaves out.
         reduction: "mean" or "sum" of the two directions.
         direction: "both", or only "query" (L_q) or "candidate" (L_c).
 
@@ -51,15 +52,15 @@ class InfoNCE(PartialCriterion):
         min_logit_scale: float = -math.inf,
     ) -> None:
         super().__init__(direction, reduction)
-        checks.number("init_logit_scale", init_logit_scale)
+        checks.number("init_logit_scale", init_logit_scale, -80, 80)
         if not min_logit_scale <= init_logit_scale <= max_logit_scale:
             least = "" if min_logit_scale == -math.inf else f" from min_logit_scale = {min_logit_scale}"
             raise ValueError(
                 f"init_logit_scale: expected a number{least} up to max_logit_scale = {max_logit_scale}, "
                 f"got {init_logit_scale}"
             )
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing}")
+        smooths = isinstance(label_smoothing, Real) and 0 <= label_smoothing < 1
+        checks.require(smooths, "label_smoothing", "a number in [0, 1)", label_smoothing)
         self.max_logit_scale, self.min_logit_scale = max_logit_scale, min_logit_scale
         self.label_smoothing = label_smoothing
         self.logit_scale = nn.Parameter(torch.tensor(float(init_logit_scale)), requires_grad=learn_logit_scale)
@@ -78,7 +79,7 @@ class InfoNCE(PartialCriterion):
 
         Raises:
             ValueError: scores, ids or targets of the wrong shape, ids beside targets; a row or column without a
-                positive.
+                positive; NaN or infinity, as in Criterion.
         """
         if targets is None:
             positives = matches(scores, ids)
@@ -86,9 +87,14 @@ class InfoNCE(PartialCriterion):
         if ids is not None:
             raise ValueError("targets: expected without ids, got both")
         checks.scores(scores)
-        of_rows, of_columns = targets if isinstance(targets, tuple) else (targets, targets)
-        for weights in (of_rows, of_columns):
-            checks.targets(weights, scores)
+        pair = targets if isinstance(targets, tuple) else (targets, targets)
+        checks.require(
+            len(pair) == 2, "targets", "weights [queries, candidates] or a pair of them", f"{len(pair)} of them"
+        )
+        of_rows, of_columns = pair
+        for share, weights, axis in zip(self.shares, (of_rows, of_columns), (1, 0), strict=True):
+            if share:
+                checks.targets(weights, scores, axis)
         return self._both_ways(scores, of_rows.detach(), of_columns.detach())
 
     def partial(self, scores: Float[Tensor, "q c"], positives: Tensor) -> Float[Tensor, "q 6"]:
@@ -101,17 +107,19 @@ class InfoNCE(PartialCriterion):
         with without_autocast(logits):
             highest = logits.detach().amax(1)
             z = logits - highest[:, None]
-            # Not a product alone: 0 times the -inf of a score so low would be NaN.
             of_positives, number = torch.where(positives > 0, positives * z, 0.0).sum(1), positives.to(z.dtype).sum(1)
-            columns = torch.full_like(highest, z.shape[1])
-            return torch.stack([highest, z.logsumexp(1), of_positives, number, z.sum(1), columns], 1)
+            of_all, columns = z.sum(1), torch.full_like(highest, z.shape[1])
+            if self.label_smoothing:
+                kept = ~scores.isneginf()
+                of_all, columns = torch.where(kept, z, 0.0).sum(1), kept.to(z.dtype).sum(1)
+            return torch.stack([highest, z.logsumexp(1), of_positives, number, of_all, columns], 1)
 
     def join(self, parts: Float[Tensor, "parts q 6"]) -> Float[Tensor, "q"]:
         """The loss of each row in one direction, from all its columns, part by part."""
         highest, log_sum, of_positives, positives_number, of_all, number = parts.unbind(2)
         shift = highest - highest.amax(0)
         positive = (of_positives + positives_number * shift).sum(0) / positives_number.sum(0)
-        if self.label_smoothing:  # not 0 times the mean of all: one of them may be -inf
+        if self.label_smoothing:
             mean = (of_all + number * shift).sum(0) / number.sum(0)
             positive = torch.lerp(positive, mean, self.label_smoothing)
         return (log_sum + shift).logsumexp(0) - positive
@@ -121,8 +129,7 @@ class InfoNCE(PartialCriterion):
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
                 self.logit_scale.clamp_(self.min_logit_scale, self.max_logit_scale)
-        scores = widen(scores)
-        return self.logit_scale.exp().to(scores.dtype) * scores
+        return scaled(scores, self.logit_scale)
 
     @torch.no_grad()
     def distilled(self, scores: Tensor, positives: Tensor, alpha: float) -> Float[Tensor, "q c"]:
@@ -133,3 +140,9 @@ class InfoNCE(PartialCriterion):
         soft = self.logits(scores).softmax(1)
         hard = positives.to(soft.dtype)
         return torch.lerp(hard / hard.sum(1, keepdim=True), soft, alpha)
+
+
+def scaled(scores: Float[Tensor, "q c"], logit_scale: Tensor) -> Float[Tensor, "q c"]:
+    """exp(logit_scale) scores, fp32 or wider; -inf is the lowest number, whose gradient by the scale is 0."""
+    x = bounded(scores)
+    return bounded(logit_scale.exp().to(x.dtype) * x)

@@ -48,7 +48,7 @@ def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"],
     """As `random_negatives`, drawn with the chances softmax(scores) over the negatives of a row (ALBEF, k = 1).
 
     Args:
-        scores: of a ranker, times its logit scale.
+        scores: of a ranker, times its logit scale; -inf is never drawn.
         positives, k: as for `random_negatives`, and so is what it returns.
 
     Raises:
@@ -66,14 +66,16 @@ def cascade_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c
         scores, positives, k: as for `hard_negatives`, and so is what it returns.
 
     Raises:
-        ValueError: positives of another shape than the scores, k below 1.
+        ValueError: positives of another shape than the scores, k below 1; NaN among the scores (the first is named).
     """
     checks.count("k", k)
     checks.instances(Tensor, scores=scores, positives=positives)
     same = positives.shape == scores.shape and positives.dtype == torch.bool
     checks.require(same, "positives", f"a bool matrix of shape {checks.shape(scores)}", checks.shape(positives))
-    best = torch.where(positives, -torch.inf, scores.detach()).topk(min(k, scores.shape[1]), 1).indices
-    return best, ~positives.gather(1, best)
+    if checks.readable(scores):
+        checks.not_nan(scores)
+    best = torch.where(positives, -torch.inf, scores.detach()).topk(min(k, scores.shape[1]), 1)
+    return best.indices, best.values > -torch.inf
 
 
 class Matching(Loss):

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import checks
-from ..reduce import widen
+from ..reduce import bounded
 from .criterion import Criterion
 
 
@@ -57,10 +57,11 @@ class MarginRanking(Criterion):
 
     def rows(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q"]:
         """The loss of each query, from its scores of all candidates."""
-        scores = widen(scores)
-        weights = self._weights(scores.detach(), ~positives)
+        negatives = ~positives & ~scores.isneginf()
+        scores = bounded(scores)
+        weights = self._weights(scores.detach(), negatives)
         if self.over == "mean":
-            weights = weights / (~positives).sum(1, keepdim=True).clamp_min(1)
+            weights = weights / negatives.sum(1, keepdim=True).clamp_min(1)
         total = scores.new_zeros(len(scores))
         # One positive of every row at a time: no row's positives times its negatives need to be held at once.
         order = positives.to(torch.uint8).argsort(1, descending=True)

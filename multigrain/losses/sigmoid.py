@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..reduce import widen
 from .criterion import PartialCriterion
+from .infonce import scaled
 
 
 class Sigmoid(PartialCriterion):
@@ -46,15 +46,15 @@ class Sigmoid(PartialCriterion):
         direction: str = "both",
     ) -> None:
         super().__init__(direction, reduction)
-        scale = checks.number("init_logit_scale", init_logit_scale)
+        scale = checks.number("init_logit_scale", init_logit_scale, -80, 80)
         bias = checks.number("init_logit_bias", init_logit_bias)
         self.logit_scale = nn.Parameter(torch.tensor(scale), requires_grad=learn)
         self.logit_bias = nn.Parameter(torch.tensor(bias), requires_grad=learn)
 
     def partial(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q 1"]:
         """The sum over some columns of each row."""
-        scores = widen(scores)
-        logits = self.logit_scale.exp().to(scores.dtype) * scores + self.logit_bias.to(scores.dtype)
+        logits = scaled(scores, self.logit_scale)
+        logits = logits + self.logit_bias.to(logits.dtype)
         return F.softplus(torch.where(positives, -logits, logits)).sum(1, keepdim=True)
 
     def join(self, parts: Float[Tensor, "parts q 1"]) -> Float[Tensor, "q"]:

@@ -80,6 +80,7 @@ class TokenNCE(WholeBatchLoss):
 
     def _loss(self, scores: Tensor, weights: Tensor, positives: Tensor) -> Tensor:
         """Of tokens with candidates [t, c]."""
+        checks.contrasted(scores, positives)
         by_query, by_candidate = self.criterion.shares
         rows = self.criterion.rows(scores, positives)
         loss = by_query * (weights * rows).sum() / weights.sum()

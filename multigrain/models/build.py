@@ -20,6 +20,8 @@ from .config import ClipConfig, ModelConfig, VisionConfig
 from .state import check_state
 from .towers import TimmTower, WordTower
 
+# Arguments of timm.create_model that reach files or the network.
+ONLINE = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 _ORIGINAL_EPS = 1e-12  # of the layer norms in the temporal transformer of X-CLIP's code
 
 
@@ -181,8 +183,7 @@ def _map_to_timm(tower: TimmTower, state: Mapping[str, Tensor]) -> None:
 
 def _offline(vision: VisionConfig) -> VisionConfig:
     """The settings without those that say where weights come from."""
-    online = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
-    return dataclasses.replace(vision, kwargs={k: v for k, v in vision.kwargs.items() if k not in online})
+    return dataclasses.replace(vision, kwargs={k: v for k, v in vision.kwargs.items() if k not in ONLINE})
 
 
 def _check_lengths(scorer: MultiGrain, lengths: Mapping[str, int]) -> None:

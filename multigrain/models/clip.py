@@ -27,6 +27,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 Texts: TypeAlias = "Sequence[str] | Tensor | tuple[Tensor, Tensor]"
 
+_TOKEN = 100  # letters that a token stands for at most; of CLIP's the longest has 32
 _LAYER = re.compile(r"(?:resblocks|blocks)\.(\d+)\.")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:conv1|class_embedding|positional_embedding|token_embedding|ln_pre"
@@ -157,7 +158,7 @@ class ClipText(nn.Module):
                 f"sentences: expected token ids [B, W] of type torch.long, got strings: no tokenizer is known "
                 f"for this text tower's vocabulary of {self.vocabulary_size} tokens"
             )
-        rows = [self.tokenizer.ids(caption) for caption in captions]
+        rows = [self.tokenizer.ids(_beginning(caption, self.max_words)) for caption in captions]
         if empty := [i for i, row in enumerate(rows) if len(row) < 3]:
             raise ValueError(f"sentences[{empty[0]}]: expected at least one word, got {captions[empty[0]]!r}")
         return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
@@ -179,6 +180,12 @@ class ClipText(nn.Module):
         if not torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) <= end[:, None]) or (end < 0).any():
             raise ValueError("mask: expected in each row at least one True, and none after a False")
         return ids, end.to(ids.device)
+
+
+def _beginning(caption: str, tokens: int) -> str:
+    """As much of a caption as may matter: the time that byte pairs take is quadratic in the letters of a word."""
+    most = _TOKEN * tokens
+    return caption if len(caption) <= most else " ".join(caption.split())[:most]
 
 
 def freeze_layers(tower: nn.Module, layers: int | None) -> None:

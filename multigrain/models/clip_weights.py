@@ -80,7 +80,7 @@ def load_clip(
         sizes = named_architecture(architecture)
     else:
         sizes, state = _file_or_download(str(weights), architecture)
-    _supported(sizes)
+    check_architecture(sizes)
     sizes = {**sizes, "text_cfg": {**_TEXT, **sizes["text_cfg"]}}
     return ClipWeights(sizes, state, _tokenizer(tokenizer, sizes))
 
@@ -224,11 +224,21 @@ def _same_activation(sizes: Mapping[str, Any], quick: bool, weights: str, archit
         raise ValueError(f"architecture: {weights} was trained with {want}, {architecture!r} has {have}; {advice}")
 
 
-def _supported(sizes: Mapping[str, Any]) -> None:
-    """Only CLIP's own text tower gives a feature for every word in the way that is used here."""
+def check_architecture(sizes: Mapping[str, Any]) -> None:
+    """See that settings of open_clip.CLIP say what can be used here, and nothing that reaches files or the network.
+
+    Only CLIP's own text tower gives a feature for every word in the way that is used here.
+
+    Raises:
+        ValueError: settings that are missing, or others; they are named.
+    """
     if missing := sorted({"embed_dim", "vision_cfg", "text_cfg"} - sizes.keys()):
         raise ValueError(f"architecture: expected the settings of open_clip.CLIP, got none of {', '.join(missing)}")
-    text: Mapping[str, Any] = sizes["text_cfg"]
+    text, vision = sizes["text_cfg"], sizes["vision_cfg"]
+    if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
+        raise ValueError("architecture: expected settings by name in text_cfg and vision_cfg")
+    if vision.get("timm_model_pretrained") or ":" in str(vision.get("timm_model_name", "")):
+        raise ValueError("architecture: expected a tower of timm by its name, without weights of its own")
     odd = sorted(sizes.keys() - _SETTINGS)
     odd += [
         f"text_cfg.{k}" for k in ("hf_model_name", "hf_tokenizer_name", "no_causal_mask", "embed_cls") if text.get(k)

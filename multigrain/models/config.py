@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from .. import checks, recipes
-from ..aggregators import Aggregator, build_aggregator
+from ..aggregators import Aggregator, aggregator_classes, build_aggregator
 from ..grains import Grain
 from ..scorer import MultiGrain
+from . import settings
 
 _COARSE = {"sentence", "video"}
 TEMPORAL_KINDS = ("none", "transformer", "lstm")
@@ -28,12 +30,20 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The word transformer."""
+    """The word transformer.
+
+    Raises:
+        ValueError: a value out of range.
+    """
 
     width: int = 128
     depth: int = 2
     heads: int = 4
     max_words: int = 48
+
+    def __post_init__(self) -> None:
+        checks.fields(self, checks.POSITIVE, "width", "heads", "max_words")
+        checks.fields(self, checks.NATURAL, "depth")
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,11 @@ class ClipConfig:
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        checks.fields(self, checks.POSITIVE, "max_words")
         if self.max_words < 2:
             raise ValueError(f"max_words: expected at least 2 (the first and the last token), got {self.max_words}")
-        if self.frozen_layers is not None and self.frozen_layers < 0:
-            raise ValueError(f"frozen_layers: expected at least 0, got {self.frozen_layers}")
+        if self.frozen_layers is not None:
+            checks.fields(self, checks.NATURAL, "frozen_layers")
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class TemporalConfig:
         max_frames: N, the most frames of a video.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or a value out of range.
     """
 
     depth: int = 1
@@ -97,6 +108,8 @@ class TemporalConfig:
 
     def __post_init__(self) -> None:
         checks.choice("temporal kind", self.kind, TEMPORAL_KINDS)
+        checks.fields(self, checks.NATURAL, "depth")
+        checks.fields(self, checks.POSITIVE, "heads", "max_frames")
 
 
 @dataclass(frozen=True)
@@ -189,7 +202,8 @@ class ModelConfig:
         dropout: in the temporal transformer and in a text tower trained from scratch.
 
     Raises:
-        ValueError: words that a mask should leave out, or a recipe, without masks; word weights with CLIP.
+        ValueError: words that a mask should leave out, or a recipe, without masks; word weights with CLIP; a number
+            out of range.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -207,6 +221,9 @@ class ModelConfig:
     recipe: RecipeConfig | None = None
 
     def __post_init__(self) -> None:
+        checks.fields(self, checks.POSITIVE, "dim")
+        checks.fields(self, checks.SHARE, "dropout")
+        checks.number("init_logit_scale", self.init_logit_scale, -80, 80)
         if self.recipe is not None:
             checks.require(self.masked, "masked", "True with a recipe", self.masked)
             if self.recipe.word_weights and self.clip is not None:
@@ -225,28 +242,15 @@ class ModelConfig:
         """The inverse of dataclasses.asdict.
 
         Raises:
-            TypeError: unknown settings.
+            ValueError: unknown settings, or values of other types.
         """
-        nested: dict[str, Any] = {
-            "vision": VisionConfig(**values["vision"]),
-            "text": TextConfig(**values["text"]),
-            "temporal": TemporalConfig(**values["temporal"]),
-            "grains": [GrainConfig(**grain) for grain in values["grains"]],
-        }
-        if values.get("recipe") is not None:
-            nested["recipe"] = RecipeConfig(**values["recipe"])
-        if values.get("clip") is not None:
-            clip: dict[str, Any] = {**values["clip"]}
-            if clip.get("vision") is not None:
-                clip["vision"] = VisionConfig(**clip["vision"])
-            nested["clip"] = ClipConfig(**clip)
-        return ModelConfig(**{**values, **nested})
+        return settings.build(ModelConfig, values, "model")
 
 
 def build_from_spec(spec: str | Mapping[str, Any] | None) -> Aggregator | None:
     """An aggregator from a registered name, or from {"class_path": ..., "init_args": {...}}.
 
-    A class path is a dotted path to a subclass of Aggregator in an installed module, or a registered name.
+    A class path is a dotted path to a subclass of Aggregator in a module that is imported, or a registered name.
 
     Raises:
         ValueError: nothing of that name, or arguments that it does not take.
@@ -259,18 +263,44 @@ def build_from_spec(spec: str | Mapping[str, Any] | None) -> Aggregator | None:
     if unknown := set(spec) - {"class_path", "init_args"}:
         raise ValueError(f"aggregator: expected class_path and init_args, got {', '.join(sorted(unknown))}")
     path, arguments = str(spec["class_path"]), dict(spec.get("init_args") or {})
-    try:
-        if "." not in path:
-            return build_aggregator(path, **arguments)
-        module, name = path.rsplit(".", 1)
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"aggregator: expected the path of a class, got {path!r}: {error}") from error
-    except TypeError as error:
-        raise ValueError(f"aggregator {path}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Aggregator)):
+    cls = _imported(path)
+    if cls is None and "." in path:
+        raise ValueError(f"aggregator: expected the path of a class that is imported, got {path!r}")
+    if cls is not None and not (isinstance(cls, type) and issubclass(cls, Aggregator)):
         raise TypeError(f"aggregator: expected a subclass of multigrain.Aggregator, got {path}")
     try:
-        return cls(**arguments)
+        return build_aggregator(path, **arguments) if cls is None else cls(**arguments)
     except TypeError as error:
         raise ValueError(f"aggregator {path}: {error}") from error
+
+
+def import_trusted(config: ModelConfig, trust: Sequence[str]) -> None:
+    """See that settings from a file name no aggregators but multigrain's, registered ones and those of `trust`.
+
+    Args:
+        trust: packages, which are imported, and so are the modules in them that the settings name.
+
+    Raises:
+        ImportError: a package that cannot be imported.
+        ValueError: a class of another package. It is not imported: whoever wrote the file would run code.
+    """
+    for package in trust:
+        importlib.import_module(package)
+    known = aggregator_classes()
+    for spec in (config.aggregator, *(grain.aggregator for grain in config.grains)):
+        path = str(spec.get("class_path")) if isinstance(spec, Mapping) else spec or ""
+        module, _, _ = path.rpartition(".")
+        if any(f"{module}.".startswith(f"{package}.") for package in trust):
+            importlib.import_module(module)
+        elif module and not f"{module}.".startswith("multigrain.") and not any(_imported(path) is c for c in known):
+            package = module.partition(".")[0]
+            raise ValueError(
+                f"aggregator: expected a registered name or a class of multigrain, got {path!r}; if you trust its "
+                f"code, say so: trust=({package!r},), or --trust {package}"
+            )
+
+
+def _imported(path: str) -> object:
+    """What lies at a dotted path in a module that is imported; None: nothing. Neither is a module asked to make it."""
+    module, _, name = path.rpartition(".")
+    return vars(sys.modules[module]).get(name) if module in sys.modules else None

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from .. import checks, files
+from .state import read_state
+
+_SIZES = ("text_config", "text_config_dict", "vision_config", "vision_config_dict", "projection_dim")
 
 # transformers -> open_clip, parameter by parameter; the layers and their attention are below.
 _TEXT = {
@@ -43,9 +48,10 @@ def load_hugging_face(model: nn.Module | str | os.PathLike[str]) -> tuple[dict[s
         ValueError: another model than CLIP, or settings that open_clip does not have.
     """
     if not isinstance(model, nn.Module):
-        model = _from_folder(Path(model))
-    config: Any = model.config
-    if config.model_type != "clip" or not hasattr(model, "text_projection"):
+        config, state = _from_folder(Path(model))
+    elif model.config.model_type == "clip" and hasattr(model, "text_projection"):  # type: ignore[union-attr]
+        config, state = cast(Any, model.config), model.state_dict()
+    else:
         raise ValueError(f"weights: expected a transformers.CLIPModel, got a {type(model).__name__}")
     text, vision = config.text_config, config.vision_config
     if text.eos_token_id not in (2, text.vocab_size - 1):  # 2: an old mistake in configs, which stands for the highest
@@ -73,11 +79,16 @@ def load_hugging_face(model: nn.Module | str | os.PathLike[str]) -> tuple[dict[s
             **_layers(text),
         },
     }
-    return architecture, _converted(model.state_dict(), text.num_hidden_layers, vision.num_hidden_layers)
+    try:
+        return architecture, _converted(state, text.num_hidden_layers, vision.num_hidden_layers)
+    except KeyError as error:
+        raise ValueError(f"weights: expected the tensors of a transformers.CLIPModel, there is no {error}") from error
 
 
 def _layers(config: Any) -> dict[str, Any]:
     """What both towers have."""
+    for name in ("hidden_size", "intermediate_size"):
+        checks.count(name, getattr(config, name), 1 << 20)
     # open_clip takes the mlp's width as a factor, and rounds down.
     ratio = config.intermediate_size / config.hidden_size
     while int(config.hidden_size * ratio) < config.intermediate_size:
@@ -118,11 +129,33 @@ def _converted(state: dict[str, Tensor], text_layers: int, vision_layers: int) -
     return {name: value.detach().float().cpu().clone().contiguous() for name, value in out.items()}
 
 
-def _from_folder(folder: Path) -> nn.Module:
+def _from_folder(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """The settings and the state dict. (transformers follows a folder to adapters and kernels that it names.)"""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"weights: expected a folder of transformers, config.json is missing in {folder}")
     try:
-        from transformers import CLIPModel
+        from transformers import CLIPConfig
     except ImportError as error:
         raise ImportError('models of transformers need it: pip install "multigrain[hf]"') from error
-    return CLIPModel.from_pretrained(folder, local_files_only=True)
+    values = files.read_json(folder / "config.json")
+    if not isinstance(values, dict) or values.get("model_type") != "clip":
+        raise ValueError(f"{folder}: expected the folder of a transformers.CLIPModel, got settings of another model")
+    try:
+        config = CLIPConfig(**{name: values[name] for name in _SIZES if name in values})
+    except Exception as error:  # transformers has its own
+        files.refuse(folder / "config.json", error)
+    return config, {name: value for path in _weights(folder) for name, value in read_state(path)[0].items()}
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of the weights: one, or those that an index beside them lists."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():
+            values = files.read_json(index)
+            named = values.get("weight_map") if isinstance(values, dict) else None
+            if not isinstance(named, dict) or not all(isinstance(n, str) and Path(n).name == n for n in named.values()):
+                raise ValueError(f"{index}: expected the names of files beside it in weight_map")
+            return [folder / name for name in sorted(set(named.values()))]
+    raise FileNotFoundError(f"weights: expected a folder of transformers, model.safetensors is missing in {folder}")

@@ -19,7 +19,8 @@ from ..temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
 from .clip_weights import openai_architecture
 from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains
-from .state import check_state, is_torchscript, read_state, safetensors
+from .state import check_state, read_state, safetensors
+from .torchscript import is_torchscript
 
 if TYPE_CHECKING:
     from .xclip import XCLIP

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from torch import nn
 
+from .. import files
 from .build import build_parts
 from .clip import ClipText
 from .clip_weights import ClipWeights, load_clip
@@ -173,19 +174,32 @@ class Portable(nn.Module):
         write_folder(folder, self.config, vocabulary, self, theirs)
 
     @classmethod
-    def from_pretrained(cls, place: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls, place: str | os.PathLike[str], trust: Sequence[str] = ()) -> Self:
         """The model that save_pretrained wrote, in eval mode.
 
+        A folder can be opened whoever made it: its settings name multigrain's aggregators and recipes, and those that
+        the program has registered, and nothing else that would run.
+
         Args:
-            place: the folder, or the name ("owner/name") of a repository on the Hugging Face Hub that holds it.
+            place: the folder, or "hub:owner/name" for a repository on the Hugging Face Hub that holds it.
+            trust: packages of your own, such as ("my_package",), whose aggregators the settings may name too. They
+                are imported.
 
         Raises:
-            ImportError: timm, open_clip or safetensors is not installed.
+            ImportError: timm, open_clip or safetensors is not installed; or a package of `trust`.
             FileNotFoundError: the folder or one of its two files is missing.
-            ValueError: settings or weights that are damaged or do not fit together.
+            ValueError: settings or weights that are damaged or do not fit together; a class of others.
         """
         folder = find_folder(place)
-        model = cls._build(*read_settings(folder))
+        settings = read_settings(folder, trust)
+        try:
+            model = cls._build(*settings)
+        except ImportError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from error
+        except Exception as error:  # whatever torch, timm and open_clip make of odd settings
+            files.refuse(folder / "config.json", error)
         state = read_weights(folder)
         check_state(distinct_state(model), state, str(folder / "model.safetensors"))
         model.load_state_dict(state, strict=False)  # what has several names is there under one

@@ -2,6 +2,7 @@
 a tokenizer/ where it has one.
 
 CLIP's architecture is in config.json as open_clip's settings, so the file that its weights came from is not needed.
+Whoever made a folder can open no file, reach no address and import no module by what it says.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from .. import files
-from .clip_weights import ClipWeights
-from .config import ModelConfig
+from .build import ONLINE
+from .clip_weights import ClipWeights, check_architecture
+from .config import ModelConfig, import_trusted
 from .state import distinct_state, safetensors
 from .tokenizer import tokenizer_for
 
 TOKENIZER = "tokenizer"
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HUB = re.compile(r"hub:([\w-][\w.-]*/[\w.-]+)")
+_FETCHED = ["config.json", "model.safetensors", f"{TOKENIZER}/*.json", f"{TOKENIZER}/*.txt"]
 
 
 def write_folder(
@@ -83,14 +87,13 @@ def _check_parts(folder: Path, settings: Any) -> None:
 
 
 def find_folder(place: str | os.PathLike[str]) -> Path:
-    """The folder itself, or the local copy of a repository of the Hugging Face Hub.
+    """The folder itself, or for "hub:owner/name" the local copy of that repository of the Hugging Face Hub.
 
     Raises:
-        FileNotFoundError: neither, or one of the two files is missing.
+        FileNotFoundError: there is none, or one of the two files is missing.
     """
-    folder = Path(place)
-    if not folder.exists() and _REPOSITORY.fullmatch(str(place)):
-        folder = _download(str(place))
+    repository = _HUB.fullmatch(os.fspath(place))
+    folder = _download(repository[1]) if repository else Path(place)
     if (folder / "model" / "model.safetensors").is_file():
         folder /= "model"  # the folder of a run
     for name in ("config.json", "model.safetensors"):
@@ -101,23 +104,37 @@ def find_folder(place: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def read_settings(folder: Path) -> tuple[ModelConfig, list[str] | None, ClipWeights | None]:
+def read_settings(folder: Path, trust: Sequence[str] = ()) -> tuple[ModelConfig, list[str] | None, ClipWeights | None]:
     """The settings, the vocabulary of a text tower from scratch, and CLIP (without weights) where it is in use.
 
+    Args:
+        trust: see XCLIP.from_pretrained.
+
     Raises:
-        ValueError: they are damaged.
+        ValueError: they are damaged, or reach for files, the network or code of others.
     """
-    settings = files.read_json(folder / "config.json")
+    path = folder / "config.json"
+    settings = files.read_json(path)
     _check_parts(folder, settings)
     try:
         config, vocabulary = ModelConfig.from_dict(settings["model"]), settings["vocabulary"]
+        if vocabulary is not None and not all(isinstance(word, str) for word in vocabulary):
+            raise ValueError("vocabulary: expected words")
+        for vision in (config.vision, None if config.clip is None else config.clip.vision):
+            if vision is not None and (named := [name for name in ONLINE if name in vision.kwargs]):
+                raise ValueError(f"vision.kwargs: expected nothing from files or the network, got {named[0]}")
+        import_trusted(config, trust)
         if config.clip is None:
             return config, vocabulary, None
-        architecture: Any = config.clip.architecture
-        vocabulary_size = int(architecture["text_cfg"]["vocab_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not the settings of an XCLIP: {error!r}") from error
-    return config, vocabulary, ClipWeights(architecture, None, tokenizer_for(vocabulary_size, folder / TOKENIZER))
+        architecture = config.clip.architecture
+        if not isinstance(architecture, dict):
+            raise ValueError(f"clip.architecture: expected settings by name, got {architecture!r}")
+        check_architecture(architecture)
+        size = int(architecture["text_cfg"]["vocab_size"])
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}: not the settings of an XCLIP: {reason}") from error
+    return config, vocabulary, ClipWeights(architecture, None, tokenizer_for(size, folder / TOKENIZER))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -136,13 +153,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _download(repository: str) -> Path:
-    missing = f"expected a folder, there is none at {repository}"
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise FileNotFoundError(f"{missing}; for the Hugging Face Hub: pip install huggingface_hub") from error
+        raise ImportError("the Hugging Face Hub needs it: pip install huggingface_hub") from error
     try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors", "tokenizer/*"]))
+        return Path(snapshot_download(repository, allow_patterns=_FETCHED))
     except Exception as error:  # of the network, of the Hub, of the name
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"{missing}, nor such a repository on the Hugging Face Hub: {reason}") from error
+        raise FileNotFoundError(f"no repository {repository} on the Hugging Face Hub: {reason}") from error

@@ -1,15 +1,11 @@
 """State dicts: read from files of every kind that CLIP and X-CLIP come in, and compared with a model.
 
-Nothing is unpickled but tensors (torch.load with weights_only=True); OpenAI's archives are TorchScript and are read by
-torch.jit.load, as open_clip does.
+Nothing is unpickled but tensors; OpenAI's archives are TorchScript and are read as data (see torchscript.py).
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import files
+from .torchscript import is_torchscript, read_torchscript
+
 OPENAI = "openai"
 _MARKERS = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's archives and nowhere else
+_SMALL = 1 << 20  # numbers that no one minds
 
 
 def distinct_state(module: nn.Module) -> dict[str, Tensor]:
@@ -63,26 +63,21 @@ def read_state(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[
     Raises:
         FileNotFoundError: no such file.
         ImportError: safetensors is not installed.
-        ValueError: not a state dict.
+        ValueError: not a state dict, a damaged one, or one of more numbers than bytes.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: expected a file, there is none at {path}")
+    path = files.check_file(path, "weights")
     try:
         values, kind = _read(path, device)
     except ImportError:
         raise
-    except Exception as error:  # torch.load, torch.jit and safetensors each have their own
-        reason = str(error).strip().split("\n")[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to unpickle anything
-            reason = "it is none of these, or holds more than tensors"
-        raise ValueError(
-            f"{path}: expected weights (TorchScript, a torch.save'd state dict, safetensors): {reason}"
-        ) from error
+    except Exception as error:  # zipfile, torch.load and safetensors each have their own
+        files.refuse(path, error)
     if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
         values, kind = values["state_dict"], "training"
     if not isinstance(values, Mapping) or not values or not all(isinstance(v, Tensor) for v in values.values()):
         raise ValueError(f"{path}: expected a state dict, got {type(values).__name__}")
+    if sum(value.numel() for value in values.values()) > max(path.stat().st_size, _SMALL):  # one number seen as many
+        raise ValueError(f"{path}: expected tensors that are together no larger than the file")
     if all(key.startswith("module.") for key in values):  # DistributedDataParallel's
         values = {key.removeprefix("module."): value for key, value in values.items()}
     if values.keys() & _MARKERS:
@@ -95,18 +90,8 @@ def _read(path: Path, device: str) -> tuple[Any, str]:
     if path.suffix == ".safetensors":
         return safetensors().load_file(path), "plain"
     if is_torchscript(path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit itself
-            return dict(torch.jit.load(path, map_location="cpu").state_dict()), OPENAI
-    return torch.load(path, map_location=device, weights_only=True), "plain"
-
-
-def is_torchscript(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an archive of torch.jit, as OpenAI's are."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+        return read_torchscript(path), OPENAI
+    return files.load_tensors(path, device), "plain"
 
 
 def safetensors() -> Any:

@@ -1,4 +1,7 @@
-"""From a caption to the token ids that CLIP's text tower reads, and back to the words that they stand for."""
+"""From a caption to the token ids that CLIP's text tower reads, and back to the words that they stand for.
+
+Of a folder only vocabularies are read; the class that its settings name, and code that it brings, are not asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from .. import files
 from .towers import import_library
 
 CLIP_VOCABULARY = 49408
-_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+_FILES = ("tokenizer.json", "vocab.json")
 
 
 class Tokenizer(Protocol):
@@ -66,7 +70,7 @@ class HuggingFaceTokenizer:
 
     def words(self, ids: list[int]) -> list[str]:
         """See Tokenizer."""
-        return [self.tokenizer.decode([i]).strip() for i in ids]
+        return [self.tokenizer.decode([i]).removesuffix("</w>").strip() for i in ids]  # CLIP's end of a word
 
 
 def tokenizer_for(vocabulary_size: int, folder: str | os.PathLike[str] | None = None) -> Tokenizer | None:
@@ -74,10 +78,10 @@ def tokenizer_for(vocabulary_size: int, folder: str | os.PathLike[str] | None = 
 
     Raises:
         ImportError: there is a tokenizer of transformers, and transformers is not installed.
-        ValueError: a tokenizer of another vocabulary.
+        OSError, ValueError: a tokenizer of another vocabulary, or one that cannot be read.
     """
     if folder is not None and any((Path(folder) / name).is_file() for name in _FILES):
-        return HuggingFaceTokenizer(_from_folder(str(folder)), vocabulary_size)
+        return HuggingFaceTokenizer(_from_folder(Path(folder)), vocabulary_size)
     return _byte_pairs() if vocabulary_size == CLIP_VOCABULARY else None
 
 
@@ -86,9 +90,16 @@ def _byte_pairs() -> BytePairs:
     return BytePairs()
 
 
-def _from_folder(folder: str) -> Any:
+def _from_folder(folder: Path) -> Any:
     try:
-        from transformers import AutoTokenizer
+        from transformers import CLIPTokenizer, PreTrainedTokenizerFast
     except ImportError as error:
         raise ImportError('tokenizers of transformers need it: pip install "multigrain[hf]"') from error
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        if (whole := folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(whole))
+        lines = files.read_text(folder / "merges.txt").split("\n")
+        merges: Any = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        return CLIPTokenizer(vocab=files.read_json(folder / "vocab.json"), merges=merges)
+    except Exception as error:  # tokenizers raises types of its own
+        files.refuse(folder, error)

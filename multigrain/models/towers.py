@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..checks import whole_text
 from ..transformer import Transformer
 
 _SPREAD = 0.3  # of embeddings and positions at first
@@ -102,11 +103,15 @@ def normalized_pixels(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dt
     """(pixels - mean) / std of frames [U, 3, H, W], uint8 or floating in [0, 1]; mean and std are [3, 1, 1].
 
     Raises:
-        ValueError: floating frames that hold 0 to 255.
+        ValueError: floating frames that hold 0 to 255, NaN or infinity.
     """
     # Not 1: interpolation may overshoot, and frames of noise are fair; 255 is the mistake that is made.
-    if frames.is_floating_point() and frames.numel() and (most := float(frames.amax())) > 16:
-        raise ValueError(f"frames: expected floating pixels in [0, 1] (or uint8 from 0 to 255), got up to {most:g}")
+    if frames.is_floating_point() and frames.numel():
+        low, high = map(float, frames.aminmax())
+        if not (low >= -16 and high <= 16):  # nor is NaN
+            raise ValueError(
+                f"frames: expected floating pixels in [0, 1] (or uint8 from 0 to 255), got {low:g} to {high:g}"
+            )
     pixels = frames.to(dtype)
     return ((pixels if frames.is_floating_point() else pixels / 255) - mean) / std
 
@@ -205,11 +210,11 @@ def _size_of(backbone: nn.Module, kwargs: Mapping[str, Any]) -> int:
 
 def split_words(sentence: str) -> list[str]:
     """Lower-case words and punctuation marks, each its own token."""
-    return _WORD.findall(sentence.lower())
+    return _WORD.findall(whole_text(sentence).lower())
 
 
 def checked_sentences(sentences: object) -> list[str]:
-    """The sentences as a list.
+    """The sentences as a list, each of them whole text (see checks.whole_text).
 
     Raises:
         TypeError: something else than a list of strings.
@@ -224,7 +229,7 @@ def checked_sentences(sentences: object) -> list[str]:
             raise TypeError(f"sentences[{i}]: expected a string, got {type(sentence).__name__}")
     if not sentences:
         raise ValueError("sentences: expected at least one, got none")
-    return list(sentences)
+    return [whole_text(sentence) for sentence in sentences]
 
 
 def build_vocabulary(sentences: Iterable[str]) -> list[str]:

@@ -185,7 +185,9 @@ class XCLIP(Portable):
             index: [B, N], the row of `frames` of each frame.
 
         Raises:
-            ValueError: shapes that do not fit, or a file that cannot be read.
+            TypeError: frames, mask or index of another dtype.
+            ValueError: shapes that do not fit, an index outside the frames, frames that are not finite or not in
+                [0, 1], or a file that cannot be read.
         """
         if not isinstance(frames, Tensor):
             return self.encode_videos([frames])
@@ -196,9 +198,17 @@ class XCLIP(Portable):
             index = torch.arange(frames.shape[0] * frames.shape[1], device=frames.device).view(frames.shape[:2])
             frames = frames.flatten(0, 1)
         _expect("frames", frames, f"[U, {one}] with index", 1 + ndim)
+        if not frames.is_floating_point() and (axes == ["D"] or frames.dtype != torch.uint8):
+            raise TypeError(f"frames: expected floating numbers{' or uint8' * (ndim > 1)}, got {frames.dtype}")
         _expect("index", index, "[B, N]", 2)
+        if index.dtype not in (torch.long, torch.int):
+            raise TypeError(f"index: expected whole numbers, got {index.dtype}")
         if mask is not None and mask.shape != index.shape:
             raise ValueError(f"mask: expected shape {list(index.shape)}, got {list(mask.shape)}")
+        if mask is not None and mask.dtype != torch.bool:
+            raise TypeError(f"mask: expected dtype torch.bool (True = a real frame), got {mask.dtype}")
+        index = index.long() if mask is None else torch.where(mask, index, 0)
+        checks.indices("index", index.flatten(), len(frames))
         if not self.masked and (missing := self.max_frames - index.shape[1]) > 0:
             mask = nn.functional.pad(torch.ones_like(index, dtype=torch.bool) if mask is None else mask, (0, missing))
             index = nn.functional.pad(index, (0, missing))

@@ -16,6 +16,7 @@ try:
 except ImportError as error:
     raise ImportError('the command line needs rich: pip install "multigrain[cli]"') from error
 
+from ..checks import printable
 from ..metrics import RetrievalMetrics
 from . import tables
 
@@ -55,13 +56,13 @@ class Bars:
     """
 
     def __init__(self, stages: Sequence[str] = ()) -> None:
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._live = console.is_terminal
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             disable=not self._live,
@@ -107,16 +108,17 @@ class Bars:
     def _task(self, name: str) -> TaskID:
         """The bar of that name; until it has a total it shows that something goes on."""
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=None, state="")
+            self._tasks[name] = self._progress.add_task(printable(name), total=None, state="")
         return self._tasks[name]
 
     def _say(self, line: str) -> None:
         if not self._live:
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def print_table(metrics: Mapping[str, RetrievalMetrics], candidates: int, title: str) -> None:
     """The table of `tables.rows` on stdout, in at most 80 columns."""
+    title = printable(title)
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
     for direction, _ in tables.DIRECTIONS:
@@ -126,5 +128,5 @@ def print_table(metrics: Mapping[str, RetrievalMetrics], candidates: int, title:
     for row in tables.rows(metrics, candidates):
         half = len(tables.COLUMNS)
         cells = [*row.cells[:half], "", *row.cells[half:]]
-        table.add_row(row.name, *cells, style={"all": "bold", "chance": "dim"}.get(row.kind, ""))
-    Console(highlight=False).print(table)
+        table.add_row(printable(row.name), *cells, style={"all": "bold", "chance": "dim"}.get(row.kind, ""))
+    Console(highlight=False, markup=False, emoji=False).print(table)

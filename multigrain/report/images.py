@@ -56,8 +56,9 @@ def tag(image: bytes, kind: str, text: str, wide: bool = False) -> str:
     """An `img` with the picture inside; a wide one keeps its size, however narrow the page is."""
     mime = "png" if image.startswith(b"\x89PNG") else "webp"
     data = base64.b64encode(image).decode()
-    size = f' style="min-width:{_width(image)}px"' if wide else ""
-    return f'<img class="{kind}"{size} loading="lazy" alt="{escape(text)}" src="data:image/{mime};base64,{data}">'
+    found = f'<img class="{kind}" loading="lazy" alt="{escape(text)}" src="data:image/{mime};base64,{data}">'
+    # No style of its own, which the policy of the page would not apply: something empty holds the place open.
+    return f'<div class="wide"><svg width="{_width(image)}" height="0"></svg>{found}</div>' if wide else found
 
 
 def _width(image: bytes) -> int:

@@ -53,7 +53,7 @@ class Page:
         bars: int,
         notes: Sequence[str],
     ) -> None:
-        self.family, missing = families([title, *words])
+        self.family, missing = families([title, subtitle, *words])
         table = str.maketrans(dict.fromkeys(missing, MISSING))
         if missing:
             notes = [*notes, _NO_FONT.format(MISSING)]
@@ -81,7 +81,8 @@ class Page:
         style = {"fontsize": TITLE, "color": INK, "weight": "bold", "family": self.family}
         for i, line in enumerate(lines):
             self.note(0.12, 0.22 + 0.22 * i, line, va="center", **style)
-        self.note(0.12, 0.22 * len(lines) + 0.22, subtitle, va="center", fontsize=9.5)
+        subtitle = shorten(subtitle.translate(table), self.width - 0.24, 9.5, self.family)
+        self.note(0.12, 0.22 * len(lines) + 0.22, subtitle, va="center", fontsize=9.5, family=self.family)
         for i, line in enumerate(wrapped):
             self.note(0.12, below - 0.06 + 0.17 * i, line, va="center", family=self.family)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+from bisect import bisect
 from collections.abc import Sequence
 
 from matplotlib import font_manager, rcParams
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
+from ..checks import whole_text
+
 MISSING = "▯"  # of a letter that no font has
+_LINE = 1000  # letters: no line of a picture holds more, and what is behind them is not measured
 _PLACEHOLDER = "Last Resort"  # Matplotlib's own, which has every letter as a box
 
 
@@ -35,6 +39,7 @@ def inches(text: str, size: float, family: Sequence[str], weight: str = "normal"
 
 def wrap(text: str, width: float, most: int, size: float, family: Sequence[str], weight: str = "normal") -> list[str]:
     """Lines of at most `width` inches, `most` of them; what is left out is an ellipsis."""
+    text = whole_text(text[: most * _LINE])
     letters = max(1, int(len(text) * width / max(inches(text, size, family, weight), 1e-6)))
     while True:
         lines = textwrap.wrap(text, letters, max_lines=most, placeholder=" …")
@@ -45,12 +50,11 @@ def wrap(text: str, width: float, most: int, size: float, family: Sequence[str],
 
 def shorten(text: str, width: float, size: float, family: Sequence[str]) -> str:
     """The text, or as much of its beginning as fits, and an ellipsis."""
-    if inches(text, size, family) <= width:
+    text = whole_text(text[: _LINE + 1])
+    if len(text) <= _LINE and inches(text, size, family) <= width:
         return text
-    kept = text
-    while kept and inches(f"{kept}…", size, family) > width:
-        kept = kept[:-1]
-    return f"{kept}…"
+    kept = range(min(len(text), _LINE))  # letters; a line is no shorter with one more, so halving finds how many fit
+    return text[: bisect(kept, width, key=lambda n: inches(f"{text[: n + 1]}…", size, family))] + "…"
 
 
 def _lacking(path: str, letters: set[str]) -> set[str]:

@@ -1,7 +1,13 @@
-"""One self-contained HTML page: text, pictures and the script of its filter inside, nothing fetched."""
+"""One self-contained HTML page: text, pictures and the script of its filter inside, nothing fetched.
+
+Its policy lets a browser apply the page's own style and run its own script, which it knows by their digests, and
+nothing else, whatever the texts hold.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -21,14 +27,16 @@ def render(report: Report) -> str:
         f'<section id="{_anchor(heading)}">\n<h2>{heading}</h2>\n{body}\n</section>' for heading, body in shown
     )
     links = " ".join(f'<a href="#{_anchor(heading)}">{heading}</a>' for heading, _ in shown)
+    style, script = (f"\n{_file(name)}\n" for name in ("style.css", "page.js"))
     return Template(_file("template.html")).substitute(
-        style=_file("style.css"),
+        policy=_POLICY.format(style=_digest(style), script=_digest(script)),
+        style=style,
         title=escape(report.title),
         verdict=escape(report.verdict),
         lead="\n".join(f"<p>{escape(text)}</p>" for text in report.lead),
         links=f"<nav>{links}</nav>" if len(shown) > 2 else "",
         sections=sections,
-        script=_script(report) if report.queries else "",
+        script=_script(report, script) if report.queries else "",
     )
 
 
@@ -92,6 +100,16 @@ _SECTIONS: Mapping[str, Callable[[Report], str]] = {
 }
 
 
+_POLICY = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+    "style-src 'sha256-{style}'; script-src 'sha256-{script}'"
+)
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 def _file(name: str) -> str:
     return (resources.files("multigrain") / "report" / name).read_text(encoding="utf-8").strip()
 
@@ -104,13 +122,13 @@ def _pale(text: str) -> str:
     return f'<p class="pale">{escape(text)}</p>' if text else ""
 
 
-def _script(report: Report) -> str:
+def _script(report: Report, script: str) -> str:
     """The queries as data, and what filters them."""
     queries = [[q.text, q.rank, q.own, [[i, round(score, 4)] for i, score in q.found]] for q in report.queries]
     data = json.dumps({"queries": queries, "videos": list(report.videos)}, ensure_ascii=False, separators=(",", ":"))
     # Whatever a text holds, it cannot end the element.
     inert = data.replace("<", "\\u003c")
-    return f'<script type="application/json" id="data">{inert}</script>\n<script>\n{_file("page.js")}\n</script>'
+    return f'<script type="application/json" id="data">{inert}</script>\n<script>{script}</script>'
 
 
 def _table(rows: Sequence[tables.Row]) -> str:
@@ -137,7 +155,7 @@ def _chart(chart: Chart) -> str:
     most = max([count for _, count in chart.bars], default=1) or 1
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'
-        f'<td><span style="width:{100 * count / most:.1f}%"></span></td><td>{count:,}</td></tr>'
+        f'<td><svg width="{100 * count / most:.1f}%" height="16"></svg></td><td>{count:,}</td></tr>'
         for name, count in chart.bars
     )
     axis = f'<thead><tr><th colspan="3">{escape(chart.axis)}</th></tr></thead>' if chart.axis else ""

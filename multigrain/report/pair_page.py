@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import files, training, viz
+from ..checks import printable
+from ..runs import check_cache
 from .content import Report
 from .images import figure_png
 from .matrix import signed
@@ -28,13 +30,14 @@ _HOW = "Frames of the video from left to right, words of the sentence from top t
 
 
 def numbered_pair(
-    folder: str | os.PathLike[str], number: int, cache: str | None = None
+    folder: str | os.PathLike[str], number: int, cache: str | None = None, trust: Sequence[str] = ()
 ) -> tuple[str, NDArray[np.uint8], str]:
     """A pair of the test split of a run: its sentence, the frames of its video, and what to call it.
 
     Args:
         number: which, counted from 0.
         cache: folder of the generated pairs; default that of the run.
+        trust: see XCLIP.from_pretrained.
 
     Raises:
         FileNotFoundError: no run in that folder.
@@ -43,7 +46,9 @@ def numbered_pair(
     path = Path(folder) / "config.json"
     if not path.is_file() or not (Path(folder) / "model").is_dir():
         raise FileNotFoundError(f"model: expected with --pair the folder of a finished training, got {folder}")
-    config = training.load_config(path, [] if cache is None else [f"--data.cache={cache}"])
+    overrides = [] if cache is None else [f"--data.cache={cache}"]
+    config = training.load_config(path, overrides, trust)
+    check_cache(config, Path(folder), overrides)
     test = training.load_data(config.data).test
     if number >= len(test.sentences):
         raise ValueError(f"pair: expected one from 0 to {len(test.sentences) - 1}, got {number}")
@@ -94,8 +99,8 @@ class PairPage:
     def table(self) -> str:
         """The rows and the notes, for a terminal."""
         lines = [f"{'grain':20}{'score':>8}  x{'weight':>8}  ={'part':>8}"]
-        lines += [f"{name:20}{a:>8}   {b:>8}   {c:>8}" for name, (a, b, c) in self.rows().items()]
-        return "\n".join([*lines, *self.pair.notes])
+        lines += [f"{printable(name):20}{a:>8}   {b:>8}   {c:>8}" for name, (a, b, c) in self.rows().items()]
+        return "\n".join([*lines, *map(printable, self.pair.notes)])
 
     def write(self, path: Path) -> Path:
         """As .html, the page; else the picture."""

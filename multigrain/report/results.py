@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import files
+from ..checks import printable
 from ..metrics import ranks
 from ..training import Evaluation, checkpoint, parallel
 from ..training.merging import video_ranks
@@ -23,6 +24,7 @@ from .console import print_table
 
 RANKINGS = "rankings.jsonl"
 RANKED = 10  # results of each query in rankings.jsonl
+_ELEMENTS = 1 << 20  # of the scores that are sorted at a time
 
 
 def write_report(
@@ -32,7 +34,7 @@ def write_report(
     first. Collective; rank 0 prints and writes.
     """
     count = sum(parallel.exchange(len(texts)))
-    lines = list(rankings(evaluation, texts, videos))
+    lines = rankings(evaluation, texts, videos)
     if not parallel.first():
         return
     print_table(evaluation.metrics, len(videos), tables.title(count, len(videos), evaluation.hubness))
@@ -42,7 +44,7 @@ def write_report(
         print(f"Protocol {protocol}: see multigrain.retrieval_metrics")
     if evaluation.broken:
         print(f"multigrain: {len(evaluation.broken)} videos could not be read and were left out:", file=sys.stderr)
-        print(*evaluation.broken, sep="\n", file=sys.stderr)
+        print(*map(printable, evaluation.broken), sep="\n", file=sys.stderr)
     values = {
         "metrics": checkpoint.rounded(evaluation.metrics),
         "chance": checkpoint.rounded(tables.chance(len(videos), protocol)),
@@ -72,36 +74,45 @@ def rankings(
         texts, videos: the names of those of the evaluation.
     """
     scores, targets = evaluation.scores["all"], evaluation.targets
-    own = targets[:, None] == torch.arange(len(videos))
-    by_text = list(zip(evaluation.texts, _best(scores, own, k), strict=True)) if texts else []
-    text_ranks = ranks(scores, targets).tolist() if texts else []
-    asked = [
-        (row, _line("t2v", text, rank, best, videos))
-        for (row, best), text, rank in zip(by_text, texts, text_ranks, strict=True)
-    ]
-    yield from (line for _, line in sorted(chain(*parallel.exchange(asked)), key=itemgetter(0)))
+    text_ranks = ranks(scores, targets) if texts else targets.double()
+    asked = parallel.exchange((evaluation.texts, texts, text_ranks, targets, _best(scores, k)))
     scores = scores if evaluation.reverse is None else evaluation.reverse
-    by_video = [[(score, texts[i], mine) for score, i, mine in best] for best in _best(scores.T, own.T, k)]
-    found = parallel.exchange(by_video)
-    for video, rank, *parts in zip(videos, video_ranks(scores, targets).tolist(), *found, strict=True):
-        best = sorted(chain(*parts), key=itemgetter(0), reverse=True)[:k]
-        yield _line(
-            "v2t", video, rank, [(score, i, mine) for i, (score, _, mine) in enumerate(best)], [b[1] for b in best]
-        )
+    best, columns = _best(scores.T, k)
+    own = targets[columns] == torch.arange(len(videos))[:, None]
+    names = [[texts[int(i)] for i in row] for row in columns]
+    return _lines(videos, k, asked, video_ranks(scores, targets), parallel.exchange((best, own, names)))
 
 
-def _best(scores: Tensor, own: Tensor, k: int) -> list[list[tuple[float, int, bool]]]:
-    """Of each row, the k best columns as (score, column, whether it is its own), best first."""
-    best = scores.topk(min(k, scores.shape[1]))
-    mine = own.gather(1, best.indices)
-    return [
-        list(zip(*row, strict=True))
-        for row in zip(best.values.tolist(), best.indices.tolist(), mine.tolist(), strict=True)
-    ]
+def _lines(
+    videos: Sequence[str],
+    k: int,
+    asked: list[tuple[list[int], Sequence[str], Tensor, Tensor, tuple[Tensor, Tensor]]],
+    video_ranks: Tensor,
+    found: list[tuple[Tensor, Tensor, list[list[str]]]],
+) -> Iterator[dict[str, Any]]:
+    """Of what each rank found: a line at a time, for together they are many times as large."""
+    order = sorted((row, rank, i) for rank, (rows, *_) in enumerate(asked) for i, row in enumerate(rows))
+    for _, rank, i in order:
+        _, texts, text_ranks, targets, (best, columns) = asked[rank]
+        items = [
+            (score, videos[int(column)], column == int(targets[i]))
+            for score, column in zip(best[i].tolist(), columns[i].tolist(), strict=True)
+        ]
+        yield _line("t2v", texts[i], float(text_ranks[i]), items)
+    for j, video in enumerate(videos):
+        parts = (zip(best[j].tolist(), names[j], own[j].tolist(), strict=True) for best, own, names in found)
+        items = sorted(chain(*parts), key=itemgetter(0), reverse=True)[:k]
+        yield _line("v2t", video, float(video_ranks[j]), items)
 
 
-def _line(
-    direction: str, query: str, rank: float, best: Sequence[tuple[float, int, bool]], candidates: Sequence[str]
-) -> dict[str, Any]:
-    found = [{"item": candidates[i], "score": round(score, 6), "own": own} for score, i, own in best]
+def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row, and their columns; some rows at a time, of which topk makes a copy."""
+    k = min(k, scores.shape[1])
+    parts = [part.topk(k) for part in scores.split(max(1, _ELEMENTS // max(1, scores.shape[1])))]
+    best, columns = zip(*parts, strict=True)
+    return torch.cat(best), torch.cat(columns)
+
+
+def _line(direction: str, query: str, rank: float, items: Sequence[tuple[float, str, bool]]) -> dict[str, Any]:
+    found = [{"item": item, "score": round(score, 6), "own": own} for score, item, own in items]
     return {"direction": direction, "query": query, "rank": rank, "found": found}

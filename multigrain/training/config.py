@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .. import checks
 from ..checks import require
 from ..data.video import STRATEGIES
 from ..metrics import PROTOCOLS
@@ -30,8 +31,8 @@ class BabyAIConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "single", "val", "test"):
-            require(getattr(self, name) >= 1, name, "a positive integer", getattr(self, name))
+        checks.fields(self, checks.POSITIVE, "pairs", "single", "val", "test")
+        checks.fields(self, checks.NATURAL, "seed")
         held = self.val + self.test
         require(held < self.pairs, "val, test", f"together fewer than the {self.pairs} pairs", held)
 
@@ -63,8 +64,8 @@ class ClipsConfig:
     def __post_init__(self) -> None:
         require(self.protocol in PROTOCOLS, "protocol", f"one of {', '.join(PROTOCOLS)}", self.protocol)
         require(self.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}", self.strategy)
-        require(self.fps > 0, "fps", "a number above 0", self.fps)
-        require(self.size >= 1, "size", "a positive integer", self.size)
+        checks.fields(self, checks.ABOVE_0, "fps")
+        checks.fields(self, checks.POSITIVE, "size")
 
 
 @dataclass(frozen=True)
@@ -95,19 +96,17 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_norm", "eps"):
-            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        tower = self.tower_learning_rate
-        require(tower is None or tower > 0, "tower_learning_rate", "a number above 0", tower)
+        tower = () if self.tower_learning_rate is None else ("tower_learning_rate",)
+        checks.fields(self, checks.ABOVE_0, "learning_rate", "clip_norm", "eps", *tower)
+        checks.fields(self, checks.FROM_0, "weight_decay")
+        checks.fields(self, checks.SHARE, "warmup")
         require(
             self.logit_scale_group in SCALE_GROUPS,
             "logit_scale_group",
             " or ".join(SCALE_GROUPS),
             self.logit_scale_group,
         )
-        require(self.weight_decay >= 0, "weight_decay", "a number of at least 0", self.weight_decay)
         require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
-        require(0 <= self.warmup < 1, "warmup", "a share in [0, 1)", self.warmup)
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
-        for name in ("epochs", "max_frames", "bucket"):
-            require(getattr(self, name) >= 1, name, "a positive integer", getattr(self, name))
+        checks.fields(self, checks.POSITIVE, "epochs", "batch_size", "max_frames", "bucket")
         require(self.batch_size >= 2, "batch_size", "at least 2 pairs, to contrast", self.batch_size)
 
 
@@ -160,9 +158,6 @@ class TrainConfig:
         precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
             loss are always computed in fp32, and so is an evaluation.
         workers: processes that read batches ahead, at most one a core; 0: none.
-        shards: 1: ranks train what one process would, up to rounding. More, and at least as many as ranks: a batch is
-            encoded in so many shards, and any number of ranks ends with the same weights, bit for bit on CPUs of one
-            kind with the same number of threads each; on one rank too, another number of shards is another run.
 
     Raises:
         ValueError: no stage, or a value out of range; its name is given.
@@ -178,17 +173,15 @@ class TrainConfig:
     device: str = "auto"
     precision: str = "fp32"
     workers: int = 0
-    shards: int = 1
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         require(len(names) > 0, "stages", "at least one stage", names)
         require(len(set(names)) == len(names), "stages", "distinct names", names)
-        require(self.validation_pairs >= 0, "validation_pairs", "at least 0", self.validation_pairs)
+        checks.fields(self, checks.NATURAL, "seed", "validation_pairs", "workers")
+        checks.fields(self, checks.POSITIVE, "keep")
+        checks.fields(self, checks.FROM_0, "checkpoint_seconds")
         require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
-        require(self.keep >= 1, "keep", "at least 1", self.keep)
-        require(self.workers >= 0, "workers", "at least 0", self.workers)
-        require(self.shards >= 1, "shards", "at least 1", self.shards)
         frozen = [stage.name for stage in self.stages if stage.freeze_vision]
         require(
             isinstance(self.data, BabyAIConfig) or not frozen,

@@ -16,6 +16,8 @@ from .judging import ALL, metrics_by_grain, reranks
 def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") -> Evaluation:
     """The evaluation after a transductive correction of hubness: texts rank corrected videos, videos corrected texts.
 
+    It has the scores and the metrics for "all"; a correction holds several matrices beside them.
+
     Args:
         hubness: a name of multigrain.hubness.TRANSDUCTIVE.
         protocol: of the evaluation.
@@ -27,13 +29,11 @@ def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") 
     _check_comparable(evaluation.reranked)
     checks.require(evaluation.hubness is None, "evaluation", "one without a correction", evaluation.hubness)
     correct = TRANSDUCTIVE[hubness]
-    scores = {name: correct(matrix) for name, matrix in evaluation.scores.items()}
-    back = evaluation.scores if evaluation.reverse is None else {**evaluation.scores, ALL: evaluation.reverse}
-    reverse = {name: correct(matrix.T).T for name, matrix in back.items()}
-    metrics, back = (metrics_by_grain(both, protocol, evaluation.targets) for both in (scores, reverse))
-    for name, values in metrics.items():
-        values["v2t"] = back[name]["v2t"]
-    return replace(evaluation, scores=scores, metrics=metrics, hubness=hubness, reverse=reverse[ALL])
+    back = evaluation.scores[ALL] if evaluation.reverse is None else evaluation.reverse
+    scores, reverse = correct(evaluation.scores[ALL]), correct(back.T).T
+    metrics, of_videos = (metrics_by_grain({ALL: x}, protocol, evaluation.targets) for x in (scores, reverse))
+    metrics[ALL]["v2t"] = of_videos[ALL]["v2t"]
+    return replace(evaluation, scores={ALL: scores}, metrics=metrics, hubness=hubness, reverse=reverse)
 
 
 def check_hubness(name: str, scorer: nn.Module | None = None) -> None:

@@ -23,24 +23,25 @@ from . import parallel
 from .config import ClipsConfig, TrainConfig
 from .data import Pairs
 from .encoding import Count, encode_texts, encode_videos, first_rows, joined
-from .judging import ALL, by_grain, check_counts, check_reranker, check_targets, judged, nothing, reranks
+from .judging import ALL, check_counts, check_reranker, check_targets, judged, matrices, names_of, reranks
 
 TEXTS = 1024  # whose features are held at a time
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of texts against videos by grain and for "all", which of them belong together, and the metrics.
+    """Scores of texts against videos, which of them belong together, and the metrics by grain and for "all".
 
     Over several ranks, the texts are those of this rank, and the metrics those of all.
 
     Args:
-        scores: by grain, [texts, videos].
+        scores: by the name "all", [texts, videos]. Those of each grain are ranked and dropped: `scores_by_grain` has
+            them.
         targets: the video of each text, [texts].
         texts, videos: the pair of each row and (its first one) of each column.
         metrics: by grain.
         broken: of each video that could not be read, its name and why; it and its texts are left out.
-        hubness: the correction that made the scores and the metrics of what was measured; see `corrected`.
+        hubness: the correction that made the scores and the metrics; see `corrected`.
         reverse: where it is not `scores`, what ranks the texts of each video, for "all", [texts, videos]: after a
             correction, or for a recipe with a scorer for each direction or with a reranker.
         reranked: a reranker made the scores for "all", of which only the order means something.
@@ -82,7 +83,8 @@ def evaluate(
 ) -> Evaluation:
     """Encode and score pairs: texts against the distinct videos among them, which are those of distinct ids.
 
-    Texts stream: their features are never held together, but for a recipe with a reranker.
+    Texts stream: their features are never held together, but for a recipe with a reranker. Until all are scored, the
+    matrices of all grains are.
 
     Args:
         indices: which pairs; None = all.
@@ -110,20 +112,22 @@ def evaluate(
     encoded = parallel.exchange(encode_videos(model, pairs, own, max_frames, batch_size, workers, count))
     video, kept, broken = joined(encoded)
     column = {int(pairs.ids[row]): i for i, row in enumerate(kept)}
-    found = {int(pairs.ids[row]) for row in encoded[world()[0]][1]}
-    rows = [row for row, i in zip(rows, ids, strict=True) if i in found]
+    here = {int(pairs.ids[row]) for row in encoded[world()[0]][1]}
+    rows = [row for row, i in zip(rows, ids, strict=True) if i in here]
     targets = torch.tensor([column[int(pairs.ids[row])] for row in rows], dtype=torch.long)
-    parts = [nothing(scorer, video)]
+    scores: dict[str, Tensor] = {}
     step = len(rows) if reranks(scorer) else TEXTS
     for start in range(0, len(rows), step):
         text = encode_texts(model, [pairs.sentences[row] for row in rows[start : start + step]], batch_size)
         device = model.logit_scale.device
         with evaluating(model):
-            parts.append(by_grain(scorer, text.to(device), video.to(device)))
+            for name, matrix in matrices(scorer, text.to(device), video.to(device)):
+                scores.setdefault(name, matrix.new_empty(len(rows), len(video)))[start : start + step] = matrix
         count(min(start + step, len(rows)) + total - len(rows), total)
-    scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    scores, reverse, metrics = judged(scores, protocol, targets)
-    return Evaluation(scores, targets, rows, kept, metrics, broken, reverse=reverse, reranked=reranks(scorer))
+    none = torch.empty(0, len(video))  # of a rank without a text
+    found = ((name, scores.pop(name, none)) for name in names_of(scorer))
+    whole, reverse, metrics = judged(found, protocol, targets)
+    return Evaluation(whole, targets, rows, kept, metrics, broken, reverse=reverse, reranked=reranks(scorer))
 
 
 def evaluate_features(
@@ -134,7 +138,7 @@ def evaluate_features(
     protocol: str = "diagonal",
     progress: Count | None = None,
 ) -> Evaluation:
-    """As `evaluate`, of features that are there already.
+    """As `evaluate`, of features that are there already; beside them, two matrices [texts, videos] are held at a time.
 
     Args:
         scorer: such as MultiGrain; or a Recipe, for features behind its heads.
@@ -149,13 +153,13 @@ def evaluate_features(
     given, rows, videos = targets, torch.arange(len(text)), list(range(len(video)))
     targets = rows if given is None else given
     if world()[1] == 1:
-        scores, reverse, metrics = judged(by_grain(scorer, text, video, progress), protocol, given)
+        scores, reverse, metrics = judged(matrices(scorer, text, video, progress), protocol, given)
         return Evaluation(scores, targets, rows.tolist(), videos, metrics, reverse=reverse, reranked=reranks(scorer))
     check_targets(given, len(text), len(video), protocol)
     own = parallel.share(len(video))
     rows = ((targets >= own.start) & (targets < own.stop)).nonzero()[:, 0]
-    scores = by_grain(scorer, text[rows], video, progress)
-    scores, reverse, metrics = judged(scores, protocol, targets[rows])
+    found = matrices(scorer, text[rows], video, progress)
+    scores, reverse, metrics = judged(found, protocol, targets[rows])
     return Evaluation(scores, targets[rows], rows.tolist(), videos, metrics, reverse=reverse)
 
 
@@ -170,7 +174,7 @@ def scores_by_grain(
         progress: called with (grains done, grains in all).
     """
     device = model.logit_scale.device
-    return by_grain(model.scorer, text.to(device), video.to(device), progress)
+    return dict(matrices(model.scorer, text.to(device), video.to(device), progress))
 
 
 def protocol_of(config: TrainConfig) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -19,47 +21,64 @@ ALL = "all"
 _BACK = "all, of videos"
 
 
-def by_grain(scorer: nn.Module, text: Features, video: Features, progress: Count | None = None) -> dict[str, Tensor]:
-    """The matrix of each grain and, as "all", of the scorer; and as _BACK what ranks texts, if it is another."""
+def matrices(
+    scorer: nn.Module, text: Features, video: Features, progress: Count | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The matrix of each grain, one after the other; then, as "all", that of the scorer; and as _BACK what ranks texts,
+    if it is another. Whoever drops each before the next holds two at a time."""
     if isinstance(scorer, Recipe):
-        scores = by_grain(scorer.scorer, text, video, progress)
+        for name, matrix in matrices(scorer.scorer, text, video, progress):
+            if name != ALL or scorer.reranker is None:
+                yield name, matrix
+            del matrix
         if scorer.reranker is not None:
-            scores[ALL] = scorer.reranked_of(text, video, "t2v").cpu()
+            yield ALL, scorer.reranked_of(text, video, "t2v").cpu()
         if scorer.reranker is not None or scorer.reverse is not None:
-            scores[_BACK] = scorer.reranked_of(text, video, "v2t").cpu()
-        return scores
+            yield _BACK, scorer.reranked_of(text, video, "v2t").cpu()
+        return
     if not isinstance(scorer, MultiGrain):
-        return {ALL: score_matrix(scorer, text, video, device="cpu")}
-    scores = {}
-    for done, grain in enumerate(grains_of(scorer), 1):
+        yield ALL, score_matrix(scorer, text, video, device="cpu")
+        return
+    total: Tensor | None = None
+    for done, (grain, weight) in enumerate(zip(grains_of(scorer), scorer.weights, strict=True), 1):
         alone = MultiGrain(grain, strict=scorer.strict, backend=scorer.backend)
-        scores[grain.name] = score_matrix(alone, text, video, device="cpu")
+        matrix = score_matrix(alone, text, video, device="cpu")
         if progress is not None:
             progress(done, len(scorer.grains))
-    total = torch.zeros_like(next(iter(scores.values())))
-    for weight, matrix in zip(scorer.weights, scores.values(), strict=True):
+        total = torch.zeros_like(matrix) if total is None else total
         total.add_(matrix, alpha=float(weight))
-    return {**scores, ALL: total}
+        yield grain.name, matrix
+        del matrix
+    assert total is not None  # a MultiGrain has a grain
+    yield ALL, total
 
 
-def nothing(scorer: nn.Module, video: Features) -> dict[str, Tensor]:
-    """`by_grain` of no text, for a rank that has none."""
+def names_of(scorer: nn.Module) -> list[str]:
+    """Those of `matrices`."""
     names = [ALL]
     if isinstance(scorer, Recipe):
         names += [_BACK] * (scorer.reranker is not None or scorer.reverse is not None)
         scorer = scorer.scorer
-    return {name: torch.empty(0, len(video)) for name in (*(grain.name for grain in grains_of(scorer)), *names)}
+    return [*(grain.name for grain in grains_of(scorer)), *names]
 
 
 def judged(
-    scores: dict[str, Tensor], protocol: str, targets: Tensor | None
+    found: Iterable[tuple[str, Tensor]], protocol: str, targets: Tensor | None
 ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, RetrievalMetrics]]:
-    """(scores, what ranks texts where that is another matrix, metrics) of what `by_grain` found. Collective."""
-    metrics = _metrics(scores, protocol, targets)
-    if _BACK not in scores:
-        return scores, None, metrics
-    metrics[ALL]["v2t"] = metrics.pop(_BACK)["v2t"]
-    return {name: matrix for name, matrix in scores.items() if name != _BACK}, scores[_BACK], metrics
+    """({"all": scores}, what ranks texts where that is another matrix, metrics) of `matrices`. Collective.
+
+    Each matrix of a grain is ranked and dropped: those of large collections have no place beside each other.
+    """
+    kept: dict[str, Tensor] = {}
+    metrics: dict[str, RetrievalMetrics] = {}
+    for name, matrix in found:
+        metrics |= _metrics({name: matrix}, protocol, targets)
+        if name in (ALL, _BACK):
+            kept[name] = matrix
+        del matrix
+    if _BACK in metrics:
+        metrics[ALL]["v2t"] = metrics.pop(_BACK)["v2t"]
+    return {ALL: kept[ALL]}, kept.get(_BACK), metrics
 
 
 def reranks(scorer: nn.Module) -> bool:

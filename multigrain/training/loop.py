@@ -2,12 +2,12 @@
 
 The order of the batches is a function of (seed, stage, epoch), the random numbers of a step of these, the step and the
 rank, and the learning rate of the step; a checkpoint holds the weights, the optimizer and the position. A run that was
-stopped anywhere therefore goes on to the same weights, bit for bit on a CPU.
+stopped anywhere therefore does the same operations as one that was not, and on a CPU, on the same machine with as many
+threads and ranks, ends with the same weights.
 
 Where torch.distributed has R ranks, rank r takes every R-th pair of each batch from the r-th on, and the loss and its
 gradient are those of the whole batch (see RetrievalLoss): the ranks train what one process would, up to rounding and
-the random numbers of dropout. With shards, without these reservations (see shards.py). A run may go on with another
-number of ranks.
+the random numbers of dropout. A run may go on with another number of ranks.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..checks import require
+from ..checks import NotFinite, require
 from ..data.batch import Batch
 from ..distributed import world
 from ..metrics import RetrievalMetrics
@@ -39,11 +39,10 @@ from .data import Data, Pairs, batches, fingerprint, loading
 from .encoding import Unreadable, first_rows
 from .evaluation import evaluate
 from .momentum import Momentum, momentum_of
-from .objectives import Objective, make_objective
+from .objectives import make_objective
 from .optimizer import learning_rate, make_optimizer
 from .preflight import check_batch, check_model, check_pairs, device
 from .recording import Files, Progress
-from .shards import ShardedLoss
 
 
 def train(
@@ -124,24 +123,27 @@ class _Run:
         started, number = time.monotonic(), self.position.stage
         pairs = self.data.single if stage.task == "frames" else self.data.train
         optimizer = self._begin(stage)
-        objective = make_objective(self.model, stage, pairs, self.config.shards, self.momentum)
-        compute_loss = self._loss(objective)
+        objective = make_objective(self.model, stage, pairs, self.momentum)
+        compute_loss, rank = parallel.averaged(self.model, objective.share), world()[0]
         for epoch in range(self.position.epoch, stage.epochs):
             seed, done = _mix(self.config.seed, number, epoch), self.position.step
             order = self._order(stage, pairs, seed)
             total = len(order) * stage.epochs
             self.model.train()
-            load = partial(objective.load, seed)
-            for i, items in enumerate(loading(load, order[done:], self.config.workers), done):
+            read = partial(objective.read, seed)
+            for i, item in enumerate(loading(read, order[done:], self.config.workers), done):
                 step = epoch * len(order) + i
                 rate = learning_rate(stage.optimizer, step, total)
-                self.broken |= dict.fromkeys(line for item in items for line in getattr(item, "broken", ()))
+                self.broken |= dict.fromkeys(getattr(item, "broken", ()))
                 self.position = Position(number, epoch, i + 1)
-                if isinstance(items[0], Batch) and not items[0].sentences:
+                if isinstance(item, Batch) and not item.sentences:
                     continue  # none of its videos could be read, by any rank
-                seeds = [_mix_all(seed, i, part) for part, _ in objective.parts]
-                with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
-                    loss = compute_loss(items, seeds, _mix_all(seed, i))
+                torch.manual_seed(_mix_all(seed, i, rank))
+                try:
+                    with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
+                        loss = compute_loss(item)
+                except NotFinite as error:
+                    self._stop(stage, str(error))
                 terms = objective.loss.terms
                 mean, *means = self._step(stage, [loss, *terms.values()], optimizer, rate)
                 scale, seconds = float(self._scale(stage).detach().exp()), time.monotonic() - started
@@ -164,18 +166,6 @@ class _Run:
             raise ValueError(f"no video of an epoch could be read; the first: {next(iter(self.broken))}")
         return replace(self.last, validation=validation, broken=tuple(self.broken))
 
-    def _loss(self, objective: Objective) -> Callable[[list[Any], list[int], int], Tensor]:
-        """From this rank's items and seeds of a batch, and a seed for all ranks, to the loss."""
-        if self.config.shards > 1:
-            return ShardedLoss(self.model, objective, self.config.shards)
-        averaged = parallel.averaged(self.model, objective.share)
-
-        def loss(items: list[Any], seeds: list[int], _: int) -> Tensor:
-            torch.manual_seed(seeds[0])
-            return averaged(items)
-
-        return loss
-
     def _scale(self, stage: StageConfig) -> Tensor:
         return self.model.criterion.logit_scale if stage.task == "frames" else self.model.logit_scale
 
@@ -188,7 +178,7 @@ class _Run:
         """The batches of an epoch, of all ranks together."""
         ids = pairs.ids.tolist() if stage.distinct else None
         order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed, ids)
-        check_batch(self.config, stage, min(map(len, order)))
+        check_batch(stage, min(map(len, order)))
         if stage.distinct and (missing := len(pairs.sentences) - sum(map(len, order))) >= len(order[0]):
             warnings.warn(
                 f"stage {stage.name!r}: {missing} of {len(pairs.sentences)} pairs are left out of this epoch, since "
@@ -208,10 +198,7 @@ class _Run:
         asked, mean, *terms = (parallel.total(torch.stack([x.double() for x in told])) / self.ranks).tolist()
         self.ending = asked > 0
         if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"stage {stage.name!r}, {self.position}: expected a finite loss, got {mean}; "
-                f"a lower learning_rate than {stage.optimizer.learning_rate} may help"
-            )
+            self._stop(stage, f"expected a finite loss, got {mean}")
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(optimizer)
@@ -219,6 +206,12 @@ class _Run:
         self.scaler.step(optimizer)
         self.scaler.update()
         return [mean, *terms]
+
+    def _stop(self, stage: StageConfig, why: str) -> NoReturn:
+        rate = stage.optimizer.learning_rate
+        raise FloatingPointError(
+            f"stage {stage.name!r}, {self.position}: {why}; a lower learning_rate than {rate} may help"
+        )
 
     def _validate(self, stage: StageConfig) -> dict[str, RetrievalMetrics] | None:
         """The metrics of the first validation videos, each with its first sentence."""

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import checks
-from ..metrics import PROTOCOLS, TIES, RetrievalMetrics, ranks, summarize
+from ..metrics import PROTOCOLS, RetrievalMetrics, ranks, ranks_of_videos, summarize
 from . import parallel
 
 
@@ -46,17 +46,7 @@ def video_ranks(
     scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], protocol: str = "all_captions", ties: str = "mean"
 ) -> Float[Tensor, "v"]:
     """The rank of the best own text of each video among the texts of all ranks. Collective."""
-    rivals, owners = scores, targets
-    if protocol == "group_max":
-        owners, rows = targets.unique(return_inverse=True)
-        rivals = scores.new_full((len(owners), scores.shape[1]), -torch.inf)
-        rivals.scatter_reduce_(0, rows[:, None].expand_as(scores), scores, "amax")
-    best = scores.new_full((scores.shape[1],), -torch.inf)
-    best = parallel.largest(best.scatter_reduce(0, targets, scores.gather(1, targets[:, None])[:, 0], "amax"))
-    others = owners[:, None] != torch.arange(scores.shape[1])
-    counts = torch.stack([((rivals > best) & others).sum(0), ((rivals == best) & others).sum(0)])
-    better, equal = parallel.total(counts).double()
-    return 1 + better + TIES[ties] * equal
+    return ranks_of_videos(scores, targets, protocol, ties, parallel.largest, parallel.total)
 
 
 def _check_counts(targets: Tensor, videos: int, protocol: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,49 +22,36 @@ from .config import StageConfig
 from .data import Pairs
 from .momentum import Encode, Encoded, Momentum
 
-Part = tuple[int, int]  # the number of a part of a batch, from 0, and how many there are
-
 
 class Objective(NamedTuple):
-    """How parts of a batch are read, perhaps in another process, and encoded, and what compares them."""
+    """How a rank's share of a batch is read, perhaps in another process, and encoded, and what compares it."""
 
     model: XCLIP
-    parts: Sequence[Part]  # this rank's, of each batch
-    read: Callable[[Part, int, list[int]], Any]  # (part, seed of frames that are sampled at random, all rows) -> item
+    read: Callable[[int, list[int]], Any]  # (seed of frames that are sampled at random, rows of all ranks) -> own item
     encode: Encode
     loss: Loss  # of texts, videos and ids
     momentum: Momentum | None = None
 
-    def load(self, seed: int, rows: list[int]) -> list[Any]:
-        """This rank's items of a batch, one for each part."""
-        return [self.read(part, seed, rows) for part in self.parts]
-
-    def share(self, items: Sequence[Any]) -> Tensor:
-        """This rank's share of the loss over the batches of all ranks, where it has one part (see RetrievalLoss)."""
-        [item] = items
+    def share(self, item: Any) -> Tensor:
+        """This rank's share of the loss over the batches of all ranks (see RetrievalLoss)."""
         if self.momentum is not None:
             return self.momentum.loss(self.model, self.encode, item)
         return self.loss(*self.encode(self.model, item))
 
 
-def make_objective(
-    model: XCLIP, stage: StageConfig, pairs: Pairs, shards: int = 1, momentum: Momentum | None = None
-) -> Objective:
+def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs, momentum: Momentum | None = None) -> Objective:
     """What a stage minimises over `pairs`, for its task and treatment of the frame tower.
 
     Args:
-        shards: 1: a batch has one part for each rank; more: so many parts, dealt out to the ranks.
         momentum: the momentum encoders of a "videos" stage, where the model's recipe has such.
     """
-    parts = [world()] if shards == 1 else [(shard, shards) for shard in parallel.share(shards)]
     if stage.task == "frames":
         loss = RetrievalLoss(VideoSentence(), model.criterion)
-        return Objective(model, parts, partial(_read, pairs, 1), _encode_frames, loss)
+        return Objective(model, partial(_read, pairs, 1, world()), _encode_frames, loss)
     if stage.freeze_vision:
-        features = frame_features(model, pairs, stage.max_frames)
-        return frozen_objective(model, pairs, *features, momentum)._replace(parts=parts)
-    read = partial(_read, pairs, stage.max_frames)
-    return Objective(model, parts, read, _encode_videos, loss_of(model), momentum)
+        return frozen_objective(model, pairs, *frame_features(model, pairs, stage.max_frames), momentum)
+    read = partial(_read, pairs, stage.max_frames, world())
+    return Objective(model, read, _encode_videos, loss_of(model), momentum)
 
 
 def frozen_objective(
@@ -79,7 +66,7 @@ def frozen_objective(
         video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
         return model.encode_text([pairs.sentences[row] for row in rows]), video, pairs.ids[rows].to(device)
 
-    return Objective(model, [world()], _rows, encode, loss_of(model), momentum)
+    return Objective(model, partial(_rows, world()), encode, loss_of(model), momentum)
 
 
 def loss_of(model: XCLIP) -> Loss:
@@ -87,12 +74,15 @@ def loss_of(model: XCLIP) -> Loss:
     return RetrievalLoss(model.scorer, model.criterion) if model.recipe is None else model.recipe.loss
 
 
-def _read(pairs: Pairs, max_frames: int, part: Part, seed: int, rows: list[int]) -> Batch:
-    """A part of some rows; where none of it can be read, one of another part, which then counts twice: every rank has
-    something in every step. Empty where nothing among the rows can be read.
+def _read(pairs: Pairs, max_frames: int, of: tuple[int, int], seed: int, rows: list[int]) -> Batch:
+    """A rank's share of some rows; where none of it can be read, one row of another's, which then counts twice: every
+    rank has something in every step. Empty where nothing among the rows can be read.
+
+    Args:
+        of: the rank, and how many there are; a process that reads ahead belongs to no group that could tell.
     """
-    number, size = part
-    own = pairs.batch(rows[number::size], max_frames, seed)
+    rank, size = of
+    own = pairs.batch(rows[rank::size], max_frames, seed)
     if own.sentences or size == 1:
         return own
     others = (pairs.batch([row], max_frames, seed) for row in rows)
@@ -114,21 +104,18 @@ def _encode_videos(model: XCLIP, batch: Batch) -> Encoded:
     return model.encode_text(batch.sentences), model.encode_video(frames, mask, index), ids
 
 
-def _rows(part: Part, _: int, rows: list[int]) -> list[int]:
-    number, size = part
-    return rows[number::size]
+def _rows(of: tuple[int, int], _: int, rows: list[int]) -> list[int]:
+    rank, size = of
+    return rows[rank::size]
 
 
 def frame_features(model: XCLIP, pairs: Pairs, max_frames: int, batch_size: int = 128) -> tuple[Tensor, Tensor]:
     """The frame tower's features [pairs, N, D] and the mask [pairs, N], both on the CPU.
 
     N is max_frames and padding is zero; without masks N is at least the model's max_frames and padding is the feature
-    of a blank frame, as encode_video has it. Collective: each rank computes some of the blocks of batch_size pairs,
-    which are the same on any number of ranks, to the last bit.
+    of a blank frame, as encode_video has it. Collective: each rank computes those of some of the pairs.
     """
-    device, count = model.logit_scale.device, len(pairs.sentences)
-    blocks = parallel.share(-(-count // batch_size))
-    own = range(blocks.start * batch_size, min(blocks.stop * batch_size, count))
+    device, own = model.logit_scale.device, parallel.share(len(pairs.sentences))
     slots = max_frames if model.masked else max(max_frames, model.max_frames)
     features = torch.zeros(len(own), slots, model.vision.dim)
     masks = torch.zeros(len(own), slots, dtype=torch.bool)

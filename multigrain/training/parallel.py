@@ -61,10 +61,9 @@ def first() -> bool:
     return world()[0] == 0
 
 
-def share(count: int, rank: int | None = None) -> range:
-    """Which of `count` things are a rank's (None: this one's): consecutive, and as many as any other's, or one more."""
-    own, size = world()
-    rank = own if rank is None else rank
+def share(count: int) -> range:
+    """Which of `count` things are this rank's: consecutive, and as many as any other's, or one more."""
+    rank, size = world()
     return range(rank * count // size, (rank + 1) * count // size)
 
 

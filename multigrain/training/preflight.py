@@ -10,7 +10,6 @@ from ..temporal import TemporalTransformer
 from .config import ClipsConfig, StageConfig, TrainConfig
 from .data import Data
 from .judging import check_reranker
-from .shards import check_shards
 
 
 def check(config: TrainConfig) -> None:
@@ -22,24 +21,21 @@ def check(config: TrainConfig) -> None:
         ValueError: they do not; the message names what was expected and what came.
     """
     device(config.device)
-    if config.shards > 1:
-        check_shards(config.shards)
     for stage in config.stages:
-        check_batch(config, stage, stage.batch_size)
+        check_batch(stage, stage.batch_size)
     if config.model.clip is None:
         check_model(config, XCLIP.from_config(config.model, ["word"]))
 
 
-def check_batch(config: TrainConfig, stage: StageConfig, size: int) -> None:
-    """That a batch of so many pairs has one for each rank or shard.
+def check_batch(stage: StageConfig, size: int) -> None:
+    """That a batch of so many pairs has one for each rank.
 
     Raises:
         ValueError: it has not.
     """
-    parts, what = (world()[1], "ranks") if config.shards == 1 else (config.shards, "shards")
-    if size < parts:
+    if size < (ranks := world()[1]):
         raise ValueError(
-            f"batch_size: expected at least one pair for each of {parts} {what}, got batches of {size} in "
+            f"batch_size: expected at least one pair for each of {ranks} ranks, got batches of {size} in "
             f"stage {stage.name!r}"
         )
 
@@ -72,8 +68,6 @@ def check_model(config: TrainConfig, model: XCLIP) -> None:
             )
     if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
         raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
-    if model.recipe is not None and model.recipe.momentum is not None and config.shards > 1:
-        raise ValueError(f"shards: expected 1 for a recipe with momentum encoders, got {config.shards}")
     if model.recipe is not None and config.validation_pairs > 0:
         check_reranker(model.recipe)
 

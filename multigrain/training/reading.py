@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..checks import require
+from ..models.config import import_trusted
+from ..models.settings import build
 from .config import BabyAIConfig, ClipsConfig, TrainConfig
 
+_ALIASES = 20  # three to a level make a few thousand values of one
 
-def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainConfig:
+
+def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> TrainConfig:
     """The settings of a YAML (or JSON) file.
 
     A key `base` names another config, whose settings the file's own replace, one by one; stages are matched by their
@@ -24,49 +30,81 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         overrides: as on a command line, applied to the file before it is read: ["--seed=1",
             "--model.aggregator.init_args.temperature=0.03", "--model.grains.3.aggregator=max_max",
             "--stages.1.epochs=3"]. Numbers count from 0; a value is YAML.
+        trust: packages of your own whose aggregators the file may name; they are imported (see XCLIP.from_pretrained).
 
     Raises:
         FileNotFoundError: no such file; the message lists the configs that come with the package.
-        ImportError: jsonargparse is not installed.
-        ValueError: unknown settings, or values out of range; the message names them.
+        ImportError: PyYAML is not installed; or what `trust` has cannot be imported.
+        ValueError: unknown settings, values out of range, or classes of others; the message names them.
     """
     path = _find(name)
     try:
-        import yaml
-        from jsonargparse import ArgumentError, ArgumentParser
-    except ImportError as error:
-        raise ImportError('reading a config needs jsonargparse: pip install "multigrain[cli]"') from error
-
-    def parsed(cls: type, values: Any, skip: set[str | int]) -> dict[str, Any]:
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, skip=skip)
-        return vars(parser.instantiate(parser.parse_object(values)))
-
-    try:
-        values: Any = _read(path, yaml.safe_load)
+        values: Any = _read(path)
         for override in overrides:
             place, separator, value = override.removeprefix("--").partition("=")
             require(override.startswith("--") and bool(separator), "override", "--name=value", override)
-            _set(values, place, yaml.safe_load(value))
-        data = dict(values.pop("data", None) or {})
-        data_class = ClipsConfig if "manifest" in data else BabyAIConfig  # a union would hide which setting is wrong
-        return TrainConfig(**parsed(TrainConfig, values, {"data"}), data=data_class(**parsed(data_class, data, set())))
-    except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"config {path}: {error}") from error
+            _set(values, place, _yaml()(value))
+        data = values.pop("data", None) or {}
+        # A union would hide which setting is wrong.
+        data_class = ClipsConfig if isinstance(data, dict) and "manifest" in data else BabyAIConfig
+        config = dataclasses.replace(build(TrainConfig, values), data=build(data_class, data, "data"))
+        import_trusted(config.model, trust)
+    except (RecursionError, TypeError, ValueError) as error:
+        reason = "settings in too many others" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ValueError(f"config {path}: {reason}") from error
+    return config
 
 
-def _read(path: Path, parse: Callable[[str], Any], above: tuple[Path, ...] = ()) -> Any:
+@cache
+def _yaml() -> Callable[[str], Any]:
+    """From YAML to plain values.
+
+    Raises:
+        ImportError: PyYAML is not installed.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError('reading a config needs PyYAML: pip install "multigrain[cli]"') from error
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a name twice, which would win unseen, and many aliases: a few lines would make billions of values."""
+
+        aliases = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.aliases += bool(self.check_event(yaml.AliasEvent))
+            if self.aliases > _ALIASES:
+                raise ValueError(f"expected at most {_ALIASES} aliases, such as *{self.peek_event().anchor}")
+            return super().compose_node(parent, index)
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(names)) < len(names):
+                raise ValueError(f"expected every name once, got {max(names, key=names.count)!r} more than once")
+            return node
+
+    def parse(text: str) -> Any:
+        try:
+            return yaml.load(text, Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+
+    return parse
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> Any:
     """The values of a file over those of its base."""
     # JSON as such: YAML reads its 1e-05 as a word.
-    text = path.read_text(encoding="utf-8")
-    values = (json.loads(text) if path.suffix == ".json" else parse(text)) or {}
+    values = (files.read_json(path) if path.suffix == ".json" else _yaml()(files.read_text(path))) or {}
     require(isinstance(values, dict), "config", "settings by name", values)
     base: object = values.pop("base", None)
     if base is None:
         return values
     found, above = _find(str(base)), (*above, path)
     require(found not in above, "base", "the name or path of another config", base)
-    return _over(_read(found, parse, above), values)
+    return _over(_read(found, above), values)
 
 
 def _over(old: Any, new: Any) -> Any:

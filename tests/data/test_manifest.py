@@ -66,6 +66,7 @@ def test_blank_lines_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path) 
     [
         ({"video": None}, "video: expected a path, got None"),
         ({"video": ""}, "video: expected a path, got ''"),
+        ({"video": "a\0b.mp4"}, "video: expected a path, got .*a.x00b"),
         ({"captions": "a cat"}, "captions: expected a list of at least one string, got 'a cat'"),
         ({"captions": []}, r"captions: expected a list of at least one string, got \[\]"),
         ({"captions": ["a", " "]}, r"captions\[1\]: expected a string that is not blank, got ' '"),
@@ -97,12 +98,27 @@ def test_a_wrong_field_is_named_with_its_line(tmp_path, change, message) -> None
         (b"{", "expected a JSON object in UTF-8, got b'{'"),
         (b"\xff", r"expected a JSON object in UTF-8, got b'\\xff'"),
         (b"[1]", r"line: expected a JSON object, got \[1\]"),
+        (b"[" * 100_000, r"expected a JSON object in UTF-8, got b'\[\["),
+        (b'{"video": "a.mp4", "video": "b.mp4"}', "expected a JSON object .*every name once, got 'video' more"),
     ],
 )
 def test_what_is_no_json_object_is_named_with_its_line(tmp_path, line, message) -> None:
     (tmp_path / "m.jsonl").write_bytes(line)
-    with pytest.raises(ValueError, match=f":1: {message}"):
+    with pytest.raises(ValueError, match=f":1: {message}") as error:
         load_manifest(tmp_path / "m.jsonl")
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
+
+
+def test_an_error_shows_no_more_of_a_value_than_a_line_holds(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"captions: expected a list .*, got 'wwww") as error:
+        load_manifest(write(tmp_path / "m.jsonl", {"video": "a.mp4", "captions": "w" * 100_000, "split": "test"}))
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
+
+
+def test_half_a_surrogate_pair_in_a_caption_is_a_letter_of_its_own(tmp_path) -> None:
+    line = b'{"video": "a.mp4", "captions": ["a \\ud800 dog", "\\ud83d\\ude00"], "split": "test"}'
+    (tmp_path / "m.jsonl").write_bytes(line)
+    assert load_manifest(tmp_path / "m.jsonl")[0].captions == ("a \ufffd dog", "\U0001f600")
 
 
 def test_an_id_twice_names_both_lines(tmp_path) -> None:
@@ -141,8 +157,10 @@ def test_a_failed_write_leaves_the_old_manifest_and_no_other_file(tmp_path, monk
 def test_missing_videos(tmp_path) -> None:
     (tmp_path / "a.mp4").touch()
     (tmp_path / "frames").mkdir()
-    clips = [clip(name, f"{tmp_path}/{name}") for name in ("a.mp4", "b.mp4", "frames")]
-    assert missing_videos(clips) == [clips[1]]
+    os.mkfifo(tmp_path / "pipe.mp4")
+    names = "a.mp4", "b.mp4", "frames", "pipe.mp4", "x" * 5000, "\ud800.mp4"
+    clips = [clip(name, f"{tmp_path}/{name}") for name in names]
+    assert missing_videos(clips) == [clips[1], *clips[3:]]
 
 
 def test_every_caption_points_to_its_clip() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,21 @@ def test_scores_are_its_own():
     zeros = q.masked_fill(~q_mask[..., None], 0)
     close(max_sim(zeros, documents), similarity(zeros, documents))
     close(max_sim(queries[0], documents), similarity(queries[0], documents))
+    close(max_sim(queries[0], documents, torch.ones(len(queries[0]))), similarity(queries[0], documents))
+    # A list tells its lengths: a token of zeros is one, whose similarity 0 may be the highest.
+    query, zero = torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
+    close(max_sim([query], [zero[:2], zero]), similarity([query], [zero[:2], zero]))
+    assert max_sim([query], [zero[:2], zero]).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (24,), (2, 2, 6), (4, 5), (1, 6)])
+def test_a_mask_of_another_shape_is_refused(shape: tuple[int, ...]):
+    queries, documents = torch.ones(2, 3, 8), torch.ones(4, 6, 8)
+    got = re.escape(str(list(shape)))
+    with pytest.raises(ValueError, match=rf"documents_mask: expected shape \[4, 6\], got {got}"):
+        as_similarity_fct("max_sim")(queries, documents, documents_mask=torch.ones(shape))
+    with pytest.raises(ValueError, match=r"queries_mask: expected shape \[2, 3\], got \[3, 2\]"):
+        as_similarity_fct("max_sim")(queries, documents, torch.ones(3, 2), torch.ones(4, 6))
 
 
 def test_search_and_evaluators(model: Any):
@@ -168,3 +184,10 @@ def test_errors():
         as_similarity_fct("maxsim")
     with pytest.raises(ValueError, match=r"documents_embeddings: expected those of 2 queries, got shape \[3, 4, 8\]"):
         as_similarity_fct("max_sim", own=True)(torch.ones(2, 4, 8), torch.ones(3, 4, 8))
+    for wrong, message in (
+        ([], "expected at least one item"),
+        ([torch.ones(8)], r"\[0\]: expected shape \[tokens, width\], got \[8\]"),
+        ([torch.ones(2, 8), torch.ones(2, 7)], r"\[1\]: expected features of width 8, got 7"),
+    ):
+        with pytest.raises(ValueError, match=f"queries_embeddings{message}|queries_embeddings: {message}"):
+            as_similarity_fct("max_sim")(wrong, torch.ones(3, 4, 8))

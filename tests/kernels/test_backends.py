@@ -17,11 +17,10 @@ from tests.kernels.problems import ALL_CASES, DTYPES, TWO_LEVEL, agree, problems
 
 CUDA_ONLY = {"triton"}  # under its interpreter it runs in a process of its own: test_triton.py
 EVERYWHERE = {"eager", "blocked"}  # serve whatever the definition serves
-_cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 every_row = pytest.mark.parametrize(
     ("backend", "device"),
     [
-        pytest.param(name, device, id=f"{name}-{device}", marks=_cuda if device == "cuda" else [])
+        pytest.param(name, device, id=f"{name}-{device}", marks=[pytest.mark.cuda] if device == "cuda" else [])
         for name in BACKENDS
         for device in ("cpu", "cuda")
         if device == "cuda" or name not in CUDA_ONLY

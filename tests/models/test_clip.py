@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,21 @@ def test_a_vocabulary_without_a_tokenizer_takes_ids(tmp_path: Path):
         model.encode_text(CAPTIONS)
     model.save_pretrained(tmp_path)
     assert XCLIP.from_pretrained(tmp_path).text.tokenizer is None  # type: ignore[union-attr]
+
+
+def test_captions_of_any_length_and_letters_are_read(weights: Path):
+    text = build(weights).text
+    noise = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=100_000))
+    since = time.process_time()
+    with pytest.warns(UserWarning, match="1 of 2 captions were cut"):
+        ids, _ = text.tokenize([noise, "a \ud800 dog"])
+    assert time.process_time() - since < 5  # byte pairs of the whole word take minutes
+    with pytest.warns(UserWarning, match="2 of 2 captions were cut"):
+        whole, _ = text.tokenize([noise[:1000], " a  dog \n" * 5000])
+    assert torch.equal(ids[0], whole[0])
+    with pytest.warns(UserWarning, match="1 of 1 captions were cut"):
+        assert torch.equal(whole[1:], text.tokenize(["a dog " * 20])[0])
+    assert torch.equal(ids[1, :5], text.tokenize(["a \ufffd dog"])[0][0, :5])
 
 
 def test_frames_of_another_size_are_refused(weights: Path):
@@ -350,7 +367,7 @@ def test_one_config_builds_it_from_yaml_s_values(weights: Path, frames: Tensor):
 def test_words_cannot_be_left_out_without_masks():
     with pytest.raises(ValueError, match="masked: expected True where include_bos or include_eos is False"):
         ModelConfig(clip=ClipConfig(include_bos=False), masked=False)
-    with pytest.raises(ValueError, match="frozen_layers: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="frozen_layers: expected an integer of at least 0, got -1"):
         ClipConfig(frozen_layers=-1)
     with pytest.raises(ValueError, match="max_words: expected at least 2"):
         ClipConfig(max_words=1)

@@ -156,9 +156,8 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path):
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     torch.save([1, 2], tmp_path / "list.pt")
     for name in ("evil.pt", "old.bin", "junk.pt", "junk.safetensors"):
-        assert f"{name}: expected weights (TorchScript, a torch.save'd state dict, safetensors)" in error(
-            tmp_path / name
-        )
+        with pytest.raises(ValueError, match=f"{name}: damaged, or no file of this kind: "):
+            load_clip(tmp_path / name)
     assert "list.pt: expected a state dict, got list" in error(tmp_path / "list.pt")
     assert not (tmp_path / "touched").exists()
 

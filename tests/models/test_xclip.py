@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 import torch
@@ -99,6 +99,34 @@ def test_a_video_does_not_depend_on_its_batch_or_its_padding(video: tuple[Tensor
     torch.testing.assert_close(together["frame"].features[1, :2], alone["frame"].features[0])
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"frames": torch.ones(2, 4, 3, 16, 16).bool()}, TypeError, "frames: expected floating .* got torch.bool"),
+        ({"frames": torch.ones(2, 4, 3, 16, 16).cfloat()}, TypeError, "frames: .* got torch.complex64"),
+        ({"frames": torch.ones(2, 4, 3, 16, 16).long()}, TypeError, "frames: .* got torch.int64"),
+        ({"frames": torch.full((2, 4, 3, 16, 16), torch.nan)}, ValueError, r"frames: expected .* in \[0, 1\].* nan"),
+        ({"frames": torch.full((2, 4, 3, 16, 16), -torch.inf)}, ValueError, "frames: expected .* -inf"),
+        ({"index": torch.tensor([[0, 1], [2, -1]])}, ValueError, "index: expected .* 0 to 7, got -1 at position 3"),
+        ({"index": torch.tensor([[0, 1], [2, 8]])}, ValueError, "index: expected .* 0 to 7, got 8 at position 3"),
+        ({"index": torch.zeros(2, 2)}, TypeError, "index: expected whole numbers, got torch.float32"),
+        ({"mask": torch.ones(2, 4)}, TypeError, "mask: expected dtype torch.bool .* got torch.float32"),
+    ],
+)
+def test_frames_that_cannot_be_meant_are_named(changes: dict[str, Tensor], error: type[Exception], message: str):
+    given = {"frames": torch.rand(2, 4, 3, 16, 16), **changes}
+    if "index" in given:
+        given["frames"] = given["frames"].flatten(0, 1)
+    with pytest.raises(error, match=message):
+        build().encode_video(**given)
+
+
+def test_an_index_behind_the_mask_is_not_read(video: tuple[Tensor, Tensor]):
+    frames, mask = video[0].flatten(0, 1), torch.tensor([[True, True], [True, False]])
+    good, junk = (build().encode_video(frames, mask, torch.tensor([[0, 1], [2, i]])) for i in (0, -7))
+    assert all(torch.equal(a, b) for a, b in zip(values(good), values(junk), strict=True))
+
+
 def test_distinct_frames_with_an_index_are_the_same_video(video: tuple[Tensor, Tensor]):
     model, (frames, mask) = build(), video
     distinct = frames[0, [0, 1, 2]]
@@ -164,7 +192,7 @@ def test_features_that_were_computed_before_take_the_towers_place(video: tuple[T
     ).eval()
     text = model.text(SENTENCES)
     frames = model.vision(video[0].flatten(0, 1)).unflatten(0, (2, 4))
-    assert torch.equal(cached(text, frames), model(SENTENCES, video[0]))
+    torch.testing.assert_close(cached(text, frames), model(SENTENCES, video[0]))
     index = torch.tensor([[0, 3, 1, 2], [2, 0, 1, 1]])
     torch.testing.assert_close(
         cached.encode_video(frames[0], video[1], index)["video"].features,
@@ -306,29 +334,37 @@ def test_weights_of_another_model_are_named(tmp_path: Path):
         XCLIP.from_pretrained(tmp_path)
 
 
-def test_a_repository_of_the_hub_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_repository_of_the_hub_is_fetched_where_it_is_asked_for_and_brings_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import huggingface_hub
 
     model = build()
     model.save_pretrained(tmp_path)
     asked: list[str] = []
+    patterns: list[str] = []
 
     def download(repository: str, allow_patterns: list[str]) -> str:
         asked.append(repository)
+        patterns[:] = allow_patterns
         if repository == "owner/nothing":
             raise OSError("404\nnot found")
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert torch.equal(XCLIP.from_pretrained("owner/model").logit_scale, model.logit_scale)
-    with pytest.raises(FileNotFoundError, match=r"none at owner/nothing, nor such a repository .* Hub: 404$"):
-        XCLIP.from_pretrained("owner/nothing")
+    assert torch.equal(XCLIP.from_pretrained("hub:owner/model").logit_scale, model.logit_scale)
+    with pytest.raises(FileNotFoundError, match=r"no repository owner/nothing on the Hugging Face Hub: 404$"):
+        XCLIP.from_pretrained("hub:owner/nothing")
+    assert any(PurePath("tokenizer/merges.txt").match(pattern) for pattern in patterns)
+    assert not any(PurePath(name).match(pattern) for name in ("a.py", "tokenizer/a.py") for pattern in patterns)
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing in owner/model"):
+        XCLIP.from_pretrained("owner/model")  # a folder that is not there is not looked for on the Hub
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing in /no/such/folder"):
         XCLIP.from_pretrained("/no/such/folder")
     assert asked == ["owner/model", "owner/nothing"]
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(FileNotFoundError, match="pip install huggingface_hub"):
-        XCLIP.from_pretrained("owner/model")
+    with pytest.raises(ImportError, match="pip install huggingface_hub"):
+        XCLIP.from_pretrained("hub:owner/model")
 
 
 def test_shapes_that_do_not_fit_are_named(video: tuple[Tensor, Tensor]):
@@ -350,7 +386,7 @@ def test_aggregators_come_from_names_and_class_paths():
     assert build_from_spec(None) is None
     with pytest.raises(ValueError, match="aosm"):
         build_from_spec("nope")
-    with pytest.raises(ValueError, match=r"expected the path of a class, got 'multigrain\.Nope'"):
+    with pytest.raises(ValueError, match=r"expected the path of a class that is imported, got 'multigrain\.Nope'"):
         build_from_spec("multigrain.Nope")
     with pytest.raises(TypeError, match=r"expected a subclass of multigrain\.Aggregator, got torch\.nn\.Linear"):
         build_from_spec("torch.nn.Linear")

@@ -1,0 +1,88 @@
+"""Settings from plain values, as JSON and YAML hold them, by the types of a dataclass's fields.
+
+Nothing is imported, opened or called because a value says so: a class path stays the word that it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Any, name: str = "") -> T:
+    """A dataclass of settings from values by name.
+
+    Args:
+        name: of the settings, for messages.
+
+    Raises:
+        ValueError: a setting that there is not, that is missing, of another type or out of range; it is named.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name or 'settings'}: expected settings by name, got {_short(values)}")
+    hints, fields = get_type_hints(cls), dataclasses.fields(cast(Any, cls))
+    if unknown := [key for key in values if key not in hints]:
+        raise ValueError(f"{_place(name, unknown[0])}: no such setting; there are {', '.join(hints)}")
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [key for key in needed if key not in values]:
+        raise ValueError(f"{_place(name, missing[0])}: expected a setting, got none")
+    return cls(**{key: _value(hints[key], value, _place(name, key)) for key, value in values.items()})
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """The value as a field of this type holds it."""
+    if kind is Any:
+        return value
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    kind = next((each for each in kinds if _fits(each, value)), None)
+    if kind is None:
+        named = " or ".join(map(_named, kinds))
+        raise ValueError(f"{name}: expected {named}, got {_short(value)}")
+    inner = get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return build(cast("type[Any]", kind), value, name)
+    if get_origin(kind) is list:
+        return [_value(inner[0], each, f"{name}.{i}") for i, each in enumerate(value)]
+    if get_origin(kind) is tuple:
+        return tuple(_value(each, part, f"{name}.{i}") for i, (each, part) in enumerate(zip(inner, value, strict=True)))
+    return float(value) if kind is float and isinstance(value, str) else value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a value is of a type, as far as can be seen from outside."""
+    outer = get_origin(kind) or kind
+    if dataclasses.is_dataclass(kind) or outer is dict:
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    if outer is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(get_args(kind))
+    if outer is float:
+        return _is_number(value)
+    return type(value) is outer
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number; one such as 1e-3 is a word to YAML."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (OverflowError, TypeError, ValueError):
+        return False
+
+
+def _named(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return "settings by name"
+    return "nothing" if kind is types.NoneType else str(kind if get_origin(kind) else kind.__name__)
+
+
+def _place(name: str, key: object) -> str:
+    return f"{name}.{key}" if name else str(key)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
