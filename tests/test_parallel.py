@@ -18,7 +18,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -303,7 +303,7 @@ def train_until(rank: int, size: int, config: training.TrainConfig, out: Path, h
         elif how == "save":
             torch.save = _half_a_file
         elif how == "replace":
-            Path.replace = kill
+            os.replace = kill
 
     try:
         training.train(config, DATA, out, progress=end)
@@ -314,8 +314,9 @@ def train_until(rank: int, size: int, config: training.TrainConfig, out: Path, h
     return "done"
 
 
-def _half_a_file(state: Any, path: Path) -> None:
-    path.write_bytes(b"PK half a checkpoint")
+def _half_a_file(state: Any, file: BinaryIO) -> None:
+    file.write(b"PK half a checkpoint")
+    file.flush()
     kill()
 
 
@@ -429,16 +430,16 @@ def command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
 
 
 def written_by_command(rank: int, size: int, folder: Path, *arguments: str) -> set[str]:
-    """Files below a folder that a command line writes on this rank, but for those that only see whether it may."""
+    """Files below a folder that a command line writes on this rank, but for those that show whether it may."""
     found: set[str] = set()
 
     def note(event: str, details: tuple[Any, ...]) -> None:
         if event == "open" and str(details[0]).startswith(str(folder)) and details[2] & (os.O_WRONLY | os.O_RDWR):
-            found.add(re.sub(r"\.\d+\.tmp$", "", Path(details[0]).name))
+            found.add(re.sub(r"\.\d+-\w{8}\.tmp$", "", Path(details[0]).name))
 
     sys.addaudithook(note)  # which stays: `found` is copied
     assert command(rank, size, *arguments)[0] == 0
-    return {name for name in found if not name.startswith(".write-")}
+    return {name for name in found if not name.startswith((".write-", ".lock"))}
 
 
 def killed_in_command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
