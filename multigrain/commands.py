@@ -62,7 +62,7 @@ def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
 def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
     """Pairs and training."""
     run = _run(options, overrides)
-    with parallel.launched(training.device(run.config.device)), parallel.locked(run.out):
+    with parallel.launched(training.device(run.config.device), run.config.timeout), parallel.locked(run.out):
         training.check(run.config)
         runs.fit(run, runs.load(run))
         _print(f"Time: {run.clock}")
@@ -86,7 +86,7 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     elif own := [override for override in overrides if override.startswith("--model.")]:
         raise ValueError(f"{own[0]}: expected no setting of the model beside --model, which has its own")
     run = _run(options, overrides)
-    with parallel.launched(training.device(run.config.device)):
+    with parallel.launched(training.device(run.config.device), run.config.timeout):
         _evaluate_run(run, options)
 
 
@@ -143,11 +143,11 @@ def _only_of_evaluation(overrides: list[str]) -> None:
     """That no setting asks for what was decided by the training."""
     for override in overrides:
         if not override.startswith(
-            ("--data.", "--device=", "--workers=", *(f"--model.{name}" for name in runs.SCORING))
+            ("--data.", "--device=", "--workers=", "--timeout=", *(f"--model.{name}" for name in runs.SCORING))
         ):
             raise ValueError(
-                f"{override}: evaluation takes settings of data, device, workers, model.grains, model.aggregator and "
-                f"model.weights; all others are those of the training"
+                f"{override}: evaluation takes settings of data, device, workers, timeout, model.grains, "
+                f"model.aggregator and model.weights; all others are those of the training"
             )
 
 

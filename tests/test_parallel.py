@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -523,3 +524,42 @@ def test_saved_features_on_the_command_line(world: World, tmp_path: Path):
         assert a == b
     pages = [re.sub(r"\d+\.\d+", "x", (tmp_path / name / "index.html").read_text()) for name in ("one", "two")]
     assert pages[0] == pages[1]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process is stopped by SIGSTOP")
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_stops_answering_is_named(tmp_path: Path, stopped: int):
+    """Rank 0 holds the store here; under torchrun, the launcher does."""
+    program = f"""
+import os, signal, sys, torch
+from multigrain import cli, commands
+from multigrain.training import parallel
+
+def run(options, overrides):
+    with parallel.launched(torch.device("cpu"), timeout=2):
+        parallel.exchange(0)
+        if parallel.world()[0] == {stopped}:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        parallel.exchange(1)
+
+commands.run_demo = run
+sys.exit(cli.main(["demo"]))
+"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    logs, processes = [tmp_path / str(rank) for rank in range(3)], list[subprocess.Popen[bytes]]()
+    for rank, log in enumerate(logs):
+        environment = {**os.environ, **address, "RANK": str(rank), "WORLD_SIZE": "3"}
+        with log.open("wb") as file:
+            processes.append(subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=file))
+    waiting = [rank for rank in range(3) if rank != stopped]
+    try:
+        assert [processes[rank].wait(SECONDS) for rank in waiting] == [2, 2]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    said = [logs[rank].read_text() for rank in waiting]
+    assert all(line.count("\n") == 1 for line in said), said
+    assert any(f"error: rank {stopped} did not answer within 2 seconds" in line for line in said), said

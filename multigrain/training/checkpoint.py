@@ -21,7 +21,7 @@ from ..distributed import world
 from .config import TrainConfig
 
 # Settings that may change between a run and its resumption.
-_PLACE_ONLY, _PLACES = ("device", "checkpoint_seconds", "keep", "workers"), ("cache", "manifest")
+_PLACE_ONLY, _PLACES = ("device", "checkpoint_seconds", "keep", "workers", "timeout"), ("cache", "manifest")
 
 
 class Position(NamedTuple):

@@ -158,6 +158,7 @@ class TrainConfig:
         precision: of the encoders: "fp32", or "bf16" or "fp16" under autocast (fp16 with a scaled loss). Scores and
             loss are always computed in fp32, and so is an evaluation.
         workers: processes that read batches ahead, at most one a core; 0: none.
+        timeout: seconds that a rank waits for the others, which are then named; over NCCL torch has its own words.
 
     Raises:
         ValueError: no stage, or a value out of range; its name is given.
@@ -173,8 +174,10 @@ class TrainConfig:
     device: str = "auto"
     precision: str = "fp32"
     workers: int = 0
+    timeout: float = 1800.0
 
     def __post_init__(self) -> None:
+        checks.fields(self, checks.ABOVE_0, "timeout")
         names = [stage.name for stage in self.stages]
         require(len(names) > 0, "stages", "at least one stage", names)
         require(len(set(names)) == len(names), "stages", "distinct names", names)

@@ -12,8 +12,10 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -25,18 +27,24 @@ from .. import files
 from ..distributed import world
 
 T = TypeVar("T")
+TIMEOUT = 1800.0  # seconds: as long as rank 0 may make data, or read longer videos than the others
+_GRACE = 5.0  # seconds between the times at which ranks give up waiting
 TERMINATED = 143  # the exit code of a process that SIGTERM ended, as shells give it
 _LOST = re.compile(r"/gloo/|could not exchange features|(closed|reset) by peer|timeout caused pair closure")
 
 
 @contextmanager
-def launched(device: torch.device) -> Generator[None]:
+def launched(device: torch.device, timeout: float = TIMEOUT) -> Generator[None]:
     """A process group where a launcher such as torchrun asks for one: NCCL for CUDA, with one device a rank, else gloo.
 
     Rank 0 speaks; what the others print is dropped, except for the errors that end them.
 
+    Args:
+        timeout: seconds that a rank waits for the others.
+
     Raises:
         ValueError: more ranks than CUDA devices; an environment that is not complete.
+        ConnectionError: over gloo, ranks that did not answer in time; they are named.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys() or dist.is_initialized():
         yield
@@ -46,14 +54,42 @@ def launched(device: torch.device) -> Generator[None]:
         if local >= devices:
             raise ValueError(f"ranks: expected at most one for each of {devices} CUDA devices, got local rank {local}")
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    from torch.distributed.distributed_c10d import (
+        PrefixStore,  # where torch has no distributed, here is no import of it
+    )
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, ranks = next(iter(rendezvous("env://")))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
     with ExitStack() as stack:
         if not first():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if "imed out" not in str(error) or not lost(error):
+                raise
+            missing = _unanswering(PrefixStore("answers", store), rank, ranks, min(timeout, _GRACE))
+            raise ConnectionError(f"{missing} did not answer within {timeout:g} seconds (timeout)") from error
     dist.destroy_process_group()  # not after an error: it would wait for ranks that may have ended
+
+
+def _unanswering(store: Any, rank: int, ranks: int, grace: float) -> str:
+    """Which ranks do not say that they live, some time after this one gave up waiting."""
+    missing = [0]  # what holds the store, rank 0 or the launcher, may be the one that does not answer
+
+    def ask() -> None:
+        store.set(str(rank), "here")
+        time.sleep(grace)  # others give up at about the same time
+        missing[:] = [other for other in range(ranks) if not store.check([str(other)])]
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(2 * grace)
+    return f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}" if missing else "another rank"
 
 
 def first() -> bool:
