@@ -66,8 +66,9 @@ def _saved(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _tokenizer_files(folder: Path) -> set[str]:
-    found = (path.relative_to(folder).as_posix() for path in (folder / TOKENIZER).rglob("[!.]*") if path.is_file())
-    return {name for name in found if not name.endswith(".tmp")}
+    """The vocabularies and settings among the files in the folder of a tokenizer; nothing else of it is read."""
+    found = (path for path in (folder / TOKENIZER).glob("[!.]*") if path.suffix in (".json", ".txt") and path.is_file())
+    return {path.relative_to(folder).as_posix() for path in found}
 
 
 def _check_parts(folder: Path, settings: Any) -> None:
