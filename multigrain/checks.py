@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
-
-def whole_text(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no encoding does."""
-    return _HALF_PAIR.sub("\ufffd", text)
-
-
 # Beyond, fp32 could not hold the sums and products of what is given: of scores in a loss, of settings with scores.
 LARGEST = 1e30
 # The least temperature: fp32 holds a similarity by it, and kernels their fill values beside that.
@@ -473,6 +467,11 @@ def takes(value: object, count: int) -> bool:
 def origin(value: type | Callable[..., object]) -> tuple[str, str]:
     """Where a class or function is written."""
     return value.__module__, value.__qualname__
+
+
+def whole_text(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no encoding does."""
+    return _HALF_PAIR.sub("\ufffd", text)
 
 
 def printable(text: object) -> str:

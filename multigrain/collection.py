@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from . import files
-from .checks import require
+from .checks import printable, require
 from .tokens import Features
 
 FORMAT = 2
@@ -108,7 +108,6 @@ class Collection:
             FileNotFoundError, ValueError: see `open`; or the features there were made otherwise.
         """
         path, settings = Path(folder), json.loads(json.dumps({"format": FORMAT, **settings}))
-        files.remove_partial(path)
         manifest = path / MANIFEST
         if resume and manifest.is_file() and b"\n" in manifest.read_bytes():
             collection = cls._read(path)
@@ -218,7 +217,7 @@ class Collection:
 
     def _list_broken(self) -> None:
         if self.broken:
-            lines = [f"{video}\t{reason}" for video, reason in self.broken.items()]
+            lines = [f"{printable(video)}\t{printable(reason)}" for video, reason in self.broken.items()]
             files.write_lines(self.folder / BROKEN, lines)
 
 

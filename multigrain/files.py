@@ -32,6 +32,7 @@ import torch
 Location: TypeAlias = "str | os.PathLike[str]"
 
 _LONGEST = 200  # letters of a foreign error message
+_BLOCK = 2**20  # bytes written at a time
 _held: dict[Path, tuple[int, int]] = {}  # lock file -> thread that holds it, and how many times
 _guard = threading.Lock()
 if hasattr(os, "register_at_fork"):
@@ -52,7 +53,7 @@ def writing(path: Location) -> Generator[BinaryIO]:
     raw: _Raw | None = None
     try:
         raw = _Raw(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666), "wb")
-        with io.BufferedWriter(raw) as file:
+        with io.BufferedWriter(raw, _BLOCK) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -140,7 +141,7 @@ def append_lines(path: Location, lines: Iterable[str]) -> None:
     path = Path(path)
     content = "".join(f"{line}\n" for line in lines).encode("utf-8", errors="backslashreplace")
     try:
-        with path.open("ab", buffering=0) as file:
+        with _Raw(path, "ab") as file:
             size = file.tell()
             try:
                 while content:
@@ -195,7 +196,8 @@ def open_folder(path: Location, name: str = "out_dir") -> Path:
 
 @contextmanager
 def lock(path: Location) -> Generator[None]:
-    """Keep other writers out of a folder, or away from a file, while the block runs.
+    """Keep other writers out of a folder, or away from a file, while the block runs; what those left that were killed
+    goes.
 
     The same thread may take a lock again. The lock is a file `.lock` in the folder (`.NAME.lock` beside a file), which
     the operating system frees when the process ends, however it ends.
@@ -214,6 +216,8 @@ def lock(path: Location) -> Generator[None]:
         handle = _take(place, path) if times == 0 else -1
         _held[place] = thread, times + 1
     try:
+        if times == 0:
+            remove_partial(place.parent, None if path.is_dir() else path.name)
         yield
     finally:
         with _guard:
@@ -245,8 +249,9 @@ def _take(place: Path, path: Path) -> int:
         except FileNotFoundError:
             same = False
         if same:
-            os.truncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            with suppress(OSError):  # a full disk: the lock holds, and does not say whose it is
+                os.truncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return handle
         os.close(handle)  # its holder removed it on leaving; take the one that is there now
 
@@ -443,7 +448,8 @@ def refuse(path: Location, error: Exception) -> NoReturn:
 def _check_archive(path: Path, checksums: bool) -> None:
     """torch.save compresses nothing, so whatever unpacks to more than the file is no work of its."""
     with zipfile.ZipFile(path) as archive:
-        if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-            raise ValueError(f"{path}: expected tensors as torch.save writes them, got compressed ones")
+        # What is marked as a folder, torch takes as read: its tensor would be whatever the memory held before.
+        if any(item.compress_type != zipfile.ZIP_STORED or item.external_attr for item in archive.infolist()):
+            raise ValueError(f"{path}: expected tensors as torch.save writes them, got compressed or marked ones")
         if checksums and (name := archive.testzip()) is not None:
             raise ValueError(f"{path}: damaged: the checksum of {name} is another")

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from . import checks
+from .reduce import without_autocast
 from .transformer import Transformer
 
 
@@ -107,10 +108,15 @@ class TemporalLSTM(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Frame features [B, N, D] -> [B, N, D]; padded frames (mask False) are skipped and left as they are."""
         if mask is None:
-            return frames + self.lstm(frames)[0]
+            return frames + self._hidden(frames)
         # With the real frames in front nothing that is padding comes before one, which is what packing is for.
         order = (~mask).long().argsort(dim=1, stable=True)[..., None].expand_as(frames)
         real = frames.masked_fill(~mask[..., None], 0.0).gather(1, order)
-        hidden = self.lstm(real)[0]
+        hidden = self._hidden(real)
         hidden = torch.zeros_like(hidden).scatter(1, order, hidden)
         return frames + hidden.masked_fill(~mask[..., None], 0.0)
+
+    def _hidden(self, frames: Tensor) -> Tensor:
+        """In the precision of the weights: few processors have an LSTM in half precision, and the others raise."""
+        with without_autocast(frames):
+            return self.lstm(frames.to(next(self.lstm.parameters()).dtype))[0].to(frames.dtype)

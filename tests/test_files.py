@@ -74,6 +74,19 @@ def test_any_flipped_bit_of_a_tensor_is_noticed(tmp_path: Path, sha256: bool) ->
         files.load_tensors(path, sha256=noted)
 
 
+def test_a_tensor_that_is_marked_as_a_folder_is_not_left_to_chance(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    files.save_tensors(path, {"x": torch.full((4,), 1.0)})
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\1\2", content.index(b"data/0") + 100)
+    while content[entry + 46 : entry + 46 + 13] != b"archive/data/":
+        entry = content.index(b"PK\1\2", entry + 4)
+    content[entry + 38] |= 0x10
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="or marked ones"):
+        files.load_tensors(path)
+
+
 def test_only_tensors_and_plain_values_are_read(tmp_path: Path) -> None:
     torch.save({"x": subprocess.Popen}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="more than tensors and plain values"):

@@ -19,7 +19,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -76,9 +76,9 @@ def assert_as_one(together: Sequence[Any], alone: Any) -> None:
     """All ranks have the same weights, since they take the same steps, and losses close to those of one process.
 
     Its weights are not looked at: where a gradient is zero but for rounding, as that of the biases of keys, AdamW
-    makes steps of it. Losses of about 2 differ by 1e-6 in the first step, and this grows with each.
+    makes steps of it. Losses, from 1 to 4, differed by at most 5e-6 in the 20 steps.
     """
-    torch.testing.assert_close(torch.tensor(together[0][0]), torch.tensor(alone[0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.tensor(together[0][0]), torch.tensor(alone[0]), atol=1e-4, rtol=0)
     for losses, model in together[1:]:
         assert losses == together[0][0]
         assert same(model, together[0][1])
@@ -304,7 +304,7 @@ def train_until(rank: int, size: int, config: training.TrainConfig, out: Path, h
         elif how == "save":
             torch.save = _half_a_file
         elif how == "replace":
-            Path.replace = kill
+            os.replace = kill
 
     try:
         training.train(config, DATA, out, progress=end)
@@ -315,8 +315,9 @@ def train_until(rank: int, size: int, config: training.TrainConfig, out: Path, h
     return "done"
 
 
-def _half_a_file(state: Any, path: Path) -> None:
-    path.write_bytes(b"PK half a checkpoint")
+def _half_a_file(state: Any, file: BinaryIO) -> None:
+    file.write(b"PK half a checkpoint")
+    file.flush()
     kill()
 
 
@@ -430,16 +431,16 @@ def command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:
 
 
 def written_by_command(rank: int, size: int, folder: Path, *arguments: str) -> set[str]:
-    """Files below a folder that a command line writes on this rank, but for those that only see whether it may."""
+    """Files below a folder that a command line writes on this rank, but for those that show whether it may."""
     found: set[str] = set()
 
     def note(event: str, details: tuple[Any, ...]) -> None:
         if event == "open" and str(details[0]).startswith(str(folder)) and details[2] & (os.O_WRONLY | os.O_RDWR):
-            found.add(re.sub(r"\.\d+\.tmp$", "", Path(details[0]).name))
+            found.add(re.sub(r"\.\d+-\w{8}\.tmp$", "", Path(details[0]).name))
 
     sys.addaudithook(note)  # which stays: `found` is copied
     assert command(rank, size, *arguments)[0] == 0
-    return {name for name in found if not name.startswith(".write-")}
+    return {name for name in found if not name.startswith((".write-", ".lock"))}
 
 
 def killed_in_command(rank: int, size: int, *arguments: str) -> tuple[int, str, str]:

@@ -168,12 +168,15 @@ def test_nothing_that_can_be_read_is_an_error_at_the_end_of_the_epoch(tmp_path: 
         training.train(CONFIG, nothing, tmp_path)
 
 
-def test_the_lstm_trains_in_half_precision(tmp_path: Path):
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_lstm_trains_in_half_precision(half: torch.dtype):
     lstm = dataclasses.replace(MODEL, temporal=TemporalConfig(kind="lstm", max_frames=3))
     features = XCLIP.from_config(lstm)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", half):
         found = features.video_features(torch.randn(2, 3, 16), torch.tensor([[True] * 3, [True] * 2 + [False]]))
+    found["video"].features.sum().backward()
     assert found["video"].features.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in features.temporal.parameters())
 
 
 def test_frozen_towers_stay_in_eval_mode():

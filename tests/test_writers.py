@@ -1,4 +1,4 @@
-"""One writer in a folder at a time, in all commands: a second is refused by number, a killed one holds nothing."""
+"""One writer in a folder at a time, in all commands: a second one is refused by number, a killed one holds nothing."""
 
 from __future__ import annotations
 

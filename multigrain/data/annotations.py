@@ -142,7 +142,8 @@ def _pickled_captions(path: Path) -> Captions:
     try:
         captions: Any = PlainUnpickler(path.read_bytes(), "utf-8").load()
     except _DAMAGED as error:
-        raise ValueError(f"{expected}, of builtin types; refused: {str(error) or type(error).__name__}") from error
+        refused = str(error) or type(error).__name__
+        raise ValueError(f"{expected}, of builtin types alone; refused: {refused}") from error
     if not isinstance(captions, dict):
         raise ValueError(f"{expected}, got {type(captions).__name__}")
     for video, sentences in captions.items():

@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ..checks import printable
-from ..files import lock, open_folder, remove_partial
+from ..files import lock, open_folder
 from .annotations import SOURCES, Captions, Source
 from .files import VIDEO_SUFFIXES
 from .manifest import SPLITS, Clip, write_manifest
@@ -97,7 +97,6 @@ def prepare(
         raise ValueError(f"variant: expected {choices} for {name}, got {variant!r}")
     manifest = Path(out)
     with lock(open_folder(manifest.parent, "out") / manifest.name):
-        remove_partial(manifest.parent, manifest.name)
         splits = _read(name, _folder("annotations", annotations), variant)
         if "val" not in splits:
             splits["train"], splits["val"] = _cut(splits["train"], VALIDATION if val is None else val, seed)

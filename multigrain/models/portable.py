@@ -196,6 +196,8 @@ class Portable(nn.Module):
             model = cls._build(*settings)
         except ImportError:
             raise
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from error
         except Exception as error:  # whatever torch, timm and open_clip make of odd settings
             files.refuse(folder / "config.json", error)
         state = read_weights(folder)

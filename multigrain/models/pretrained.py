@@ -49,9 +49,8 @@ def write_folder(
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
     settings = {"model": dataclasses.asdict(config), "vocabulary": vocabulary, "sha256": digests}
     with files.lock(folder):
-        files.remove_partial(folder)
         if tokenizer is not None:
-            files.open_folder(folder / TOKENIZER, "folder")
+            files.remove_partial(files.open_folder(folder / TOKENIZER, "folder"))
         files.write_together(folder, {**parts, "config.json": json.dumps(settings, indent=2).encode() + b"\n"})
         for old in _tokenizer_files(folder) - parts.keys():
             (folder / old).unlink()
@@ -67,8 +66,9 @@ def _saved(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _tokenizer_files(folder: Path) -> set[str]:
-    found = (path.relative_to(folder).as_posix() for path in (folder / TOKENIZER).rglob("[!.]*") if path.is_file())
-    return {name for name in found if not name.endswith(".tmp")}
+    """The vocabularies and settings among the files in the folder of a tokenizer; nothing else of it is read."""
+    found = (path for path in (folder / TOKENIZER).glob("[!.]*") if path.suffix in (".json", ".txt") and path.is_file())
+    return {path.relative_to(folder).as_posix() for path in found}
 
 
 def _check_parts(folder: Path, settings: Any) -> None:

@@ -78,13 +78,12 @@ def _yaml() -> Callable[[str], Any]:
                 raise ValueError(f"expected at most {_ALIASES} aliases, such as *{self.peek_event().anchor}")
             return super().compose_node(parent, index)
 
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen: set[Any] = set()
-            for key, _ in node.value:
-                name = self.construct_object(key, deep=True)
-                require(name not in seen, "config", "every name once", name)
-                seen.add(name)
-            return super().construct_mapping(node, deep)
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(names)) < len(names):
+                raise ValueError(f"expected every name once, got {max(names, key=names.count)!r} more than once")
+            return node
 
     def parse(text: str) -> Any:
         try:

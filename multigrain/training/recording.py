@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..checks import printable
 from ..metrics import RetrievalMetrics
 from . import checkpoint
 from .checkpoint import MetricsLog, Position
@@ -53,7 +54,6 @@ class Files:
         self, settings: dict[str, Any], resume: bool, use: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any] | None:
         """The state to go on from, which `use` has taken, or None and nothing of an earlier run."""
-        files.remove_partial(self.out)
         state = None
         if resume and checkpoint.checkpoints(self.checkpoint):
             state = checkpoint.load_checkpoint(self.checkpoint, settings, use)
@@ -84,7 +84,7 @@ class Files:
         if len(event.broken) > self.broken:
             path, self.broken = self.out / "broken.txt", len(event.broken)
             known = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
-            files.write_lines(path, dict.fromkeys([*known, *event.broken]))
+            files.write_lines(path, dict.fromkeys([*known, *map(printable, event.broken)]))
         if at_epoch_end or ending or time.monotonic() - self.saved > self.config.checkpoint_seconds:
             checkpoint.save_checkpoint(self.checkpoint, state(), self.config.keep)
             self.saved = time.monotonic()

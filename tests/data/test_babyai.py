@@ -415,6 +415,13 @@ def test_a_bad_number_of_frames_is_named(data) -> None:
         data.train.batch([0], max_frames=0)
 
 
+def test_rollouts_tell_what_their_videos_are(data, tmp_path) -> None:
+    again = babyai.load(tmp_path, **SMALL)
+    assert again.train.sources == data.train.sources
+    swapped = data.train.subset([1, 0, *range(2, len(data.train))])
+    assert swapped.sources == [*data.train.sources[1::-1], *data.train.sources[2:]] != data.train.sources
+
+
 def test_an_unwritable_cache_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cache_dir: expected a folder that can be written to, got .*file/cache"):

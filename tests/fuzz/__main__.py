@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import pool, videos
+from . import files, pool, videos
 
 
 def main() -> int:
@@ -27,11 +27,14 @@ def main() -> int:
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        bad += run("videos", videos.Videos(videos.seeds(root / "seeds"), root, given.seed), given.videos, given)
+        if given.videos:
+            bad += run("videos", videos.Videos(videos.seeds(root / "videos"), root, given.seed), given.videos, given)
+        if given.files:
+            bad += run("files", files.seeds(root / "files", given.seed), given.files, given)
     return int(bad > 0)
 
 
-def run(kind: str, judge: videos.Videos, count: int, given: argparse.Namespace) -> int:
+def run(kind: str, judge: videos.Videos | files.Files, count: int, given: argparse.Namespace) -> int:
     """Run the cases of a kind, say how they go, and return how many broke something."""
     outcomes: list[pool.Outcome] = []
     since = said = time.monotonic()
@@ -41,8 +44,9 @@ def run(kind: str, judge: videos.Videos, count: int, given: argparse.Namespace) 
             if outcome.bad:
                 given.keep.mkdir(parents=True, exist_ok=True)
                 name, content, *_ = judge.case(outcome.case)
-                (given.keep / f"{kind}-{given.seed}-{outcome.case}-{name}").write_bytes(content)
-                print(f"\n{kind} case {outcome.case} ({name}): {outcome.bad}", flush=True)
+                kept = given.keep / f"{kind}-{given.seed}-{outcome.case}-{name.replace('/', '-')}"
+                kept.write_bytes(content)
+                print(f"\n{kind} case {outcome.case}, kept as {kept}: {outcome.bad}", flush=True)
             if time.monotonic() - said > 10:
                 said = time.monotonic()
                 print(f"{said - since:5.0f} s  {kind}: {pool.summary(outcomes)}", flush=True)

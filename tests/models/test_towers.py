@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from multigrain.models import TimmTower, WordTower, build_vocabulary
-from multigrain.models.towers import split_words
+from multigrain.models.towers import checked_sentences, split_words
 from multigrain.transformer import Transformer
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -173,3 +173,8 @@ def test_transformer_reads_no_padding_forward_or_backward(poison: float):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
     alone = transformer(clean[:1, :2], mask[:1, :2])
     torch.testing.assert_close(run(poison)[0][:1, :2], alone)
+
+
+def test_half_a_surrogate_pair_is_a_letter_that_every_tokenizer_takes():
+    assert checked_sentences(["a \ud800 dog", "\udfff"]) == ["a \ufffd dog", "\ufffd"]
+    assert split_words("a\ud800dog") == ["a", "\ufffd", "dog"]
