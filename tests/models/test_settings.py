@@ -40,9 +40,9 @@ CODE = "import multigrain\n\n\nclass Worst(multigrain.MeanMax):\n    pass\n"
         ({"vision": {"class_path": "os.system"}}, "vision.class_path: no such setting; there are name, kwargs"),
         ({"vision": {"kwargs": {1: 2}}}, "vision.kwargs: expected dict[str, typing.Any], got {1: 2}"),
         ({1: 2}, "1: no such setting"),
-        ({"dim": -1}, "dim: expected an integer from 1, got -1"),
-        ({"text": {"depth": -1}}, "depth: expected at least 0, got -1"),
-        ({"temporal": {"max_frames": 0}}, "max_frames: expected an integer from 1, got 0"),
+        ({"dim": -1}, "dim: expected a positive integer, got -1"),
+        ({"text": {"depth": -1}}, "depth: expected an integer of at least 0, got -1"),
+        ({"temporal": {"max_frames": 0}}, "max_frames: expected a positive integer, got 0"),
     ],
 )
 def test_values_of_other_types_are_named(values: Any, message: str):
