@@ -35,7 +35,7 @@ def outcome(scorer: mg.MultiGrain, text: Tensor, video: Tensor, scale: float = 1
 @both_backends
 @pytest.mark.parametrize(("dtype", "scale"), [(dtype, scale) for dtype, scales in SCALES.items() for scale in scales])
 @pytest.mark.parametrize("aggregator", ["aosm", "max_sim", "mean_mean", "logsumexp"])
-def test_long_vectors_have_their_direction(device, backend, aggregator, dtype, scale):
+def test_long_vectors_have_their_direction(backend, aggregator, dtype, scale):
     scorer = mg.MultiGrain(mg.FrameWord(aggregator), backend=backend)
     text, video = tokens(dtype)
     rounded = (text.double() * scale).to(dtype).double() / scale  # the scale need be no power of two
@@ -48,7 +48,7 @@ def test_long_vectors_have_their_direction(device, backend, aggregator, dtype, s
 
 
 @both_backends
-def test_vectors_too_short_to_have_a_direction_score_zero(device, backend):
+def test_vectors_too_short_to_have_a_direction_score_zero(backend):
     scorer = mg.MultiGrain(mg.FrameWord(), backend=backend)
     scores, gradient = outcome(scorer, *tokens(), 1e-30)
     assert not scores.any()
@@ -67,7 +67,7 @@ def refused(value: object) -> bool:
     [1e-300, 1e-45, 1e-21, 1e-20, 1e-12, 1e-6, 1e6, 1e12, 1e20, 1e21, 1e300, 10**400, float("nan")],
     ids=lambda x: f"{x}"[:9],
 )
-def test_temperatures_are_right_or_refused(device, backend, dtype, name, temperature):
+def test_temperatures_are_right_or_refused(backend, dtype, name, temperature):
     if refused(temperature):
         with pytest.raises(ValueError, match=r"temperature: expected a positive finite number.*, got .{3,100}$"):
             mg.build_aggregator(name, temperature=temperature)
