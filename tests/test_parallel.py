@@ -165,8 +165,8 @@ def write(out: Path, found: Evaluation) -> None:
 
 def test_shares_of_an_evaluation_give_the_metrics_of_the_whole(world: World, tmp_path: Path):
     """A share is a product of another shape than the whole, and a processor may round it otherwise and then rank two
-    texts otherwise that are nearly as good. So scores are close to those of one process, and metrics and rankings are
-    exactly those of the scores that the ranks have.
+    texts otherwise that are nearly as good. So scores are close to those of one process, metrics and rankings are
+    exactly those of the scores that the ranks have, and all ranks have the same metrics of each grain.
     """
     torch.manual_seed(0)
     state = XCLIP.from_config(clips.MODEL).state_dict()
@@ -176,10 +176,12 @@ def test_shares_of_an_evaluation_give_the_metrics_of_the_whole(world: World, tmp
     for (one, _), protocol, *found in zip(alone, protocols, *together, strict=True):
         shares = [share for share, _ in found]
         order = torch.tensor([row for share in shares for row in share.texts]).argsort()
-        for grain in one.metrics:
-            scores = torch.cat([share.scores[grain] for share in shares])[order]
-            expected = mg.retrieval_metrics(scores, None if protocol == "diagonal" else one.targets, protocol)
-            assert all(share.metrics[grain] == expected for share in shares)
+        scores = torch.cat([share.scores["all"] for share in shares])[order]
+        expected = mg.retrieval_metrics(scores, None if protocol == "diagonal" else one.targets, protocol)
+        for share in shares:
+            assert share.metrics.keys() == one.metrics.keys()
+            assert share.metrics == shares[0].metrics
+            assert share.metrics["all"] == expected
         for share, whole in found:
             assert (share.videos, share.broken, whole.texts) == (one.videos, one.broken, one.texts)
             assert torch.equal(whole.targets, one.targets)

@@ -287,7 +287,7 @@ def test_every_draw_is_as_likely_as_any_other():
 def test_any_rate_has_a_last_candidate(tmp_path: Path):
     clip = write_clip(tmp_path / "clip.mp4", range(3))
     for strategy in ("uniform", "head", "random", "segment"):
-        assert len(read_video(clip, Sampling(1e300, 4, strategy), 16, seed=0)) == 4
+        assert len(read_video(clip, Sampling(1e20, 4, strategy), 16, seed=0)) == 4
 
 
 # Whatever else happens
