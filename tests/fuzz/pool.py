@@ -139,5 +139,6 @@ def summary(outcomes: Iterable[Outcome]) -> str:
     large = max(done, key=lambda o: o.megabytes, default=Outcome(0, ""))
     return (
         f"{len(done):,} cases: {', '.join(f'{count:,} {name}' for name, count in counts.most_common())}; "
-        f"at most {slow.seconds:.1f} s (case {slow.case}) and {large.megabytes:.0f} MB beside the bare process (case {large.case})"
+        f"at most {slow.seconds:.1f} s (case {slow.case}) and, beside the bare process, {large.megabytes:.0f} MB "
+        f"(case {large.case})"
     )
