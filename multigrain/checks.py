@@ -191,9 +191,11 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+MOST_LAYERS = 1000  # a file can ask for more, and building them would take hours
 # NaN holds no comparison; no setting needs a whole number that int64 cannot add to.
 POSITIVE = Rule("a positive integer", Integral, lambda x: 1 <= x < 2**62)
 NATURAL = Rule("an integer of at least 0", Integral, lambda x: 0 <= x < 2**62)
+LAYERS = Rule(f"an integer from 0 to {MOST_LAYERS:,}", Integral, lambda x: 0 <= x <= MOST_LAYERS)
 ABOVE_0 = Rule("a number above 0", Real, lambda x: 0 < x <= LARGEST)
 FROM_0 = Rule("a number of at least 0", Real, lambda x: 0 <= x <= LARGEST)
 SHARE = Rule("a share in [0, 1)", Real, lambda x: 0 <= x < 1)

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import secrets
 import shutil
 import socket
@@ -25,13 +26,15 @@ import zipfile
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NoReturn, TypeAlias
+from typing import IO, Any, BinaryIO, ClassVar, NoReturn, TypeAlias
 
 import torch
 
 Location: TypeAlias = "str | os.PathLike[str]"
 
 _LONGEST = 200  # letters of a foreign error message
+_LEGACY = 5  # pickles, one behind the other, in a file of torch.save before it wrote archives
+_TUPLES = 50_000  # in a pickle
 _BLOCK = 2**20  # bytes written at a time
 _held: dict[Path, tuple[int, int]] = {}  # lock file -> thread that holds it, and how many times
 _guard = threading.Lock()
@@ -385,6 +388,9 @@ def load_tensors(path: Location, device: torch.device | str = "cpu", sha256: str
             check_digest(path, sha256)
         if zipfile.is_zipfile(path):
             _check_archive(path, sha256 is None)
+        else:
+            with path.open("rb") as file:
+                _check_pickles(file, _LEGACY)
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # zipfile, pickle and torch raise what the damaged bytes run into
         refuse(path, error)
@@ -445,11 +451,24 @@ def refuse(path: Location, error: Exception) -> NoReturn:
     raise ValueError(f"{path}: damaged, or no file of this kind: {reason}") from error
 
 
+def _check_pickles(file: IO[bytes], count: int) -> None:
+    """Refuse what could overflow the stack of whoever unpickles it: a tuple in a tuple in a tuple, hashed as a key."""
+    tuples = 0
+    for _ in range(count):
+        for code, _, _ in pickletools.genops(file):
+            tuples += code.name.startswith("TUPLE")
+            if tuples > _TUPLES:
+                raise ValueError(f"expected at most {_TUPLES:,} tuples, a few for each tensor")
+
+
 def _check_archive(path: Path, checksums: bool) -> None:
     """torch.save compresses nothing, so whatever unpacks to more than the file is no work of its."""
     with zipfile.ZipFile(path) as archive:
         # What is marked as a folder, torch takes as read: its tensor would be whatever the memory held before.
         if any(item.compress_type != zipfile.ZIP_STORED or item.external_attr for item in archive.infolist()):
             raise ValueError(f"{path}: expected tensors as torch.save writes them, got compressed or marked ones")
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                _check_pickles(archive.open(name), 1)
         if checksums and (name := archive.testzip()) is not None:
             raise ValueError(f"{path}: damaged: the checksum of {name} is another")

@@ -270,6 +270,9 @@ class Features:
         """
         grains = files.load_tensors(path, device, sha256)
         try:
+            for x in (part for grain in grains.values() for part in grain[:2] if isinstance(part, Tensor)):
+                if x.nbytes > x.untyped_storage().nbytes():  # a few numbers, said to be a great many
+                    raise ValueError(f"{os.fspath(path)}: expected features that the file holds, got views of fewer")
             return Features(**{name: Tokens(x, mask, name, unit) for name, (x, mask, unit) in grains.items()})
         except Exception as error:  # whatever the values run into
             files.refuse(path, error)

@@ -27,13 +27,14 @@ SETTINGS: dict[str, dict[str, str]] = {
     "mkl": {"MKL_CBWR": "COMPATIBLE"},  # products in fp32 and fp64 by code for any processor
     "busy": {},  # beside a busy loop on each core
 }
-# Neither compute with floats nor train: files, pages, refusals, imports and packaging; and Triton's interpreter, which
+# Neither compare numbers nor train: files, pages, refusals, imports, packaging; and Triton's interpreter, which
 # computes in NumPy, whatever the settings. A new file is run unless it is named here.
 LEFT_OUT = (
     "tests/data",
     "tests/kernels/test_triton.py",
     "tests/test_architecture.py",
     "tests/test_cli.py",
+    "tests/test_docs.py",
     "tests/test_errors.py",
     "tests/test_faults.py",
     "tests/test_files.py",

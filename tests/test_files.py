@@ -103,6 +103,26 @@ def test_only_tensors_and_plain_values_are_read(tmp_path: Path) -> None:
         files.load_tensors(tmp_path / "none")
 
 
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_that_would_overflow_the_stack_is_refused(tmp_path: Path, archive: bool) -> None:
+    """A key that is a tuple in a tuple, 200,000 deep: hashing it ends the process."""
+    hostile = b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"K\x01s."
+    path = tmp_path / "a.pt"
+    if archive:
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in (("a/data.pkl", hostile), ("a/byteorder", b"little"), ("a/version", b"3\n")):
+                entry = zipfile.ZipInfo(name)
+                file.writestr(entry, content)
+                entry.external_attr = 0
+    else:
+        torch.save({}, path, _use_new_zipfile_serialization=False)
+        content = path.read_bytes()
+        first = content.index(b"\x80\x02}", content.index(b".\x80\x02M") + 1)
+        path.write_bytes(content[:first] + hostile)
+    with pytest.raises(ValueError, match="at most 50,000 tuples"):
+        files.load_tensors(path)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

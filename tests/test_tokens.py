@@ -196,3 +196,9 @@ def test_wrappers_find_and_replace_the_tensors_of_features():
 
 def grains(features: mg.Features) -> list[tuple[str, mg.Tokens]]:
     return [(name, features[name]) for name in features.names]
+
+
+def test_a_file_of_one_number_is_no_file_of_a_billion(tmp_path):
+    torch.save({"x": (torch.ones(1).expand(10**9, 1), None, False)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="features that the file holds"):
+        mg.Features.load(tmp_path / "x.pt")

@@ -22,10 +22,21 @@ TEMPORAL_KINDS = ("none", "transformer", "lstm")
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The frame tower: a timm model by name, with the arguments of timm.create_model."""
+    """The frame tower: a timm model by name, with the arguments of timm.create_model.
+
+    Raises:
+        ValueError: a number that no tower has.
+    """
 
     name: str = "vit_tiny_patch16_224"
     kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        for name, value in self.kwargs.items():
+            most = checks.MOST_LAYERS if "depth" in name else 1 << 16
+            if isinstance(value, int) and not 0 <= value <= most:
+                got = checks.short(value)
+                raise ValueError(f"vision.kwargs.{name}: expected a number from 0 to {most:,}, got {got}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         checks.fields(self, checks.POSITIVE, "width", "heads", "max_words")
-        checks.fields(self, checks.NATURAL, "depth")
+        checks.fields(self, checks.LAYERS, "depth")
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class TemporalConfig:
 
     def __post_init__(self) -> None:
         checks.choice("temporal kind", self.kind, TEMPORAL_KINDS)
-        checks.fields(self, checks.NATURAL, "depth")
+        checks.fields(self, checks.LAYERS, "depth")
         checks.fields(self, checks.POSITIVE, "heads", "max_frames")
 
 
@@ -285,6 +296,8 @@ def import_trusted(config: ModelConfig, trust: Sequence[str]) -> None:
         ValueError: a class of another package. It is not imported: whoever wrote the file would run code.
     """
     for package in trust:
+        named = all(part.isidentifier() for part in package.split("."))
+        checks.require(named, "trust", "the name of a package", package)
         importlib.import_module(package)
     known = aggregator_classes()
     for spec in (config.aggregator, *(grain.aggregator for grain in config.grains)):

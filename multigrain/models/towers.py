@@ -190,8 +190,10 @@ def create_timm(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         )
     try:
         return timm.create_model(name, **kwargs)
-    except TypeError as error:
-        raise ValueError(f"vision kwargs: timm's {name!r} does not take {dict(kwargs)}: {error}") from error
+    # What its modules run into, where arguments do not fit, is as many errors.
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"vision kwargs: timm's {name!r} does not take {dict(kwargs)}: {reason}") from error
 
 
 @torch.no_grad()

@@ -73,13 +73,16 @@ def explain(scorer: nn.Module, text: Features, video: Features) -> dict[str, Par
 
     Raises:
         TypeError: a scorer that is no sum of grains.
-        ValueError: more than one item.
+        ValueError: more than one item, or a score that is NaN or infinite.
     """
     scorer = checks.instance("scorer", scorer, MultiGrain)
     for name, features in (("text", text), ("video", video)):
         if len(features) != 1:
             raise ValueError(f"{name}: expected the features of one item, got {len(features)}")
     scores = scorer.scores_by_grain(text, video)
+    for name, score in scores.items():
+        if not score.isfinite():
+            raise ValueError(f"grain {name!r}: expected a finite score, got {float(score)}")
     parts: dict[str, Part] = {}
     for grain, share in zip(cast("list[Grain | PooledGrain]", list(scorer.grains)), scorer.weights, strict=True):
         sim = grain.similarity(text, video)[0, 0]

@@ -128,6 +128,7 @@ class _Run:
         for epoch in range(self.position.epoch, stage.epochs):
             seed, done = _mix(self.config.seed, number, epoch), self.position.step
             order = self._order(stage, pairs, seed)
+            require(done <= len(order), "checkpoint", f"a step of at most {len(order)}", done)
             total = len(order) * stage.epochs
             self.model.train()
             read = partial(objective.read, seed)

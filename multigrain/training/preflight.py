@@ -7,9 +7,11 @@ import torch
 from ..distributed import world
 from ..models import XCLIP
 from ..temporal import TemporalTransformer
-from .config import ClipsConfig, StageConfig, TrainConfig
+from .config import BabyAIConfig, ClipsConfig, StageConfig, TrainConfig
 from .data import Data
 from .judging import check_reranker
+
+BABYAI_SIZE = 56  # pixels: 7 tiles of 8
 
 
 def check(config: TrainConfig) -> None:
@@ -24,7 +26,10 @@ def check(config: TrainConfig) -> None:
     for stage in config.stages:
         check_batch(stage, stage.batch_size)
     if config.model.clip is None:
-        check_model(config, XCLIP.from_config(config.model, ["word"]))
+        model = XCLIP.from_config(config.model, ["word"])
+        check_model(config, model)
+        if isinstance(config.data, BabyAIConfig) and model.vision.size != BABYAI_SIZE:
+            raise ValueError(f"model.vision: expected frames of {BABYAI_SIZE} pixels, got {model.vision.size}")
 
 
 def check_batch(stage: StageConfig, size: int) -> None:

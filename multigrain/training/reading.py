@@ -44,7 +44,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = (), tru
             place, separator, value = override.removeprefix("--").partition("=")
             require(override.startswith("--") and bool(separator), "override", "--name=value", override)
             _set(values, place, _yaml()(value))
-        data = values.pop("data", None) or {}
+        data = {} if (data := values.pop("data", None)) is None else data
         # A union would hide which setting is wrong.
         data_class = ClipsConfig if isinstance(data, dict) and "manifest" in data else BabyAIConfig
         config = dataclasses.replace(build(TrainConfig, values), data=build(data_class, data, "data"))
@@ -131,7 +131,7 @@ def _set(values: Any, place: str, value: object) -> None:
 def _key(values: Any, name: str, place: str) -> Any:
     """The key of a name in a mapping, or its index in a list."""
     if isinstance(values, list):
-        require(name.isdigit() and int(name) < len(values), place, f"a number below {len(values)}", name)
+        require(name.isdecimal() and int(name) < len(values), place, f"a number below {len(values)}", name)
         return int(name)
     require(isinstance(values, dict), place, "settings to choose from", values)
     return name

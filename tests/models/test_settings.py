@@ -41,7 +41,7 @@ CODE = "import multigrain\n\n\nclass Worst(multigrain.MeanMax):\n    pass\n"
         ({"vision": {"kwargs": {1: 2}}}, "vision.kwargs: expected dict[str, typing.Any], got {1: 2}"),
         ({1: 2}, "1: no such setting"),
         ({"dim": -1}, "dim: expected a positive integer, got -1"),
-        ({"text": {"depth": -1}}, "depth: expected an integer of at least 0, got -1"),
+        ({"text": {"depth": -1}}, "depth: expected an integer from 0 to 1,000, got -1"),
         ({"temporal": {"max_frames": 0}}, "max_frames: expected a positive integer, got 0"),
     ],
 )
