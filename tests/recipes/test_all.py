@@ -33,6 +33,10 @@ VARIANTS = [
 ]
 
 
+# Biases that all logits of a softmax share, which they do not move: their gradient is what rounding leaves, or nothing.
+SHARED = ("scorer.head.bias", "scorer.norm.bias", "pooler.key.bias", "mlps.query.2.bias", "mlps.candidate.2.bias")
+
+
 @every
 def test_scores_and_loss_are_finite(name: str) -> None:
     recipe = small(name).eval()
@@ -51,8 +55,7 @@ def test_gradients_reach_every_parameter(name: str, settings: dict[str, Any]) ->
     recipe(leaves(text), leaves(video)).backward()
     trained = {n: p for n, p in recipe.named_parameters() if p.requires_grad}
     assert [n for n, p in trained.items() if p.grad is None] == []
-    # A bias that all scores share moves no softmax over them: its gradient is what rounding leaves, or nothing.
-    assert [n for n, p in trained.items() if not p.grad.any() and not n.endswith("head.bias")] == []
+    assert [n for n, p in trained.items() if not p.grad.any() and not n.endswith(SHARED)] == []
     assert all(p.grad.isfinite().all() for p in recipe.parameters() if p.grad is not None)
 
 
