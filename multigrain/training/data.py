@@ -6,7 +6,8 @@ import hashlib
 import json
 import signal
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -128,7 +129,7 @@ def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], wo
     The global random numbers are not touched.
     """
     # A generator of its own: a DataLoader without one draws from the global random numbers.
-    items: Iterable[Item | Exception] = DataLoader(
+    loader: Iterable[Item | Exception] = DataLoader(
         _Fetch(fetch),
         sampler=batches,
         batch_size=None,
@@ -137,10 +138,25 @@ def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], wo
         worker_init_fn=_outlive_the_group,
         generator=torch.Generator(),
     )
+    with _without_terminations():
+        items = iter(loader)
     for item in items:
         if isinstance(item, Exception):
             raise item
         yield item
+
+
+@contextmanager
+def _without_terminations() -> Generator[None]:
+    """SIGTERM waits until the block is over, and in the processes that it starts until `_outlive_the_group`."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _outlive_the_group(_: int) -> None:
