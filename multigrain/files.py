@@ -469,6 +469,7 @@ def _check_archive(path: Path, checksums: bool) -> None:
             raise ValueError(f"{path}: expected tensors as torch.save writes them, got compressed or marked ones")
         for name in archive.namelist():
             if name.endswith("/data.pkl"):
-                _check_pickles(archive.open(name), 1)
+                with archive.open(name) as file:
+                    _check_pickles(file, 1)
         if checksums and (name := archive.testzip()) is not None:
             raise ValueError(f"{path}: damaged: the checksum of {name} is another")

@@ -11,6 +11,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from .. import checks
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,7 @@ def build(cls: type[T], values: Any, name: str = "") -> T:
         ValueError: a setting that there is not, that is missing, of another type or out of range; it is named.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{name or 'settings'}: expected settings by name, got {_short(values)}")
+        raise ValueError(f"{name or 'settings'}: expected settings by name, got {checks.short(values)}")
     hints, fields = get_type_hints(cls), dataclasses.fields(cast(Any, cls))
     if unknown := [key for key in values if key not in hints]:
         raise ValueError(f"{_place(name, unknown[0])}: no such setting; there are {', '.join(hints)}")
@@ -42,7 +44,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     kind = next((each for each in kinds if _fits(each, value)), None)
     if kind is None:
         named = " or ".join(map(_named, kinds))
-        raise ValueError(f"{name}: expected {named}, got {_short(value)}")
+        raise ValueError(f"{name}: expected {named}, got {checks.short(value)}")
     inner = get_args(kind)
     if dataclasses.is_dataclass(kind):
         return build(cast("type[Any]", kind), value, name)
@@ -81,8 +83,3 @@ def _named(kind: Any) -> str:
 
 def _place(name: str, key: object) -> str:
     return f"{name}.{key}" if name else str(key)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
