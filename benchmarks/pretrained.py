@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import multigrain as mg
 from multigrain import files, training
 from multigrain.models import XCLIP, ModelConfig
-from multigrain.models.evaluating import evaluating
+from multigrain.models.protocol import evaluating
 from multigrain.training.data import batches
 from multigrain.training.encoding import encode_texts
 from multigrain.training.momentum import momentum_of

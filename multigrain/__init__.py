@@ -8,6 +8,7 @@ from .aggregators.normalized_softmax import NormalizedSoftmax
 from .aggregators.token_weighted import TokenWeighted
 from .aggregators.top_k import TopK
 from .aggregators.two_level import LogSumExp, MaxMax, MaxMean, MaxSim, MeanMax, MeanMean
+from .cross_encoder import CrossEncoder, SegmentScorer, rerank
 from .grains import FrameWord, Grain, SentenceFrame, VideoSentence, VideoWord
 from .hubness import dual_softmax, dynamic_inverted_softmax, inverted_softmax, sinkhorn
 from .losses import (
@@ -31,7 +32,6 @@ from .losses import (
     random_negatives,
 )
 from .metrics import ranks, retrieval_metrics
-from .pairs import CrossEncoder, SegmentScorer, rerank
 from .poolers import AttentionPool, CrossAttentionPool, MeanPool, Pool, PooledGrain, Pooler, QueryPooler, SoftmaxPool
 from .scorer import MultiGrain
 from .scoring import score_matrix, top_k

@@ -1,4 +1,4 @@
-"""Every shape, dtype, device and mask error of the core: what was expected, what came, and of which argument."""
+"""Checks that any module may use: what was expected, what came, and of which argument."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .grains import Grain
-    from .poolers import PooledGrain
-    from .tokens import Tokens
 
 T = TypeVar("T")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -70,18 +65,6 @@ def mask(name: str, value: object, values: Tensor) -> Tensor:
     return value
 
 
-def same_batch(grains: dict[str, Tokens]) -> None:
-    """All grains of one Features describe the same items, on one device."""
-    if not grains:
-        raise ValueError("Features: expected at least one grain, got none")
-    sizes = {name: tokens.batch_size for name, tokens in grains.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"Features: expected one batch size for all grains, got {sizes}")
-    devices = {name: str(tokens.device) for name, tokens in grains.items()}
-    if len(set(devices.values())) > 1:
-        raise ValueError(f"Features: expected one device for all grains, got {devices}")
-
-
 def no_grain(target: str, names: Sequence[str], source: str) -> None:
     """Features do not have what a head is about to make: what a caller gave is not overwritten."""
     if target in names:
@@ -106,44 +89,6 @@ def similarity(sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | 
             raise TypeError(f"{name}: expected dtype torch.bool (True = a real token), got {value.dtype}")
         if value.device != sim.device:
             raise ValueError(f"{name}: expected device {sim.device} as sim, got {value.device}")
-
-
-def sides(grain: str, query: Tokens, candidate: Tokens) -> None:
-    """The two sides of a grain can be multiplied: same width, same device."""
-    if query.dim != candidate.dim:
-        raise ValueError(
-            f"grain {grain!r}: expected query and candidate features of the same width, "
-            f"got {query.dim} and {candidate.dim}"
-        )
-    if query.device != candidate.device:
-        raise ValueError(
-            f"grain {grain!r}: expected query and candidate on the same device, "
-            f"got {query.device} and {candidate.device}"
-        )
-
-
-def single_tokens(grain: str, query: Tokens, candidate: Tokens) -> None:
-    """Without an aggregator both sides must be one token each."""
-    if (query.length, candidate.length) != (1, 1):
-        raise ValueError(
-            f"grain {grain!r}: expected one token on each side, got {query.length} and {candidate.length}; "
-            f"pass an aggregator, as in Grain(..., aggregator=AOSM())"
-        )
-
-
-def finite(name: str, tokens: Tokens) -> None:
-    """No NaN, no infinity and no empty item among real tokens (reads the values: a device sync)."""
-    present(name, tokens.features)
-    values = tokens.features.reshape(tokens.batch_size, tokens.length, -1)
-    bad = ~values.isfinite().all(-1)
-    if tokens.mask is not None:
-        bad &= tokens.mask
-        empty = ~tokens.mask.any(-1)
-        if empty.any():
-            raise ValueError(f"{name}: expected a real token in every item, got none in row {int(empty.nonzero()[0])}")
-    if bad.any():
-        row, token = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"{name}: expected finite features, got NaN or infinity in row {row}, token {token}")
 
 
 def require(holds: bool, name: str, expected: str, got: object) -> None:
@@ -286,43 +231,9 @@ def shaped(name: str, value: Tensor, expected: tuple[int, ...]) -> Tensor:
     return value
 
 
-def unique(what: str, names: Sequence[str]) -> None:
-    """No name twice, or an error that names the repeated ones."""
-    repeated = sorted({name for name in names if list(names).count(name) > 1})
-    if repeated:
-        raise ValueError(f"{what}: expected distinct names, got {', '.join(repeated)} more than once; pass name=")
-
-
 def shape(value: Tensor) -> str:
     """The shape as text."""
     return str(list(value.shape))
-
-
-def bilinear(grain: str, size: int, query: Tokens) -> None:
-    """The bilinear matrix fits the feature width."""
-    if query.dim != size:
-        raise ValueError(f"grain {grain!r}: expected features of width {size} (its bilinear matrix), got {query.dim}")
-
-
-def grains(values: Sequence[Grain | PooledGrain]) -> None:
-    """At least one Grain, no name twice."""
-    if not values:
-        raise ValueError("grains: expected at least one Grain, got none")
-    for i, value in enumerate(values):
-        if isinstance(value, type) or not hasattr(value, "similarity"):
-            raise TypeError(f"grains[{i}]: expected a Grain, got {named(value)}")
-    unique("grains", [value.name for value in values])
-
-
-def weights(values: Sequence[float], grains: int) -> list[float]:
-    """One finite number per grain."""
-    try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
-        raise TypeError(f"weights: expected {grains} numbers, one for each grain, got {short(values)}") from None
-    if len(numbers) != grains or not all(math.isfinite(value) for value in numbers):
-        raise ValueError(f"weights: expected {grains} finite numbers, one for each grain, got {short(numbers)}")
-    return numbers
 
 
 def positives(value: Tensor) -> None:
@@ -414,12 +325,6 @@ def width(what: str, size: int, got: int) -> None:
         raise ValueError(f"{what}: expected features of width {size}, got {got}")
 
 
-def one_query_token(grain: str, query: Tokens) -> None:
-    """What pools by the query wants one vector of it."""
-    if query.length != 1:
-        raise ValueError(f"grain {grain!r}: expected one query token, got {query.length}; pool them first")
-
-
 def instance(name: str, value: object, kind: type[T]) -> T:
     """An object of a class, or an error."""
     if not isinstance(value, kind):
@@ -484,12 +389,3 @@ def printable(text: object) -> str:
 def named(value: object) -> str:
     """What an object is, for a message; a class itself is called one."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
-def token_weights(name: str, weights: Tokens, grain: str, tokens: Tokens) -> None:
-    """A grain of one number for each token of another."""
-    if weights.dim != 1 or weights.length != tokens.length:
-        raise ValueError(
-            f"{name}: expected one weight for each of the {tokens.length} tokens of {grain!r}, "
-            f"[B, {tokens.length}, 1], got {shape(weights.features)}"
-        )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import checks
 from .aggregators import AOSM, Aggregator, aggregator_of, zero_empty
 from .kernels import table
-from .kernels.spec import Weights
 from .reduce import without_autocast
+from .similarity import UNWEIGHTED, Weights, check_sides, similarity
 from .tokens import Features, Tokens
 
 
@@ -69,8 +70,12 @@ class Grain(nn.Module):
         backend = table.choice(backend)
         q, c = self._sides(query, candidate)
         if self.aggregator is None:
-            checks.single_tokens(self.name, q, c)
-            scores = table.similarity(q, c)[:, :, 0, 0]
+            if (q.length, c.length) != (1, 1):
+                raise ValueError(
+                    f"grain {self.name!r}: expected one token on each side, got {q.length} and {c.length}; "
+                    f"pass an aggregator, as in Grain(..., aggregator=AOSM())"
+                )
+            scores = rearrange(similarity(q, c), "q c 1 1 -> q c")
         else:
             scores = table.scores(self.aggregator, q, c, backend, self.token_weights(query, candidate))
         return zero_empty(scores, q.mask, c.mask)
@@ -88,7 +93,7 @@ class Grain(nn.Module):
             KeyError, ValueError: see the aggregator.
         """
         if self.aggregator is None:
-            return None, None
+            return UNWEIGHTED
         return (
             self.aggregator.weigh("query", query, self.query),
             self.aggregator.weigh("candidate", candidate, self.candidate),
@@ -96,15 +101,18 @@ class Grain(nn.Module):
 
     def similarity(self, query: Features, candidate: Features) -> Float[Tensor, "q c m n"]:
         """Cosines [q, c, m, n] of all token pairs of all item pairs; 0 at padded tokens."""
-        return table.similarity(*self._sides(query, candidate))
+        return similarity(*self._sides(query, candidate))
 
     def _sides(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
         """The two grains, checked, the query behind the bilinear matrix."""
         checks.instances(Features, query=query, candidate=candidate)
         q, c = query[self.query].tokenwise(), candidate[self.candidate].tokenwise()
-        checks.sides(self.name, q, c)
+        check_sides(self.name, q, c)
         if self.bilinear is not None:
-            checks.bilinear(self.name, self.bilinear.shape[0], q)
+            if q.dim != (size := len(self.bilinear)):
+                raise ValueError(
+                    f"grain {self.name!r}: expected features of width {size} (its bilinear matrix), got {q.dim}"
+                )
             unit = q.normalized().features
             with without_autocast(unit):
                 q = Tokens(unit @ self.bilinear.to(unit.dtype), q.mask, unit=True)

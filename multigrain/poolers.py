@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from . import checks
 from .aggregators import zero_empty
 from .kernels import table
-from .kernels.spec import Weights
 from .reduce import mean, project, softmax, without_autocast
+from .similarity import Weights, check_sides, nonempty, similarity
 from .tokens import Features, Tokens
 
 
@@ -201,7 +201,7 @@ class Pool(nn.Module):
         tokens = features[self.source].tokenwise()
         checks.no_grain(self.target, features.names, self.source)
         with without_autocast(tokens.features):
-            pooled = self.pooler(tokens.filled(), _nonempty(tokens.mask))
+            pooled = self.pooler(tokens.filled(), nonempty(tokens.mask))
         real = None if tokens.mask is None else tokens.mask.any(1, keepdim=True)
         if real is not None:
             pooled = torch.where(real, pooled, 0.0)
@@ -265,13 +265,14 @@ class PooledGrain(nn.Module):
 
     def similarity(self, query: Features, candidate: Features) -> Float[Tensor, "q c 1 n"]:
         """Cosines [q, c, 1, n] of the query with the candidate's tokens, before any pooling; 0 at padded tokens."""
-        return table.similarity(*self._sides(query, candidate))
+        return similarity(*self._sides(query, candidate))
 
     def _sides(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
         checks.instances(Features, query=query, candidate=candidate)
         q, c = query[self.query].tokenwise(), candidate[self.candidate].tokenwise()
-        checks.sides(self.name, q, c)
-        checks.one_query_token(self.name, q)
+        check_sides(self.name, q, c)
+        if q.length != 1:
+            raise ValueError(f"grain {self.name!r}: expected one query token, got {q.length}; pool them first")
         return q, c
 
     def _scores(self, query: Tokens, candidate: Tokens, weights: Weights) -> Tensor:
@@ -279,7 +280,7 @@ class PooledGrain(nn.Module):
         wide = torch.promote_types(q.dtype, c.dtype)
         q, c = q.to(wide), c.to(wide)
         with without_autocast(q):
-            pooled = self.pooler(q, c, _nonempty(candidate.mask))
+            pooled = self.pooler(q, c, nonempty(candidate.mask))
             return (_unit(q).unsqueeze(1) * _unit(pooled)).sum(-1)
 
     def extra_repr(self) -> str:
@@ -290,11 +291,6 @@ class PooledGrain(nn.Module):
 def _unit(x: Tensor) -> Tensor:
     """The vectors along the last axis at length 1; zeros stay zeros."""
     return Tokens(x.reshape(-1, x.shape[-1])).normalized().features.view(x.shape)
-
-
-def _nonempty(mask: Tensor | None) -> Tensor | None:
-    """An item without a real token passes as one of zeros: no pooler meets an empty softmax."""
-    return None if mask is None else mask | ~mask.any(1, keepdim=True)
 
 
 def _identity(dim: int) -> nn.Linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,7 +14,7 @@ from . import checks
 from .grains import Grain
 from .kernels import table
 from .poolers import PooledGrain
-from .tokens import Features
+from .tokens import Features, check_finite
 
 
 class MultiGrain(nn.Module):
@@ -46,14 +47,14 @@ class MultiGrain(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        checks.grains(grains)
+        _check_grains(grains)
         self.grains = nn.ModuleList(grains)
         self.strict, self.backend = strict, None if backend is None else table.choice(backend)
         self.weight_logits: nn.Parameter | None = None
         # Python floats, not a buffer: `.half()` or fp64 scores must not meet weights rounded to fp32.
         self._fixed_weights = [1 / len(grains)] * len(grains)
         if not isinstance(weights, str):
-            self._fixed_weights = checks.weights(weights, len(grains))
+            self._fixed_weights = _checked_weights(weights, len(grains))
         elif checks.choice("weights", weights, ("mean", "learned")) == "learned":
             self.weight_logits = nn.Parameter(torch.zeros(len(grains)))
 
@@ -85,10 +86,33 @@ class MultiGrain(nn.Module):
         if self.strict:
             for names, features in zip(self.reads, (query, candidate), strict=True):
                 for name in sorted(names):
-                    checks.finite(name, features[name])
+                    check_finite(name, features[name])
         return {grain.name: grain(query, candidate, self.backend) for grain in grains_of(self)}
 
 
 def grains_of(scorer: nn.Module) -> list[Grain]:
     """Those of a MultiGrain; what scores pairs otherwise has none."""
     return cast("list[Grain]", list(scorer.grains)) if isinstance(scorer, MultiGrain) else []
+
+
+def _check_grains(grains: Sequence[Grain | PooledGrain]) -> None:
+    """Refuse no grain at all, what is no grain, and a name twice."""
+    if not grains:
+        raise ValueError("grains: expected at least one Grain, got none")
+    for i, grain in enumerate(grains):
+        if isinstance(grain, type) or not hasattr(grain, "similarity"):
+            raise TypeError(f"grains[{i}]: expected a Grain, got {checks.named(grain)}")
+    names = [grain.name for grain in grains]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"grains: expected distinct names, got {', '.join(repeated)} more than once; pass name=")
+
+
+def _checked_weights(values: Sequence[float], grains: int) -> list[float]:
+    """One finite number for each grain, or an error."""
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise TypeError(f"weights: expected {grains} numbers, one for each grain, got {checks.short(values)}") from None
+    if len(numbers) != grains or not all(math.isfinite(value) for value in numbers):
+        raise ValueError(f"weights: expected {grains} finite numbers, one for each grain, got {checks.short(numbers)}")
+    return numbers

@@ -10,21 +10,17 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from . import checks
 from .collection import Collection, Shard
-from .extract import describe
-from .models.evaluating import evaluating
+from .models.protocol import Encoder, evaluating, fingerprint
 from .scorer import MultiGrain
 from .scoring import best
 from .tokens import Features
-
-if TYPE_CHECKING:
-    from .models import XCLIP
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,11 @@ class Result:
 
 @overload
 def search(
-    model: XCLIP, sentences: str, folder: str | os.PathLike[str], k: int = 10, by_grain: bool = True, block: int = 256
+    model: Encoder, sentences: str, folder: str | os.PathLike[str], k: int = 10, by_grain: bool = True, block: int = 256
 ) -> list[Result]: ...
 @overload
 def search(
-    model: XCLIP,
+    model: Encoder,
     sentences: list[str],
     folder: str | os.PathLike[str],
     k: int = 10,
@@ -52,7 +48,7 @@ def search(
     block: int = 256,
 ) -> list[list[Result]]: ...
 def search(
-    model: XCLIP,
+    model: Encoder,
     sentences: str | list[str],
     folder: str | os.PathLike[str],
     k: int = 10,
@@ -81,7 +77,7 @@ def search(
     """
     checks.count("k", k)
     collection = Collection.open(folder)
-    collection.check({"model": describe(model)}, "search with the model that made them, or extract them again")
+    collection.check({"model": fingerprint(model)}, "search with the model that made them, or extract them again")
     shards = [shard for shard in collection.shards if shard.file is not None]
     if not shards:
         raise ValueError(f"{collection.folder}: expected features of at least one video, found none")
@@ -105,7 +101,7 @@ def search(
 
 
 def _best(
-    model: XCLIP, text: Features, collection: Collection, shards: Sequence[Shard], k: int, block: int
+    model: Encoder, text: Features, collection: Collection, shards: Sequence[Shard], k: int, block: int
 ) -> tuple[Tensor, Tensor]:
     """Scores [queries, k] and places in the collection [queries, k], best first."""
     found: tuple[Tensor, Tensor] | None = None

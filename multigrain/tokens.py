@@ -159,7 +159,7 @@ class Features:
             raise TypeError(f"Features: expected grains by name, as in Features(word=...), got {got} without one")
         given = cast("dict[str, Any]", grains.pop("_grains", grains))  # dataclasses.replace gives the field by its name
         self._grains = {name: _tokens(name, value) for name, value in given.items()}
-        checks.same_batch(self._grains)
+        _check_batch(self._grains)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -364,3 +364,33 @@ def _pad(x: Tensor, length: int) -> Tensor:
     """Zeros (False) up to `length` along axis 1."""
     missing = length - x.shape[1]
     return x if missing == 0 else torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1)
+
+
+def _check_batch(grains: dict[str, Tokens]) -> None:
+    """Refuse grains of different numbers of items, or on different devices."""
+    if not grains:
+        raise ValueError("Features: expected at least one grain, got none")
+    sizes = {name: tokens.batch_size for name, tokens in grains.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"Features: expected one batch size for all grains, got {sizes}")
+    devices = {name: str(tokens.device) for name, tokens in grains.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"Features: expected one device for all grains, got {devices}")
+
+
+def check_finite(name: str, tokens: Tokens) -> None:
+    """Refuse NaN and infinity in real tokens, and items without a real token (a device sync: it reads the values).
+
+    Raises:
+        ValueError: it names the row, and the token.
+    """
+    checks.present(name, tokens.features)
+    bad = ~tokens.tokenwise().features.isfinite().all(-1)
+    if tokens.mask is not None:
+        bad &= tokens.mask
+        empty = ~tokens.mask.any(-1)
+        if empty.any():
+            raise ValueError(f"{name}: expected a real token in every item, got none in row {int(empty.nonzero()[0])}")
+    if bad.any():
+        row, token = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"{name}: expected finite features, got NaN or infinity in row {row}, token {token}")

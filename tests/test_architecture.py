@@ -22,13 +22,15 @@ ROOT = Path(__file__).parent.parent
 
 # A module of the core imports from its own layer and from those above it in this list, and from nothing else.
 LAYERS = (
-    {"interrupts", "files", "tokens", "checks"},
-    {"reduce", "distributed", "transformer", "temporal"},
+    {"interrupts", "files", "checks"},
+    {"tokens", "reduce"},
+    {"distributed", "transformer", "temporal"},
     {"aggregators"},
+    {"similarity"},
     {"kernels"},
     {"grains", "poolers"},
-    {"scorer", "pairs"},
-    {"scoring", "losses", "metrics", "hubness"},
+    {"scorer", "cross_encoder"},
+    {"explain", "scoring", "losses", "metrics", "hubness"},
     {"recipes"},
 )
 CORE = set[str]().union(*LAYERS)
@@ -43,13 +45,11 @@ INVENTORY = ROOT / "docs/api/index.md"
 PUBLIC = sorted(re.findall(r"^- \[`(\w+)`\]\[multigrain\.\1\]: \S.*\.$", INVENTORY.read_text(), re.MULTILINE))
 
 
-def imports(path: Path, package: Path) -> Iterator[tuple[str, str, bool]]:
-    """Yield (package, module directly below it or "", for type checkers only) of each import anywhere in a file."""
+def imports(path: Path, package: Path) -> Iterator[tuple[str, str]]:
+    """Yield (package, module directly below it or "") of each import in a file, for type checkers and in functions too.
+    """
     here = [package.name, *path.relative_to(package).parent.parts]
-    tree = ast.parse(path.read_text())
-    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
-    guarded = {node for guard in guards for statement in guard.body for node in ast.walk(statement)}
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -60,7 +60,7 @@ def imports(path: Path, package: Path) -> Iterator[tuple[str, str, bool]]:
             continue
         for name in names:
             top, _, rest = name.partition(".")
-            yield top, rest.partition(".")[0], node in guarded
+            yield top, rest.partition(".")[0]
 
 
 def module_of(path: Path, package: Path) -> str:
@@ -89,10 +89,8 @@ def wrong_arrows(package: Path) -> list[str]:
             wrong.append(f"{module} is neither in the core nor a leaf: say which, in LAYERS or LEAVES")
             continue
         packages = CORE_PACKAGES | set(sys.stdlib_module_names) | ({"triton"} if module == "kernels" else set())
-        for top, below, for_types in imports(path, package):
-            # A type may be named from anywhere in the core: at run time that is no arrow.
-            reachable = CORE if for_types else allowed(module)
-            if top == package.name and below in siblings - reachable:
+        for top, below in imports(path, package):
+            if top == package.name and below in siblings - allowed(module):
                 wrong.append(f"{path.relative_to(package.parent)} imports {below}")
             elif top not in packages | {package.name}:
                 wrong.append(f"{path.relative_to(package.parent)} imports {top}")

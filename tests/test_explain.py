@@ -18,9 +18,9 @@ from multigrain import runs, training, viz
 from multigrain.aggregators import aggregator_names, build_aggregator
 from multigrain.cli import main
 from multigrain.models import XCLIP
-from multigrain.report.lettering import inches, shorten
-from multigrain.report.matrix import Scale
-from multigrain.report.pair import look, rounded
+from multigrain.viz.lettering import inches, shorten
+from multigrain.viz.matrix import Scale
+from multigrain.viz.pair import look, rounded
 from tests.clips import write_clip
 from tests.models.clips import saved, tiny_clip
 from tests.test_end_to_end import config, dataset, settings

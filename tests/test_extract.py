@@ -18,7 +18,8 @@ from multigrain import Features, files
 from multigrain import extract as module
 from multigrain.collection import Collection
 from multigrain.data.video import Sampling, VideoError, batch, read_video
-from multigrain.extract import encode_videos, extract, list_videos
+from multigrain.extract import extract, list_videos
+from multigrain.models.encoding import encode_videos
 from tests.clips import numbers, write_clip
 from tests.colours import colour_model
 
@@ -332,8 +333,6 @@ def test_two_extractions_give_equal_bytes(videos: Path, tmp_path: Path):
         run(videos, tmp_path / name)
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
-
-
 
 
 def test_decoding_runs_ahead_in_order_but_not_far(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

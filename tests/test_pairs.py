@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import multigrain as mg
-from multigrain import pairs as pairs_module
+from multigrain import cross_encoder as pairs_module
 from tests.strategies import POISONS, Pair, close, gradients, leaves, map_grains, numbers, pairs, poisoned, randomise
 
 

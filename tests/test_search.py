@@ -9,7 +9,8 @@ import torch
 
 import multigrain as mg
 from multigrain.collection import Collection
-from multigrain.extract import describe, encode_videos, extract
+from multigrain.extract import describe, extract
+from multigrain.models.encoding import encode_videos
 from multigrain.search import Result, search
 from tests.clips import write_clip
 from tests.colours import RGB, colour_model

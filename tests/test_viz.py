@@ -12,7 +12,7 @@ import torch
 
 import multigrain as mg
 from multigrain import viz
-from multigrain.report.explain import explain, token_weights
+from multigrain.explain import explain, token_weights
 from multigrain.report.images import figure_png
 
 AGGREGATORS = [

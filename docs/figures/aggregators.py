@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 
 import multigrain as mg
-from multigrain.report.explain import token_weights
+from multigrain.explain import token_weights
 
 from style import BLUE, INK, PALE, heat, labels, panels, plain
 

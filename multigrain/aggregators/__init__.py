@@ -3,13 +3,14 @@
 from .attention import AOSM, ISA, Mixing
 from .base import (
     Aggregator,
+    Axis,
+    LevelAggregator,
     aggregator_classes,
     aggregator_names,
     aggregator_of,
     build_aggregator,
     clean,
     register_aggregator,
-    two_orders,
     zero_empty,
 )
 from .normalized_softmax import NormalizedSoftmax
@@ -21,6 +22,8 @@ __all__ = [
     "AOSM",
     "ISA",
     "Aggregator",
+    "Axis",
+    "LevelAggregator",
     "LogSumExp",
     "MaxMax",
     "MaxMean",
@@ -38,6 +41,5 @@ __all__ = [
     "build_aggregator",
     "clean",
     "register_aggregator",
-    "two_orders",
     "zero_empty",
 ]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import checks
 from ..reduce import Reduction, attend, attend_twice
-from .base import DIRECTIONS, Aggregator, register_aggregator, two_orders
+from .base import Axis, LevelAggregator, register_aggregator
 from .two_level import TwoLevel
 
 
-class Mixing(Aggregator):
+class Mixing(LevelAggregator):
     """Learned matrices that mix the attention over the tokens of a side, one for each side and depth."""
 
     inner_query: Tensor | None
@@ -26,6 +25,9 @@ class Mixing(Aggregator):
         for side, size in (("query", query_tokens), ("candidate", candidate_tokens)):
             self.register_parameter(f"inner_{side}", _identity(f"{side}_tokens", size))
             self.register_parameter(f"outer_{side}", _identity(f"{side}_tokens", size) if both else None)
+        if self.mixes and not both:
+            # A single matrix is the inner one: the other side has one token, whose attention to itself is nothing.
+            self.order = "query" if query_tokens is None else "candidate"
 
     @property
     def mixes(self) -> bool:
@@ -47,12 +49,9 @@ class Mixing(Aggregator):
             )
         return tuple(None if w is None else w[:length, :length] for w in (inner, outer))  # type: ignore[return-value]
 
-    def order(self, direction: str) -> str:
-        """The direction in which a single matrix is the inner one: the other side has one token, whose attention to
-        itself is nothing. The given direction with all matrices, or with none."""
-        if self.mixes and self.inner_query is None:
-            return "query"
-        return "candidate" if self.mixes and self.inner_candidate is None else direction
+    def matrix(self, x: Tensor, axis: Axis) -> Tensor | None:
+        """The matrix that mixes the attention along an axis of x; None where there is none."""
+        return self.mixing(axis.side, x.shape[axis.dim])[axis.depth == "outer"]
 
 
 @register_aggregator("aosm")
@@ -77,6 +76,8 @@ class AOSM(TwoLevel, Mixing):
             than the matrices have, or a side without a matrix that is not coarse.
     """
 
+    fusable = True
+
     def __init__(
         self,
         temperature: float = 0.01,
@@ -87,18 +88,9 @@ class AOSM(TwoLevel, Mixing):
         super().__init__(Reduction("softmax", temperature), Reduction("softmax", temperature), direction)
         self.add_mixing(query_tokens, candidate_tokens)
 
-    def forward(
-        self,
-        sim: Float[Tensor, "q c m n"],
-        query_mask: Bool[Tensor, "q m"] | None = None,
-        candidate_mask: Bool[Tensor, "c n"] | None = None,
-    ) -> Float[Tensor, "q c"]:
-        """Scores [q, c]; 0 with zero gradient where an item has no real token."""
-        return two_orders(self._level, sim, query_mask, candidate_mask, self.order(self.direction))
-
-    def _level(self, x: Tensor, mask: Tensor | None, dim: int, side: str, depth: str) -> Tensor:
-        mixing = self.mixing(side, x.shape[dim])[depth == "outer"]
-        return attend(x, mask, dim, self.inner.temperature, mixing)
+    def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
+        """Attention, then the mixing matrix of that side and depth."""
+        return attend(x, mask, axis.dim, self.inner.temperature, self.matrix(x, axis))
 
 
 @register_aggregator("isa")
@@ -126,27 +118,17 @@ class ISA(Mixing):
         query_tokens: int | None = None,
         candidate_tokens: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(direction)
         self.temperature = checks.positive("temperature", temperature)
-        self.direction = checks.choice("direction", direction, DIRECTIONS)
         self.add_mixing(query_tokens, candidate_tokens)
 
-    def forward(
-        self,
-        sim: Float[Tensor, "q c m n"],
-        query_mask: Bool[Tensor, "q m"] | None = None,
-        candidate_mask: Bool[Tensor, "c n"] | None = None,
-    ) -> Float[Tensor, "q c"]:
-        """Scores [q, c]; 0 with zero gradient where an item has no real token."""
-        return two_orders(self._level, sim, query_mask, candidate_mask, self.order(self.direction))
-
-    def _level(self, x: Tensor, mask: Tensor | None, dim: int, side: str, depth: str) -> Tensor:
-        mixing = self.mixing(side, x.shape[dim])[depth == "outer"]
-        return attend_twice(x, mask, dim, self.temperature, mixing)
+    def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
+        """Attention to attention, with the mixing matrix of that side and depth between them."""
+        return attend_twice(x, mask, axis.dim, self.temperature, self.matrix(x, axis))
 
     def extra_repr(self) -> str:
         """The settings that repr shows."""
-        return f"temperature={self.temperature}, direction={self.direction!r}"
+        return f"temperature={self.temperature}, {super().extra_repr()}"
 
 
 def _identity(name: str, size: int | None) -> nn.Parameter | None:

@@ -1,4 +1,4 @@
-"""Aggregator, the two orders of its token axes, and the registry of names.
+"""Aggregator, those of two levels, and the registry of names.
 
     sim             [q, c, m, n]   q queries of m tokens, c candidates of n tokens
     query_mask      [q, m]         bool, True = a real token; None = all
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, final
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -64,50 +65,106 @@ class Aggregator(nn.Module, ABC):
         return None
 
 
-class Level(Protocol):
-    """A reduction of the axis `dim` of x: of the tokens of a side, at a depth ("inner" or "outer")."""
+class Axis(NamedTuple):
+    """A token axis that a level reduces."""
 
-    def __call__(self, x: Tensor, mask: Tensor | None, dim: int, side: str, depth: str, /) -> Tensor:
-        """X without the axis; the mask, broadcastable to x, says which entries are real."""
-        ...
+    dim: int
+    """of x"""
+    side: str
+    """"query" or "candidate": whose tokens they are"""
+    depth: str
+    """"inner" or "outer" """
+    weights: Tensor | None = None
+    """of these tokens, broadcastable to x; None: none were given"""
 
 
-def two_orders(
-    level: Level, sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None, direction: str
-) -> Float[Tensor, "q c"]:
-    """Scores [q, c] of an inner, then an outer level in one or both orders of the token axes.
+class LevelAggregator(Aggregator):
+    """outer(inner(sim)): one token axis is reduced, then the other. Subclass it and write `level`.
 
-    0 with zero gradient where an item has no real token.
+    Args:
+        direction: "query": the outer level runs over query tokens, "candidate": over candidate tokens, "both": the mean
+            of the two orders.
+
+    Raises:
+        ValueError: an unknown direction.
     """
-    sim = clean(sim, query_mask, candidate_mask)
-    q_mask = None if query_mask is None else query_mask[:, None, :, None]
-    c_mask = None if candidate_mask is None else candidate_mask[None, :, None, :]
-    scores: list[Tensor] = []
-    if direction != "candidate":
-        by_query = level(sim, c_mask, 3, "candidate", "inner")
-        scores.append(level(by_query, None if q_mask is None else q_mask[..., 0], 2, "query", "outer"))
-    if direction != "query":
-        by_candidate = level(sim, q_mask, 2, "query", "inner")
-        scores.append(level(by_candidate, None if c_mask is None else c_mask[:, :, 0], 2, "candidate", "outer"))
-    return zero_empty(sum(scores[1:], scores[0]) / len(scores), query_mask, candidate_mask)
+
+    fusable: ClassVar[bool] = False
+    """Whether `level` is the `outer` and `inner` reduction that the kernels read; a new `level` says so anew."""
+
+    def __init__(self, direction: str) -> None:
+        super().__init__()
+        self.direction = checks.choice("direction", direction, DIRECTIONS)
+        self.order = self.direction  # in which the levels follow each other, where that differs
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "level" in vars(cls) or "forward" in vars(cls):
+            cls.fusable = vars(cls).get("fusable", False)
+
+    @abstractmethod
+    def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
+        """X without an axis of tokens.
+
+        Args:
+            x: similarities, [q, c, m, n] at the inner level, [q, c, m] or [q, c, n] at the outer one.
+            mask: broadcastable to x, True = a real token; None: all are.
+            axis: which, whose and at what depth.
+        """
+
+    @final
+    def forward(
+        self,
+        sim: Float[Tensor, "q c m n"],
+        query_mask: Bool[Tensor, "q m"] | None = None,
+        candidate_mask: Bool[Tensor, "c n"] | None = None,
+        query_weights: Float[Tensor, "q m"] | None = None,
+        candidate_weights: Float[Tensor, "c n"] | None = None,
+    ) -> Float[Tensor, "q c"]:
+        """Scores [q, c]; 0 with zero gradient where an item has no real token.
+
+        Args:
+            query_weights, candidate_weights: what `weigh` gave; None: nothing.
+        """
+        sim = clean(sim, query_mask, candidate_mask)
+        scores: list[Tensor] = []
+        if self.order != "candidate":
+            inner = Axis(3, "candidate", "inner")
+            outer = Axis(2, "query", "outer", _axes(query_weights, "q m -> q 1 m"))
+            by_query = self.level(sim, _axes(candidate_mask, "c n -> 1 c 1 n"), inner)
+            scores.append(self.level(by_query, _axes(query_mask, "q m -> q 1 m"), outer))
+        if self.order != "query":
+            inner = Axis(2, "query", "inner")
+            outer = Axis(2, "candidate", "outer", _axes(candidate_weights, "c n -> 1 c n"))
+            by_candidate = self.level(sim, _axes(query_mask, "q m -> q 1 m 1"), inner)
+            scores.append(self.level(by_candidate, _axes(candidate_mask, "c n -> 1 c n"), outer))
+        return zero_empty(sum(scores[1:], scores[0]) / len(scores), query_mask, candidate_mask)
+
+    def extra_repr(self) -> str:
+        """The settings that repr shows."""
+        return f"direction={self.direction!r}"
+
+
+def _axes(t: Tensor | None, pattern: str) -> Tensor | None:
+    return None if t is None else rearrange(t, pattern)
 
 
 def clean(sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> Tensor:
     """A checked sim [q, c, m, n] with zeros behind the masks, so that NaN there stays out of every gradient."""
     checks.similarity(sim, query_mask, candidate_mask)
     if query_mask is not None:
-        sim = torch.where(query_mask[:, None, :, None], sim, 0.0)
+        sim = torch.where(rearrange(query_mask, "q m -> q 1 m 1"), sim, 0.0)
     if candidate_mask is not None:
-        sim = torch.where(candidate_mask[None, :, None, :], sim, 0.0)
+        sim = torch.where(rearrange(candidate_mask, "c n -> 1 c 1 n"), sim, 0.0)
     return sim
 
 
 def zero_empty(scores: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> Tensor:
     """Scores [q, c] with zeros, and zero gradient, where the query or the candidate has no real token."""
     if query_mask is not None:
-        scores = torch.where(query_mask.any(1)[:, None], scores, 0.0)
+        scores = torch.where(reduce(query_mask, "q m -> q 1", "any"), scores, 0.0)
     if candidate_mask is not None:
-        scores = torch.where(candidate_mask.any(1)[None], scores, 0.0)
+        scores = torch.where(reduce(candidate_mask, "c n -> 1 c", "any"), scores, 0.0)
     return scores
 
 

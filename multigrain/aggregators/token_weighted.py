@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
 from ..reduce import Reduction, project, softmax, total, without_autocast
 from ..tokens import Features
-from .base import register_aggregator, two_orders
+from .base import Axis, register_aggregator
 from .two_level import TwoLevel
 
 
@@ -44,6 +44,8 @@ class TokenWeighted(TwoLevel):
         torch.Size([3, 5])
     """
 
+    fusable = True
+
     def __init__(
         self,
         dim: int | None = None,
@@ -76,7 +78,11 @@ class TokenWeighted(TwoLevel):
         tokens, name = features[grain].tokenwise(), self.names[side]
         if name is not None and self.weighs(side):
             given = features[name].tokenwise()
-            checks.token_weights(name, given, grain, tokens)
+            if given.dim != 1 or given.length != tokens.length:
+                raise ValueError(
+                    f"{name}: expected one weight for each of the {tokens.length} tokens of {grain!r}, "
+                    f"[B, {tokens.length}, 1], got {checks.shape(given.features)}"
+                )
             w = given.filled().squeeze(-1)
             if tokens.mask is not None:
                 w = torch.where(tokens.mask, w, 0.0)
@@ -89,24 +95,8 @@ class TokenWeighted(TwoLevel):
         with without_autocast(tokens.features):
             return softmax(project(last, relu(project(first, tokens.filled()))).squeeze(-1), tokens.mask)
 
-    def forward(
-        self,
-        sim: Float[Tensor, "q c m n"],
-        query_mask: Bool[Tensor, "q m"] | None = None,
-        candidate_mask: Bool[Tensor, "c n"] | None = None,
-        query_weights: Float[Tensor, "q m"] | None = None,
-        candidate_weights: Float[Tensor, "c n"] | None = None,
-    ) -> Float[Tensor, "q c"]:
-        """Scores [q, c] under the weights of `weigh`; None: uniform."""
-        weights = {
-            "query": None if query_weights is None else query_weights[:, None],
-            "candidate": None if candidate_weights is None else candidate_weights[None],
-        }
-
-        def level(x: Tensor, mask: Tensor | None, dim: int, side: str, depth: str) -> Tensor:
-            w = weights[side]
-            if depth == "inner" or w is None:
-                return self._level(x, mask, dim, side, depth)
-            return total(x * w.to(x.dtype), mask, dim)
-
-        return two_orders(level, sim, query_mask, candidate_mask, self.direction)
+    def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
+        """The best match, then the sum under the weights, where there are some."""
+        if axis.weights is None:
+            return super().level(x, mask, axis)
+        return total(x * axis.weights.to(x.dtype), mask, axis.dim)

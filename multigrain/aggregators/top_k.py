@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import checks
 from ..reduce import maximum, mean_of_top
-from .base import DIRECTIONS, Aggregator, register_aggregator, two_orders
+from .base import Axis, LevelAggregator, register_aggregator
 
 
 @register_aggregator("top_k")
-class TopK(Aggregator):
+class TopK(LevelAggregator):
     """mean over the k best i of max_j: MeanMax of the tokens that match best, as FILIP keeps 25 % of its tokens.
 
     FILIP (Yao et al. 2021, arXiv 2111.07783) chooses the tokens of a whole batch before it gathers them; here each
@@ -30,24 +29,17 @@ class TopK(Aggregator):
     """
 
     def __init__(self, k: int | None = None, share: float | None = None, direction: str = "both") -> None:
-        super().__init__()
+        super().__init__(direction)
         checks.require(k is None or share is None, "share", "none beside k", share)
         self.k = None if k is None else checks.count("k", k)
         self.share = None if k is not None else checks.positive("share", 0.25 if share is None else share)
         checks.require(self.share is None or self.share <= 1, "share", "at most 1", share)
-        self.direction = checks.choice("direction", direction, DIRECTIONS)
 
-    def forward(
-        self,
-        sim: Float[Tensor, "q c m n"],
-        query_mask: Bool[Tensor, "q m"] | None = None,
-        candidate_mask: Bool[Tensor, "c n"] | None = None,
-    ) -> Float[Tensor, "q c"]:
-        """Scores [q, c]; 0 with zero gradient where an item has no real token."""
-        return two_orders(self._level, sim, query_mask, candidate_mask, self.direction)
-
-    def _level(self, x: Tensor, mask: Tensor | None, dim: int, side: str, depth: str) -> Tensor:
-        return maximum(x, mask, dim) if depth == "inner" else mean_of_top(x, self._count(x, mask, dim), mask, dim)
+    def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
+        """The best match, then the mean of the best of these."""
+        if axis.depth == "inner":
+            return maximum(x, mask, axis.dim)
+        return mean_of_top(x, self._count(x, mask, axis.dim), mask, axis.dim)
 
     def _count(self, x: Tensor, mask: Tensor | None, dim: int) -> Tensor | int:
         """How many entries count: one number, or one for each item, with `dim` kept as 1."""
@@ -61,4 +53,4 @@ class TopK(Aggregator):
     def extra_repr(self) -> str:
         """The settings that repr shows."""
         size = f"share={self.share}" if self.k is None else f"k={self.k}"
-        return f"{size}, direction={self.direction!r}"
+        return f"{size}, {super().extra_repr()}"

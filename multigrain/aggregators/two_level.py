@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .. import checks
 from ..reduce import Reduction
-from .base import DIRECTIONS, Aggregator, register_aggregator, two_orders
+from .base import Axis, LevelAggregator, register_aggregator
 
 
-class TwoLevel(Aggregator):
+class TwoLevel(LevelAggregator):
     """outer(inner(sim)) in one or both orders of the token axes, by reductions that kernels can read.
 
     Args:
@@ -21,27 +19,20 @@ class TwoLevel(Aggregator):
         ValueError: unknown direction.
     """
 
+    fusable = True
+
     def __init__(self, outer: Reduction, inner: Reduction, direction: str) -> None:
-        super().__init__()
+        super().__init__(direction)
         self.outer, self.inner = outer, inner
-        self.direction = checks.choice("direction", direction, DIRECTIONS)
 
-    def forward(
-        self,
-        sim: Float[Tensor, "q c m n"],
-        query_mask: Bool[Tensor, "q m"] | None = None,
-        candidate_mask: Bool[Tensor, "c n"] | None = None,
-    ) -> Float[Tensor, "q c"]:
-        """Scores [q, c]; 0 with zero gradient where an item has no real token."""
-        return two_orders(self._level, sim, query_mask, candidate_mask, self.direction)
-
-    def _level(self, x: Tensor, mask: Tensor | None, dim: int, side: str, depth: str) -> Tensor:
-        return (self.inner if depth == "inner" else self.outer)(x, mask, dim)
+    def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
+        """The reduction of that depth."""
+        return (self.inner if axis.depth == "inner" else self.outer)(x, mask, axis.dim)
 
     def extra_repr(self) -> str:
         """The settings that repr shows."""
         tempered = self.outer.kind in ("softmax", "logsumexp")
-        return f"temperature={self.outer.temperature}, " * tempered + f"direction={self.direction!r}"
+        return f"temperature={self.outer.temperature}, " * tempered + super().extra_repr()
 
 
 @register_aggregator("mean_mean")

@@ -8,34 +8,34 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..aggregators import AOSM, Aggregator, TokenWeighted, TwoLevel
+from ..aggregators import AOSM, Aggregator, TwoLevel
 from ..reduce import without_autocast
+from ..similarity import UNWEIGHTED, Weights
 from ..tokens import Tokens
 from .ops import fused_scores
-from .spec import Operand, Spec, Weights
+from .spec import Operand, Spec
 
 LINEAR = ("mean", "sum")
 
 
 def fuses(aggregator: Aggregator, backend: str) -> TypeGuard[TwoLevel]:
-    """Whether an aggregator is outer(inner(sim)) and nothing else, no override and no hook to serve; with mixing
-    matrices only for "triton"."""
-    if not isinstance(aggregator, TwoLevel) or (_mixes(aggregator) and backend != "triton"):
+    """Whether an aggregator is outer(inner(sim)) and nothing else, no hook to serve and no patch; with mixing matrices
+    only for "triton"."""
+    if not (isinstance(aggregator, TwoLevel) and aggregator.fusable) or (_mixes(aggregator) and backend != "triton"):
         return False
-    forward = vars(aggregator).get("forward") or type(aggregator).forward  # an instance may have been patched
-    return forward in _KNOWN and not any(getattr(aggregator, hooks) for hooks in _HOOKS)
+    return not (vars(aggregator).keys() & _PATCHES or any(getattr(aggregator, hooks) for hooks in _HOOKS))
 
 
 def _mixes(aggregator: TwoLevel) -> TypeGuard[AOSM]:
     return isinstance(aggregator, AOSM) and aggregator.mixes
 
 
-_KNOWN = (TwoLevel.forward, AOSM.forward, TokenWeighted.forward)
+_PATCHES = {"forward", "level"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def scores(
-    aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str, weights: Weights = (None, None)
+    aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str, weights: Weights = UNWEIGHTED
 ) -> Tensor:
     """Scores [q, c] of an aggregator that `fuses`; weights take the place of a linear outer reduction's own."""
     direction = aggregator.direction

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..similarity import UNWEIGHTED, Weights
 from ..tokens import Tokens
-from .spec import Weights
 
 # Similarities of a block: large enough that the calls of the definition cost nothing beside its work.
 ELEMENTS = 1 << 20
@@ -20,7 +20,7 @@ def scores(
     definition: Definition,
     query: Tokens,
     candidate: Tokens,
-    weights: Weights = (None, None),
+    weights: Weights = UNWEIGHTED,
     size: int | None = None,
 ) -> Tensor:
     """Scores [q, c] of definition(query, candidate, weights), holding what one block needs at a time.

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from torch import Tensor
 
 
 class Unsupported(Exception):
     """A backend cannot serve these inputs, and says why. Only this makes `backend="auto"` try the next one."""
-
-
-# Of a side's tokens, [B, L], 0 at padding: query's and candidate's, None where their aggregator gives none.
-Weights: TypeAlias = "tuple[Tensor | None, Tensor | None]"
 
 
 class Operand(NamedTuple):

@@ -10,6 +10,7 @@ from .. import checks
 from ..aggregators import Aggregator
 from ..distributed import Group
 from ..reduce import without_autocast
+from ..similarity import check_sides
 from ..tokens import Features, Tokens
 from .criterion import Ids
 from .whole import Reads, WholeBatchLoss, token_weights
@@ -76,7 +77,7 @@ class Decorrelation(WholeBatchLoss):
             raise ValueError(f"video: expected as many as texts ({len(text)}), text i with video i, got {len(video)}")
         query, candidate = text[self.query].normalized(), video[self.candidate].normalized()
         q_weights, c_weights = self._weigh("query", text, self.query), self._weigh("candidate", video, self.candidate)
-        checks.sides(f"{self.query}-{self.candidate}", query, candidate)
+        check_sides(f"{self.query}-{self.candidate}", query, candidate)
         c = (_correlation(query, candidate, q_weights) + _correlation(candidate, query, c_weights).T) / 2
         diagonal = c.diagonal()
         off = c.square().sum() - diagonal.square().sum()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import files
 from ..temporal import TemporalLSTM, TemporalTransformer
@@ -21,9 +21,7 @@ from .clip_weights import openai_architecture
 from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains
 from .state import check_state, read_state, safetensors
 from .torchscript import is_torchscript
-
-if TYPE_CHECKING:
-    from .xclip import XCLIP
+from .towers import FrameTower, TextTower
 
 MATRICES = {
     "global_mat_weight": "scorer.grains.0.bilinear",
@@ -36,6 +34,23 @@ MATRICES = {
     "word_mat_weight2": "scorer.grains.3.aggregator.outer_query",
 }
 _POSITIONS, _BLOCKS, _LSTM = "frame_position_embeddings.weight", "transformerClip.resblocks", "lstm_visual"
+
+
+class Model(Protocol):
+    """What of an XCLIP has a counterpart in the original."""
+
+    config: ModelConfig | None
+    vision: FrameTower
+    text: TextTower
+    temporal: nn.Module | None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor], /) -> object:
+        """Take in tensors by name."""
+        ...
 
 
 def is_original(path: str | os.PathLike[str]) -> bool:
@@ -78,7 +93,7 @@ def read_original(path: str | os.PathLike[str], masked: bool) -> tuple[ModelConf
     return config, state
 
 
-def load_original(model: XCLIP, state: Mapping[str, Tensor], name: str) -> None:
+def load_original(model: Model, state: Mapping[str, Tensor], name: str) -> None:
     """Put the state dict of the original into a model of the same settings.
 
     Raises:
@@ -89,7 +104,7 @@ def load_original(model: XCLIP, state: Mapping[str, Tensor], name: str) -> None:
     model.load_state_dict({key: state[theirs] for key, theirs in names.items()})
 
 
-def save_original(model: XCLIP, path: str | os.PathLike[str]) -> None:
+def save_original(model: Model, path: str | os.PathLike[str]) -> None:
     """See XCLIP.save_original."""
     state = {theirs: model.state_dict()[key].detach().cpu().contiguous() for key, theirs in _names(model).items()}
     if Path(path).suffix == ".safetensors":
@@ -98,7 +113,7 @@ def save_original(model: XCLIP, path: str | os.PathLike[str]) -> None:
         files.save_tensors(path, state)
 
 
-def _names(model: XCLIP) -> dict[str, str]:
+def _names(model: Model) -> dict[str, str]:
     """The original's name of each entry of the model's state dict.
 
     Raises:
@@ -126,7 +141,7 @@ def _names(model: XCLIP) -> dict[str, str]:
     return names
 
 
-def _differs(model: XCLIP) -> str:
+def _differs(model: Model) -> str:
     """What of the model the original code would build differently; empty if nothing."""
     if not (isinstance(model.vision, ClipVision) and isinstance(model.text, ClipText) and model.config):
         return "towers of another kind"

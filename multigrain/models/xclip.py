@@ -13,17 +13,21 @@ recogniser nor the package `x-clip`.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import checks
+from ..data.video import Sampling
 from ..losses import InfoNCE, RetrievalLoss
 from ..losses.infonce import Ids
 from ..recipes import Recipe
@@ -31,11 +35,10 @@ from ..reduce import mean
 from ..tokens import Features, Tokens
 from .build import freeze, is_timm_clip
 from .config import ModelConfig
-from .portable import Portable
+from .encoding import encode_videos
+from .loading import Portable
+from .protocol import digest
 from .towers import FeatureTower, FrameTower, TextTower, WordTower
-
-if TYPE_CHECKING:
-    from ..data.video import Sampling
 
 FRAME_SOURCES = ("raw", "temporal")
 
@@ -98,6 +101,39 @@ class XCLIP(Portable):
         """
         found = [] if self.recipe is None else [p for name, p in self.recipe.loss.named_parameters() if _is_scale(name)]
         return found[0] if found else self.criterion.logit_scale
+
+    @property
+    def frame_size(self) -> int:
+        """Height and width of the frames that the frame tower wants, in pixels."""
+        return self.vision.size
+
+    def words(self, sentence: str) -> list[str]:
+        """List the words of a sentence as its word features see them, one for each."""
+        return self.text.words(sentence)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides the video features: the settings of the video side and a digest of its weights."""
+        config: dict[str, Any] = {} if self.config is None else dataclasses.asdict(self.config)
+        head = None if self.recipe is None else self.recipe.video_head
+        parts = {"vision": self.vision, "temporal": self.temporal, "recipe": head}
+        modules = {name: module for name, module in parts.items() if isinstance(module, nn.Module)}
+        tensors = (
+            (f"{part}.{name}", value)
+            for part, module in modules.items()
+            for name, value in itertools.chain(module.named_parameters(), module.named_buffers())
+        )
+        described = {
+            **{name: config.get(name) for name in ("vision", "temporal", "clip")},
+            "size": self.vision.size,
+            "dim": self.vision.dim,
+            "frame_source": self.frame_source,
+            "masked": self.masked,
+            "max_frames": self.max_frames,
+            "weights": digest(tensors),
+            # Without a recipe, nothing: features of before there were any remain what they are.
+            **({} if self.recipe is None else {"recipe": config.get("recipe")}),
+        }
+        return json.loads(json.dumps(described, default=str))
 
     @property
     def max_words(self) -> int:
@@ -237,8 +273,6 @@ class XCLIP(Portable):
             ImportError: PyAV is not installed.
             ValueError: a video that cannot be read; its name and the reason are given.
         """
-        from ..extract import encode_videos
-
         return encode_videos(self, paths, sampling=sampling, batch_size=batch_size)
 
     def video_features(self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Features:

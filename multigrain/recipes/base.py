@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
+from ..cross_encoder import rerank
 from ..losses import FeatureQueue, Loss
 from ..losses.infonce import Ids
-from ..pairs import rerank
 from ..scoring import score_matrix
 from ..tokens import Features
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..aggregators import LogSumExp, MaxMax, MeanMean, TokenWeighted
+from ..cross_encoder import CrossEncoder, SegmentScorer
 from ..grains import FrameWord, VideoSentence
 from ..losses import InfoNCE, MarginRanking, Matching, RetrievalLoss, TokenNCE
-from ..pairs import CrossEncoder, SegmentScorer
 from ..scorer import MultiGrain
 from ..tokens import Features
 from .base import About, Recipe, register_recipe

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from .. import checks
+from ..cross_encoder import CrossEncoder
 from ..grains import VideoSentence
 from ..losses import InfoNCE, RetrievalLoss
-from ..pairs import CrossEncoder
 from ..scorer import MultiGrain
 from .base import About, Recipe, register_recipe
 from .heads import TEMPORAL, number_of_heads, temporal_encoder, video_head

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from .. import files, training, viz
 from ..checks import printable
+from ..models.encoding import encode_pair
 from ..runs import check_cache
+from ..viz.matrix import signed
+from ..viz.pair import Pair, look, rounded
 from .content import Report
 from .images import figure_png
-from .matrix import signed
 from .page import render
-from .pair import Pair, look, rounded
-from .subject import encode_pair, frames_of
+from .subject import frames_of
 
 if TYPE_CHECKING:
     import numpy as np

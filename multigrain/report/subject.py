@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..models.evaluating import evaluating
+from ..models.encoding import encode_pair
 from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
 from ..training import Evaluation
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from ..data.video import Sampling
     from ..models import XCLIP
 
 KEPT = 64  # videos whose frames are held
@@ -84,30 +82,6 @@ def of_features(evaluation: Evaluation, text: Features, video: Features, scorer:
     texts, videos = ([f"{side} {i}" for i in range(len(x))] for side, x in (("text", text), ("video", video)))
     explained = isinstance(scorer, MultiGrain) and evaluation.hubness is None and "word" in text and "frame" in video
     return Subject(*_scored(evaluation), texts, videos, None, picture if explained else None)
-
-
-def encode_pair(
-    model: XCLIP,
-    sentence: str,
-    video: str | os.PathLike[str] | Tensor | NDArray[np.uint8],
-    sampling: Sampling | None = None,
-) -> tuple[Features, Features, list[str], NDArray[np.uint8]]:
-    """Features of a sentence and a video, the words and the frames [n, height, width, 3] that they are of.
-
-    Args:
-        video, sampling: see multigrain.data.read_video; default one frame a second, at most the model's.
-
-    Raises:
-        ImportError, TypeError, ValueError: see viz.explain.
-    """
-    from ..data.video import Sampling, read_video
-
-    words = model.text.words(sentence)
-    frames = read_video(video, sampling or Sampling(max_frames=model.max_frames), model.vision.size)
-    with evaluating(model):
-        text = model.encode_text([sentence])
-        features = model.encode_video(frames[None].to(model.logit_scale.device))
-    return text, features, words, frames.movedim(1, -1).numpy()
 
 
 def frames_of(pairs: Pairs, row: int, max_frames: int) -> NDArray[np.uint8]:

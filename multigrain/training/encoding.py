@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..models import XCLIP
-from ..models.evaluating import evaluating
+from ..models.protocol import evaluating
 from ..tokens import Features
 from .data import Pairs, loading
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..distributed import world
 from ..metrics import RetrievalMetrics
 from ..models import XCLIP
-from ..models.evaluating import evaluating
+from ..models.protocol import evaluating
 from ..tokens import Features
 from . import parallel
 from .config import ClipsConfig, TrainConfig

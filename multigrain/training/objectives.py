@@ -15,7 +15,7 @@ from ..distributed import world
 from ..grains import VideoSentence
 from ..losses import Loss, RetrievalLoss
 from ..models import XCLIP
-from ..models.evaluating import evaluating
+from ..models.protocol import evaluating
 from ..tokens import Features
 from . import parallel
 from .config import StageConfig

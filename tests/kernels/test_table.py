@@ -23,10 +23,7 @@ def served(monkeypatch) -> list[str]:
 
         return call
 
-    rows = {name: watch(name, serve) for name, serve in table.BACKENDS.items()}
-    monkeypatch.setattr(table, "BACKENDS", rows)
-    for name, row in rows.items():
-        monkeypatch.setattr(table, name, row)
+    monkeypatch.setattr(table, "BACKENDS", {name: watch(name, serve) for name, serve in table.BACKENDS.items()})
     return seen
 
 
@@ -93,9 +90,9 @@ def test_auto_falls_back_on_unsupported_and_on_nothing_else(monkeypatch):
 
         return serve
 
-    monkeypatch.setattr(table, "blocked", raising(Unsupported("no")))
+    monkeypatch.setitem(table.BACKENDS, "blocked", raising(Unsupported("no")))
     same([grain(*pair())], [expected], 0.0)
-    monkeypatch.setattr(table, "blocked", raising(RuntimeError("a bug")))
+    monkeypatch.setitem(table.BACKENDS, "blocked", raising(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         grain(*pair())
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import checks
 from .aggregators import Aggregator, aggregator_of, zero_empty
 from .reduce import widen
+from .similarity import check_sides
 from .tokens import Features, Tokens
 from .transformer import Transformer
 
@@ -114,7 +115,7 @@ class CrossEncoder(nn.Module):
         checks.instances(Features, query=query, candidate=candidate)
         q, c = query[self.query].normalized(), candidate[self.candidate].normalized()
         name = f"{self.query}-{self.candidate}"
-        checks.sides(name, q, c)
+        check_sides(name, q, c)
         if q.dim != self.head.in_features:
             raise ValueError(f"grain {name!r}: expected features of width {self.head.in_features}, got {q.dim}")
         return q.to(dtype=self.cls.dtype), c.to(dtype=self.cls.dtype)

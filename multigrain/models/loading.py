@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self
 
 from torch import nn
 
@@ -27,17 +27,16 @@ from .original import load_original, read_original, save_original
 from .pretrained import find_folder, read_settings, read_weights, write_folder
 from .state import check_state, distinct_state
 from .tokenizer import HuggingFaceTokenizer
-from .towers import TextTower, WordTower
-
-if TYPE_CHECKING:
-    from .xclip import XCLIP
+from .towers import FrameTower, TextTower, WordTower
 
 
 class Portable(nn.Module):
     """A model that is made of its settings, and can be written and read again."""
 
     config: ModelConfig | None
+    vision: FrameTower
     text: TextTower
+    temporal: nn.Module | None
 
     @classmethod
     def from_config(cls, config: ModelConfig, vocabulary: Sequence[str] | None = None) -> Self:
@@ -145,7 +144,7 @@ class Portable(nn.Module):
         """
         config, state = read_original(path, masked)
         model = cls.from_config(config)
-        load_original(cast("XCLIP", model), state, os.fspath(path))
+        load_original(model, state, os.fspath(path))
         return model.eval()
 
     def save_original(self, path: str | os.PathLike[str]) -> None:
@@ -155,7 +154,7 @@ class Portable(nn.Module):
             ValueError: the original has no place for something in this model (it needs OpenAI's kind of CLIP and
                 mixing=True).
         """
-        save_original(cast("XCLIP", self), path)
+        save_original(self, path)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model.safetensors and config.json (settings and vocabulary) into a folder, made if need be.

@@ -16,16 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .report.explain import Weights
-from .report.pair import Coarse, look, rounded
-from .tokens import Features
+from ..explain import Weights
+from ..tokens import Features
+from .pair import Coarse, look, rounded
 
 try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from .report import matrix
-    from .report.layout import INK, PALE, Page
+    from . import matrix
+    from .layout import INK, PALE, Page
 except ImportError as error:
     raise ImportError('pictures need Matplotlib: pip install "multigrain[viz]"') from error
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .data.video import Sampling
-    from .models import XCLIP
+    from ..data.video import Sampling
+    from ..models.protocol import Encoder
 
 __all__ = ["Coarse", "Series", "Weights", "curves", "explain", "explain_features", "similarity"]
 
@@ -46,7 +46,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def explain(
-    model: XCLIP,
+    model: Encoder,
     sentence: str,
     video: str | os.PathLike[str] | Tensor | NDArray[np.uint8],
     *,
@@ -67,7 +67,7 @@ def explain(
         TypeError: a recipe's model, whose scorer is no MultiGrain; a model of features that were computed before.
         ValueError: a video that cannot be read, or a sentence without a word.
     """
-    from .report.subject import encode_pair
+    from ..models.encoding import encode_pair
 
     text, features, words, frames = encode_pair(model, sentence, video, sampling)
     return explain_features(model.scorer, text, features, words, frames, sentence if title is None else title, subtitle)
@@ -131,7 +131,7 @@ def similarity(
         words: the m real words.
         sim: cosine of every word with every frame.
         weights: of the pairs of tokens (the area of the dots), of the outer level (the bars) and of the inner level
-            (the two panels at the bottom); see `multigrain.report.explain.token_weights`.
+            (the two panels at the bottom); see `multigrain.explain.token_weights`.
         coarse: adds a row for the sentence and a column for the video.
         parts: what each grain adds to the score, by name.
         title, subtitle: default: the words, and nothing; an empty title is none.

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .explain import Levels, Weights
+from ..explain import Levels, Weights
 from .layout import BAR, BAR_ROW, INK, PALE, SMALL, WORD, Page
 from .lettering import shorten
 from .pair import Coarse, rounded

@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import checks
-from ..aggregators import AOSM, Aggregator, TwoLevel
-from ..grains import Grain
-from ..poolers import PooledGrain
-from ..reduce import Reduction
-from ..scorer import MultiGrain
-from ..tokens import Features, Tokens
+from . import checks
+from .aggregators import AOSM, Aggregator, TwoLevel
+from .grains import Grain
+from .poolers import PooledGrain
+from .reduce import Reduction
+from .scorer import MultiGrain
+from .tokens import Features, Tokens
 
 
 @dataclass(frozen=True)

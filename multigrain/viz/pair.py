@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..explain import Part, Weights, explain
 from ..grains import Grain
 from ..scorer import grains_of
 from ..tokens import Features, Tokens
-from .explain import Part, Weights, explain
 
 Sides = tuple[str, str]
 DRAWN: tuple[Sides, ...] = (("word", "frame"), ("sentence", "frame"), ("word", "video"), ("sentence", "video"))

@@ -1,0 +1,70 @@
+"""The definition of a score: the cosines of all token pairs, then an aggregator.
+
+    query       [q, m, D]     tokens of q items, unit length, zeros at padding
+    candidate   [c, n, D]
+    sim         [q, c, m, n]  = "q m d, c n d -> q c m n"
+    scores      [q, c]        = aggregator(sim, query mask [q, m], candidate mask [c, n])
+
+Whatever is faster (multigrain.kernels) is judged against `aggregate`.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from . import checks
+from .aggregators import Aggregator
+from .reduce import without_autocast
+from .tokens import Tokens
+
+Weights: TypeAlias = "tuple[Tensor | None, Tensor | None]"
+"""Of the tokens of both sides, [q, m] and [c, n], 0 at padding; None where the aggregator gives none."""
+UNWEIGHTED: Weights = (None, None)
+
+
+def similarity(query: Tokens, candidate: Tokens) -> Float[Tensor, "q c m n"]:
+    """Cosines of all token pairs of all item pairs, fp32 (fp64 stays); 0 at padded tokens."""
+    q, c = query.normalized().features, candidate.normalized().features
+    dtype = torch.promote_types(q.dtype, c.dtype)
+    with without_autocast(q):  # one matrix product: einsum would batch it
+        sim = rearrange(q.to(dtype), "q m d -> (q m) d") @ rearrange(c.to(dtype), "c n d -> d (c n)")
+    return rearrange(sim, "(q m) (c n) -> q c m n", q=len(query), c=len(candidate))
+
+
+def aggregate(
+    aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Weights = UNWEIGHTED
+) -> Float[Tensor, "q c"]:
+    """Scores by their definition, through the whole [q, c, m, n].
+
+    Raises:
+        TypeError, ValueError: the aggregator returns anything but scores [q, c].
+    """
+    sim = similarity(query, candidate)
+    with without_autocast(sim):
+        given = () if weights == UNWEIGHTED else weights
+        scores = aggregator(sim, nonempty(query.mask), nonempty(candidate.mask), *given)
+        return checks.shaped(f"scores of {type(aggregator).__name__}", scores, (len(query), len(candidate)))
+
+
+def nonempty(mask: Bool[Tensor, "b l"] | None) -> Bool[Tensor, "b l"] | None:
+    """The mask, where an item without a real token passes as one of zeros: nothing meets an empty softmax."""
+    return None if mask is None else mask | ~mask.any(1, keepdim=True)
+
+
+def check_sides(grain: str, query: Tokens, candidate: Tokens) -> None:
+    """Check that the two sides of a grain can be multiplied.
+
+    Raises:
+        ValueError: other widths or devices.
+    """
+    for what, q, c in (
+        ("features of the same width", query.dim, candidate.dim),
+        ("features on the same device", query.device, candidate.device),
+    ):
+        if q != c:
+            raise ValueError(f"grain {grain!r}: expected query and candidate {what}, got {q} and {c}")
