@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import multigrain as mg
 from multigrain import files, training
+from multigrain.evaluation.encoding import encode_texts
 from multigrain.models import XCLIP, ModelConfig
 from multigrain.models.protocol import evaluating
 from multigrain.training.data import batches
-from multigrain.training.encoding import encode_texts
 from multigrain.training.momentum import momentum_of
 from multigrain.training.objectives import frame_features, frozen_objective
 from multigrain.training.optimizer import learning_rate, make_optimizer
@@ -94,7 +94,7 @@ def towers_file(folder: Path, seed: int) -> Path:
 def pretrain(setup: Setup, seed: int, folder: Path) -> Path:
     """Train the towers, from its checkpoint if that was interrupted; returns the file that Pretrained.load reads."""
     config = setup.config(seed)
-    data = training.load_data(config.data, progress=False)
+    data = config.data.load(progress=False)
     first = replace(config, stages=config.stages[:1])
     model = training.train(first, data, folder / f"towers-{seed}")
     frames = config.stages[1].max_frames

@@ -23,8 +23,7 @@ from typing import Any
 
 import torch
 
-from multigrain import training
-from multigrain.data.cores import cores
+from multigrain.data.pairs import cores
 from multigrain.files import write_json
 from multigrain.training import TrainConfig
 
@@ -123,7 +122,7 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
     base = setup.config()
     variants = study.variants(base)
     variants = {name: variants[name] for name in study.quick} if quick else variants
-    data = training.load_data(base.data)  # generated here once, for all processes
+    data = base.data.load()  # generated here once, for all processes
     towers = folder_of(cache, "towers", replace(base, stages=base.stages[:1]))
     missing = [seed for seed in setup.seeds if not pretrained.towers_file(towers, seed).is_file()]
     _say(study.name, "towers", _each(workers, pretrained.pretrain, [(setup, seed, towers) for seed in missing]))

@@ -473,3 +473,10 @@ def _check_archive(path: Path, checksums: bool) -> None:
                     _check_pickles(file, 1)
         if checksums and (name := archive.testzip()) is not None:
             raise ValueError(f"{path}: damaged: the checksum of {name} is another")
+
+
+def rounded(values: Any) -> Any:
+    """Nested values with every float to six decimals: a share of a million is told apart, 64.70000000000001 is not."""
+    if isinstance(values, Mapping):
+        return {name: rounded(value) for name, value in values.items()}
+    return round(values, 6) if isinstance(values, float) else values

@@ -59,6 +59,11 @@ class Browser:
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._read()
 
+    def hear(self, word: str) -> None:
+        """Wait for a complaint with a word in it: some come later than what they are about."""
+        while not any(word in complaint for complaint in self.complaints):
+            self._read()
+
     def ask(self, expression: str) -> Any:
         """The value of an expression of JavaScript."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

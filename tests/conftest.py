@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import Phase, settings
 # One thread unless the environment says otherwise, for the processes that tests start too: the problems are tiny, and
 # test runners bring their own parallelism.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The default draws the same examples everywhere; HYPOTHESIS_PROFILE=search looks for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)

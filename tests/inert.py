@@ -29,12 +29,12 @@ import yaml
 import multigrain as mg
 import multigrain.viz  # its own folders are made as it is imported
 from multigrain.cli import main
-from multigrain.collection import FORMAT, Collection
+from multigrain.cli.runs import load_model
 from multigrain.data.annotations import SOURCES
 from multigrain.data.babyai_cache import read_shard
 from multigrain.data.manifest import load_manifest
+from multigrain.gallery.collection import FORMAT, Collection
 from multigrain.models import XCLIP, ModelConfig, TextConfig, VisionConfig, config, pretrained, state
-from multigrain.runs import load_model
 from multigrain.training import load_config
 from multigrain.training.checkpoint import MetricsLog, load_checkpoint
 from tests.models.clips import sizes

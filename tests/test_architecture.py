@@ -34,8 +34,8 @@ LAYERS = (
     {"recipes"},
 )
 CORE = set[str]().union(*LAYERS)
-LEAVES = {"cli", "collection", "commands", "data", "demo", "extract", "gallery", "interop", "models"}
-LEAVES |= {"report", "runs", "search", "training", "viz"}
+LEAVES = {"cli", "data", "evaluation", "gallery", "interop", "models"}
+LEAVES |= {"report", "training", "viz"}
 KERNEL_USERS = {"kernels", "grains", "poolers", "scorer"}
 CORE_PACKAGES = {"torch", "einops", "jaxtyping"}
 HEAVY = {"triton", "timm", "torchvision", "minigrid", "matplotlib", "transformers", "rich", "yaml"}

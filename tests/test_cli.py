@@ -245,14 +245,14 @@ def test_whatever_a_machine_runs_out_of_is_one_short_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("multigrain.commands.run_demo", fail)
+    monkeypatch.setattr("multigrain.cli.commands.run_demo", fail)
     assert main(["demo"]) == 2
     assert (told := said(capsys)).startswith(f"multigrain: error: {line}")
     assert len(told) < 500
 
 
 def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multigrain.commands.run_demo", lambda *_: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr("multigrain.cli.commands.run_demo", lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main(["demo"])
 

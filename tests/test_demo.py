@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from multigrain.report import tables
+from multigrain.evaluation import tables
 from tests.pages import assert_self_contained
 
 GRAINS = ["sentence-video", "word-video", "sentence-frame", "word-frame"]

@@ -115,13 +115,13 @@ def test_every_loss_and_its_terms(world: World, minimised: str) -> None:
 def with_reduce_scatter(rank: int, size: int) -> None:
     """The backward pass of NCCL, by gloo's own reduce-scatter."""
     backend = dist.get_backend
-    distributed.dist.get_backend = lambda group=None: "nccl"
+    torch.distributed.get_backend = lambda group=None: "nccl"
     try:
         features = mg.Features(x=torch.full((rank + 1, 2), 1.0, requires_grad=True))
         gathered = distributed.gather({"x": features}).features["x"]["x"].features
         ((rank + 1) * gathered * torch.arange(1.0, len(gathered) + 1)[:, None]).sum().backward()
     finally:
-        distributed.dist.get_backend = backend
+        torch.distributed.get_backend = backend
     start, ranks = rank * (rank + 1) // 2, size * (size + 1) // 2
     expected = ranks * torch.arange(start + 1.0, start + rank + 2)[:, None].expand(-1, 2)
     torch.testing.assert_close(features["x"].features.grad, expected)
@@ -366,7 +366,7 @@ def last_step(rank: int, size: int, folder: Path, stuck: bool) -> None:
         time.sleep(300) if stuck else os.kill(os.getpid(), signal.SIGKILL)
 
     if rank == 1:
-        distributed.dist.all_gather = end
+        torch.distributed.all_gather = end
     with open(folder / f"{rank}.txt", "w") as file:
         os.dup2(file.fileno(), 2)
         under_ddp(rank, size, Case())

@@ -15,13 +15,14 @@ import torch
 import yaml
 
 import multigrain as mg
-from multigrain import runs, training
-from multigrain.cli import _Warnings, main
+from multigrain import training
+from multigrain.cli import main, runs
+from multigrain.cli.main import _Warnings
 from multigrain.data.annotations import SOURCES
 from multigrain.data.prepare import protocol_of
+from multigrain.files import rounded
 from multigrain.models import ModelConfig
 from multigrain.training import Progress, TrainConfig
-from multigrain.training.checkpoint import rounded
 from tests.clips import write_clip
 from tests.data.test_prepare import write
 from tests.models.clips import saved, tiny_clip
@@ -81,7 +82,7 @@ def test_a_data_set_from_its_annotations_to_metrics_with_an_interruption(name: s
     arguments = ["prepare", name, "--annotations", str(annotations), "--videos", str(videos), "--out", str(manifest)]
     assert main([*arguments, *(["--val", "0"] if name in ("msrvtt", "activitynet") else [])]) == 0
     run = config(tmp_path, settings(manifest, weights, protocol_of(name)))
-    data = training.load_data(run.data)
+    data = run.data.load()
     training.train(run, data, tmp_path / "whole")
 
     def interrupt(event: Progress) -> None:
@@ -90,7 +91,7 @@ def test_a_data_set_from_its_annotations_to_metrics_with_an_interruption(name: s
 
     with pytest.raises(KeyboardInterrupt):
         training.train(run, data, tmp_path / "cut", progress=interrupt)
-    training.train(run, training.load_data(run.data), tmp_path / "cut")
+    training.train(run, run.data.load(), tmp_path / "cut")
     expected = evaluated(run, tmp_path / "whole")
     assert evaluated(run, tmp_path / "cut") == expected
     assert expected["all"]["protocol"] == protocol_of(name)
@@ -193,7 +194,7 @@ def test_extract_then_search_finds_the_video_that_the_sentence_is_about(tmp_path
     values["stages"][0] |= {"epochs": 60, "batch_size": 4, "distinct": True, "optimizer": {"learning_rate": 1e-3}}
     values["checkpoint_seconds"] = 60.0
     run = config(tmp_path, values)
-    data = training.load_data(run.data)
+    data = run.data.load()
     model = training.train(run, data, tmp_path / "run")
     learned = training.evaluate(model, data.train, protocol="all_captions")
     own = learned.targets[:, None] == torch.arange(3)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import multigrain as mg
 from multigrain import metrics, training
-from multigrain.report.results import rankings
+from multigrain.evaluation.results import rankings
 
 SCORER = mg.MultiGrain(mg.VideoSentence(), mg.VideoWord(), mg.FrameWord("max_mean"), weights=[0.5, 0.2, 0.3])
 
@@ -81,7 +81,8 @@ def test_two_matrices_are_held_at_a_time(tmp_path: Path, protocol: str):
     """20,000 texts x 1,000 videos: four grains and their sum would be 400 MB, and comparisons of them as much again."""
     program = f"""
 import json, re, torch, multigrain as mg
-from multigrain import cli, commands
+from multigrain import cli
+from multigrain.cli import commands
 
 def memory(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024

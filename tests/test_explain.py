@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import multigrain as mg
-from multigrain import runs, training, viz
+from multigrain import training, viz
 from multigrain.aggregators import aggregator_names, build_aggregator
-from multigrain.cli import main
+from multigrain.cli import main, runs
 from multigrain.models import XCLIP
 from multigrain.viz.lettering import inches, shorten
 from multigrain.viz.matrix import Scale
@@ -206,7 +206,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = settings(manifest, weights)
     values["stages"][0]["epochs"] = 1
     made = config(folder, values)
-    training.train(made, training.load_data(made.data), folder / "run")
+    training.train(made, made.data.load(), folder / "run")
     return folder
 
 

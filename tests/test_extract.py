@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from multigrain import Features, files
-from multigrain import extract as module
-from multigrain.collection import Collection
 from multigrain.data.video import Sampling, VideoError, batch, read_video
-from multigrain.extract import extract, list_videos
+from multigrain.gallery import extraction as module
+from multigrain.gallery.collection import Collection
+from multigrain.gallery.extraction import extract, list_videos
+from multigrain.models import encoding
 from multigrain.models.encoding import encode_videos
 from tests.clips import numbers, write_clip
 from tests.colours import colour_model
@@ -143,8 +144,8 @@ def half_a_shard(self: Features, path: Path) -> None:
 
 
 POINTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "first video": (module, "read_video", kill_at(1, read_video)),
-    "fifth video": (module, "read_video", kill_at(5, read_video)),
+    "first video": (encoding, "read_video", kill_at(1, read_video)),
+    "fifth video": (encoding, "read_video", kill_at(5, read_video)),
     "second shard, before it is written": (Features, "save", kill_at(2, Features.save)),
     "second shard, before its line": (Features, "save", kill_at(2, Features.save, before=False)),
     "second shard, after its line": (Collection, "append", kill_at(2, Collection.append, before=False)),
@@ -172,7 +173,7 @@ def test_killed_and_resumed_is_as_undisturbed(
 KILLED = """
 import sys, time
 from tests.colours import colour_model
-from multigrain.extract import extract
+from multigrain.gallery.extraction import extract
 def progress(done, total):
     if done == 5:
         print("now", flush=True)
@@ -342,7 +343,7 @@ def test_decoding_runs_ahead_in_order_but_not_far(videos: Path, tmp_path: Path, 
         started[0] += 1
         return clip + int(path.rsplit("/")[-1][:-4])
 
-    monkeypatch.setattr(module, "read_video", read)
+    monkeypatch.setattr(encoding, "read_video", read)
     model = colour_model()
     encode, encoded = model.encode_video, [0]
 

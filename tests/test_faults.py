@@ -27,14 +27,14 @@ import pytest
 import torch
 
 import multigrain as mg
-from multigrain import extract as extraction
 from multigrain import files, training
-from multigrain.collection import Collection
 from multigrain.data.prepare import prepare as prepare_manifest
 from multigrain.data.video import VideoError
+from multigrain.evaluation.results import write_results
+from multigrain.gallery import extraction
+from multigrain.gallery.collection import Collection
 from multigrain.models import XCLIP
 from multigrain.models.pretrained import write_folder
-from multigrain.report.results import write_report
 from tests.colours import colour_model
 from tests.data.test_prepare import write as annotations
 from tests.test_training import CONFIG, DATA
@@ -189,7 +189,7 @@ def evaluated(number: int) -> Callable[[Path], None]:
         out = files.open_folder(folder / "out")
         with files.lock(out), redirect_stdout(io.StringIO()):
             evaluation = training.evaluate_features(features, features, scorer)
-            write_report(out, evaluation, "diagonal", *[[f"{number} {i}" for i in range(3)]] * 2)
+            write_results(out, evaluation, "diagonal", *[[f"{number} {i}" for i in range(3)]] * 2)
 
     return write
 

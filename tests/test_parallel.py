@@ -28,11 +28,11 @@ import yaml
 import multigrain as mg
 from multigrain import training
 from multigrain.cli import main
+from multigrain.evaluation.merged import merged_metrics
+from multigrain.evaluation.results import write_results
 from multigrain.models import XCLIP, ModelConfig, RecipeConfig
-from multigrain.report.results import write_report
 from multigrain.training import Evaluation, Progress, checkpoint, parallel
 from multigrain.training.data import batches
-from multigrain.training.merging import merged_metrics
 from multigrain.training.objectives import frame_features
 from tests import test_training_clips as clips
 from tests.models.clips import saved, tiny_clip
@@ -160,7 +160,7 @@ def evaluated(rank: int, size: int, state: Any, out: Path) -> list[tuple[Evaluat
 
 def write(out: Path, found: Evaluation) -> None:
     """The files of the second of EVALUATED."""
-    write_report(out, found, "all_captions", *([f"item {i}" for i in rows] for rows in (found.texts, range(4))))
+    write_results(out, found, "all_captions", *([f"item {i}" for i in rows] for rows in (found.texts, range(4))))
 
 
 def test_shares_of_an_evaluation_give_the_metrics_of_the_whole(world: World, tmp_path: Path):
@@ -534,15 +534,16 @@ def test_a_rank_that_stops_answering_is_named(tmp_path: Path, stopped: int):
     """Rank 0 holds the store here; under torchrun, the launcher does."""
     program = f"""
 import os, signal, sys, torch
-from multigrain import cli, commands
+from multigrain import cli
+from multigrain.cli import commands
 from multigrain.training import parallel
 
 def run(options, overrides):
     with parallel.launched(torch.device("cpu"), timeout=2):
-        parallel.exchange(0)
+        all_gather_object(0)
         if parallel.world()[0] == {stopped}:
             os.kill(os.getpid(), signal.SIGSTOP)
-        parallel.exchange(1)
+        all_gather_object(1)
 
 commands.run_demo = run
 sys.exit(cli.main(["demo"]))

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import multigrain as mg
-from multigrain import checks, cli, commands
+from multigrain import checks, cli
 from multigrain.checks import printable
-from multigrain.collection import Collection
-from multigrain.extract import Report
-from multigrain.report.console import Bars, print_table
-from multigrain.search import Result
+from multigrain.cli import commands
+from multigrain.cli.console import Bars, print_table
+from multigrain.gallery.collection import Collection
+from multigrain.gallery.extraction import Report
+from multigrain.gallery.query import Result
 from multigrain.training.recording import Progress
 
 EVIL = "[/x][red]\x1b]0;title\x07\x1b[31m\n  1  0.99  forged\r\u202egnp\udce9:smile:"
@@ -45,7 +46,7 @@ def test_the_list_of_broken_videos_has_a_line_for_each(tmp_path: Path):
 
 def test_search_prints_a_line_for_each_video(monkeypatch: pytest.MonkeyPatch, capsys: Any):
     monkeypatch.setattr(commands.runs, "load_model", lambda *_: None)
-    monkeypatch.setattr("multigrain.search.search", lambda *_, **__: [Result(EVIL, 0.5, {EVIL: 0.25})])
+    monkeypatch.setattr("multigrain.gallery.query.search", lambda *_, **__: [Result(EVIL, 0.5, {EVIL: 0.25})])
     options = SimpleNamespace(model="m", architecture=None, trust=[], sentence="x", features="f", k=1)
     commands.run_search(options, [])  # type: ignore[arg-type]
     assert capsys.readouterr().out == f"  1  0.5000  {SAFE}  {SAFE} 0.250\n"
@@ -82,7 +83,8 @@ def test_errors_and_warnings_are_one_line_of_a_few_hundred_letters(capsys: Any):
 
 def test_a_name_that_the_terminal_cannot_write_ends_nothing(tmp_path: Path):
     code = (
-        "import sys; from multigrain import cli, commands\ncommands.run_search = lambda *_: print('gr\\xfc\\udce9')\n"
+        "import sys\nfrom multigrain import cli\nfrom multigrain.cli import commands\n"
+        "commands.run_search = lambda *_: print('gr\\xfc\\udce9')\n"
     )
     code += "sys.exit(cli.main(['search', 'x', '--in', 'y']))"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -19,7 +19,9 @@ from PIL import Image
 import multigrain as mg
 from multigrain import viz
 from multigrain.cli import main
-from multigrain.report import examples, tables
+from multigrain.evaluation import tables
+from multigrain.evaluation.scores import metrics_by_grain
+from multigrain.report import examples
 from multigrain.report.content import Chart, Example, Hit, Hub, Hubs, Query, Report
 from multigrain.report.hubs import distribution, hubness
 from multigrain.report.images import strip
@@ -27,7 +29,6 @@ from multigrain.report.page import render
 from multigrain.report.subject import Subject
 from multigrain.report.summary import summarize
 from multigrain.training import Evaluation
-from multigrain.training.judging import metrics_by_grain
 from tests.browser import CHROMIUM, Browser
 from tests.pages import assert_self_contained
 from tests.test_explain import run  # noqa: F401  (a fixture)
@@ -295,6 +296,7 @@ def test_scripts_styles_and_forms_of_others_do_nothing(large: Path, tmp_path: Pa
     assert browser.ask("document.title") != "theirs"
     assert browser.ask("getComputedStyle(document.querySelector('h1')).color") != "rgb(1, 2, 3)"
     browser.ask("document.getElementById('f').submit()")
+    browser.hear("form-action")
     assert browser.ask("document.baseURI").startswith("file:")
     assert not [url for url in browser.requests if url.startswith("http")]
     told = " ".join(browser.complaints)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import multigrain as mg
-from multigrain.collection import Collection
-from multigrain.extract import describe, extract
+from multigrain.gallery.collection import Collection
+from multigrain.gallery.extraction import extract
+from multigrain.gallery.query import Result, search
 from multigrain.models.encoding import encode_videos
-from multigrain.search import Result, search
+from multigrain.models.protocol import fingerprint
 from tests.clips import write_clip
 from tests.colours import RGB, colour_model
 
@@ -89,7 +90,7 @@ def test_features_of_another_model_are_refused(features: Path):
     torch.nn.init.constant_(other.vision.gain, 1)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"features made otherwise: model\.weights was .*; search with the model"):
         search(other, "red", features)
-    assert describe(colour_model()) == describe(colour_model())
+    assert fingerprint(colour_model()) == fingerprint(colour_model())
 
 
 def test_what_is_missing_is_named(features: Path, videos: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ import torch
 
 import multigrain as mg
 from multigrain import files, training
-from multigrain.data.batch import Batch, equal_ids
+from multigrain.data.pairs import Batch, equal_ids
 from multigrain.kernels.spec import Unsupported
 from multigrain.models import XCLIP, GrainConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig, VisionConfig
 from multigrain.training import OptimizerConfig, StageConfig, TrainConfig

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from multigrain import hubness, training
-from multigrain.data.batch import Batch
+from multigrain.data.pairs import Batch, loading
+from multigrain.evaluation import tables
+from multigrain.evaluation.results import rankings
 from multigrain.metrics import retrieval_metrics
 from multigrain.models import XCLIP, ClipConfig, ModelConfig, TemporalConfig
-from multigrain.report import tables
-from multigrain.report.results import rankings
 from multigrain.training import ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
-from multigrain.training.data import loading
 from multigrain.training.optimizer import make_optimizer
 from tests.models.clips import sizes
 

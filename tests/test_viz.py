@@ -9,6 +9,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import multigrain as mg
 from multigrain import viz
@@ -116,7 +117,7 @@ def test_explain_takes_one_item() -> None:
         explain(mg.MultiGrain(mg.VideoSentence()), mg.Features.cat([text, text]), video)
 
 
-def picture(m: int, n: int, title: str | None = None) -> viz.Figure:
+def picture(m: int, n: int, title: str | None = None) -> Figure:
     sim = similarities(m, n)
     coarse = viz.Coarse(sim[:, 0], sim[0], 0.3, torch.ones(m) / m, torch.ones(n) / n)
     frames = np.zeros((n, 56, 56, 3), np.uint8)
@@ -175,7 +176,7 @@ def test_pyplot_stays_out() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def overlaps(figure: viz.Figure) -> list[tuple[str, str]]:
+def overlaps(figure: Figure) -> list[tuple[str, str]]:
     """Texts of a figure, the labels of its axes too, that lie on each other or reach over the edge."""
     figure.draw_without_rendering()
     labels = [label for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]

@@ -133,7 +133,7 @@ def test_a_run_on_other_files_of_a_manifest_is_refused(tmp_path: Path):
         (tmp_path / folder).mkdir(exist_ok=True)
         clips = [Clip(f"{split}", tmp_path / folder / video, ("red",), split, **part) for split in SPLITS]
         write_manifest(tmp_path / folder / "set.jsonl", clips)
-        return training.data.fingerprint(training.load_data(ClipsConfig(str(tmp_path / folder / "set.jsonl"))))
+        return training.data.fingerprint(ClipsConfig(str(tmp_path / folder / "set.jsonl")).load())
 
     first = fingerprint("one")
     assert fingerprint("moved") == first

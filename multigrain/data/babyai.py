@@ -33,8 +33,7 @@ except ImportError as error:
 
 from .babyai_cache import Shard, ShardId, Stream, load_shards, shards_for
 from .babyai_render import render
-from .batch import Batch, equal_ids
-from .cores import cores
+from .pairs import Batch, cores, equal_ids
 
 __all__ = ["BabyAI", "Rollouts", "load", "render", "split_by_sentence"]
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .batch import Batch
 from .manifest import SPLITS, Clip, load_manifest, texts_and_targets, told
+from .pairs import Batch
 from .video import Sampling, VideoError, read_video
 
 

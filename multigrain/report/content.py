@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from . import tables
+from ..evaluation import tables
 
 
 @dataclass(frozen=True)

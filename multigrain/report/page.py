@@ -14,7 +14,7 @@ from html import escape
 from importlib import resources
 from string import Template
 
-from . import tables
+from ..evaluation import tables
 from .content import Chart, Example, Hit, Hub, Hubs, Report
 from .images import tag
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import files, training, viz
+from .. import files, viz
 from ..checks import printable
 from ..models.encoding import encode_pair
-from ..runs import check_cache
 from ..viz.matrix import signed
 from ..viz.pair import Pair, look, rounded
 from .content import Report
 from .images import figure_png
 from .page import render
-from .subject import frames_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,31 +28,6 @@ if TYPE_CHECKING:
 _HOW = "Frames of the video from left to right, words of the sentence from top to bottom."
 
 
-def numbered_pair(
-    folder: str | os.PathLike[str], number: int, cache: str | None = None, trust: Sequence[str] = ()
-) -> tuple[str, NDArray[np.uint8], str]:
-    """A pair of the test split of a run: its sentence, the frames of its video, and what to call it.
-
-    Args:
-        number: which, counted from 0.
-        cache: folder of the generated pairs; default that of the run.
-        trust: see XCLIP.from_pretrained.
-
-    Raises:
-        FileNotFoundError: no run in that folder.
-        ValueError: no such pair, or a video that cannot be read.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file() or not (Path(folder) / "model").is_dir():
-        raise FileNotFoundError(f"model: expected with --pair the folder of a finished training, got {folder}")
-    overrides = [] if cache is None else [f"--data.cache={cache}"]
-    config = training.load_config(path, overrides, trust)
-    check_cache(config, Path(folder), overrides)
-    test = training.load_data(config.data).test
-    if number >= len(test.sentences):
-        raise ValueError(f"pair: expected one from 0 to {len(test.sentences) - 1}, got {number}")
-    frames = frames_of(test, number, config.stages[-1].max_frames)
-    return test.sentences[number], frames, f"the video of test pair {number}"
 
 
 @dataclass(frozen=True)

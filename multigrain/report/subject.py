@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..data.pairs import Pairs, frames_of
 from ..models.encoding import encode_pair
 from ..scorer import MultiGrain
 from ..tokens import Features, Tokens
 from ..training import Evaluation
-from ..training.data import Pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,16 +84,6 @@ def of_features(evaluation: Evaluation, text: Features, video: Features, scorer:
     return Subject(*_scored(evaluation), texts, videos, None, picture if explained else None)
 
 
-def frames_of(pairs: Pairs, row: int, max_frames: int) -> NDArray[np.uint8]:
-    """The frames [n, height, width, 3] of one pair's video, as the model sees them.
-
-    Raises:
-        ValueError: the video cannot be read.
-    """
-    batch = pairs.batch([row], max_frames)
-    if not len(batch.index):
-        raise ValueError(next(iter(batch.broken), f"pair {row}: its video cannot be read"))
-    return batch.frames[batch.index[0][batch.mask[0]]].movedim(1, -1).numpy()
 
 
 def _scored(evaluation: Evaluation) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..evaluation import tables
 from ..metrics import RetrievalMetrics, ranks, ranks_of_videos
 from ..training import Evaluation
-from . import examples, tables
+from . import examples
 from .content import Chart, Hub, Hubs, Report
 from .hubs import FIRST, distribution, hubness
 from .images import strip

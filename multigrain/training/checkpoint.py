@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import files
-from ..distributed import world
 from .config import TrainConfig
 
 # Settings that may change between a run and its resumption.
@@ -32,11 +26,6 @@ class Position(NamedTuple):
     step: int = 0
 
 
-def rounded(values: Any) -> Any:
-    """Nested values with every float to six decimals: a share of a million is told apart, 64.70000000000001 is not."""
-    if isinstance(values, Mapping):
-        return {name: rounded(value) for name, value in values.items()}
-    return round(values, 6) if isinstance(values, float) else values
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
@@ -106,21 +95,6 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
     return {**values, "data": {name: value for name, value in values["data"].items() if name not in _PLACES}}
 
 
-def environment() -> dict[str, Any]:
-    """What the figures of a run depend on beside its settings."""
-    versions = {name: _version(name) for name in ("multigrain", "torch", "timm", "minigrid", "numpy")}
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "ranks": world()[1],
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": versions,
-    }
 
 
 @dataclass
@@ -170,8 +144,3 @@ def _difference(old: object, new: object, name: str = "settings") -> str:
     return "" if old == new else f"{name} was {old!r}, is {new!r}"
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .. import checks
 from ..checks import require
-from ..data.video import STRATEGIES
+from ..data.video import STRATEGIES, Sampling
 from ..metrics import PROTOCOLS
-from ..models import ModelConfig
+from ..models import XCLIP, ModelConfig
+
+if TYPE_CHECKING:
+    from ..data.babyai import BabyAI
+    from ..data.clips import Splits
 
 TASKS = ("frames", "videos")
 PRECISIONS = ("fp32", "bf16", "fp16")
+BABYAI_SIZE = 56  # pixels: 7 tiles of 8
 SCALE_GROUPS = ("rest", "towers")
 
 
@@ -35,6 +41,42 @@ class BabyAIConfig:
         checks.fields(self, checks.NATURAL, "seed")
         held = self.val + self.test
         require(held < self.pairs, "val, test", f"together fewer than the {self.pairs} pairs", held)
+
+    @property
+    def protocol(self) -> str:
+        """The protocol of an evaluation (see multigrain.retrieval_metrics): test sentences are distinct."""
+        return "diagonal"
+
+    def load(self, workers: int | None = None, progress: bool = True) -> BabyAI:
+        """Load the pairs from the cache, or generate them into it.
+
+        Args:
+            workers, progress: see multigrain.data.babyai.load.
+
+        Raises:
+            ImportError, OSError, ValueError: see multigrain.data.babyai.load.
+        """
+        from ..data import babyai
+
+        return babyai.load(
+            self.cache,
+            pairs=self.pairs,
+            single=self.single,
+            val=self.val,
+            test=self.test,
+            seed=self.seed,
+            workers=workers,
+            progress=progress,
+        )
+
+    def check(self, model: XCLIP) -> None:
+        """Check that a model takes the frames.
+
+        Raises:
+            ValueError: frames of another size.
+        """
+        if model.frame_size != BABYAI_SIZE:
+            raise ValueError(f"model.vision: expected frames of {BABYAI_SIZE} pixels, got {model.frame_size}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +108,28 @@ class ClipsConfig:
         require(self.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}", self.strategy)
         checks.fields(self, checks.ABOVE_0, "fps")
         checks.fields(self, checks.POSITIVE, "size")
+
+    def load(self, workers: int | None = None, progress: bool = True) -> Splits:
+        """Load the manifest; videos are read when a batch asks for them.
+
+        Args:
+            workers, progress: of data that are generated; not read here.
+
+        Raises:
+            ImportError, OSError, ValueError: see multigrain.data.clips.load.
+        """
+        from ..data import clips
+
+        return clips.load(self.manifest, Sampling(self.fps, strategy=self.strategy), size=self.size, strict=self.strict)
+
+    def check(self, model: XCLIP) -> None:
+        """Check that a model takes the frames.
+
+        Raises:
+            ValueError: frames of another size.
+        """
+        if self.size != model.frame_size:
+            raise ValueError(f"data.size: expected that of the frame tower, {model.frame_size}, got {self.size}")
 
 
 @dataclass(frozen=True)

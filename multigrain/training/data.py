@@ -1,99 +1,15 @@
-"""What the loop needs of its data, and the order of the batches."""
+"""The order of the batches, and digests of the pairs that a resumed run compares."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import signal
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from ..data.batch import Batch
-from ..data.cores import cores
-from .config import BabyAIConfig, ClipsConfig
-
-Item = TypeVar("Item")
-
-
-class Pairs(Protocol):
-    """Video-sentence pairs, such as multigrain.data.babyai.Rollouts or multigrain.data.clips.Clips."""
-
-    @property
-    def sentences(self) -> list[str]:
-        """The sentence of each pair."""
-        ...
-
-    @property
-    def ids(self) -> Tensor:
-        """[N] pairs with the same integer are positives of each other; in evaluation, they have the same video."""
-        ...
-
-    @property
-    def names(self) -> list[str]:
-        """The name of each pair's video."""
-        ...
-
-    def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
-        """These pairs; `seed` is for frames that are sampled at random, None samples as in evaluation."""
-        ...
-
-
-class Data(Protocol):
-    """The splits of a run, such as multigrain.data.babyai.BabyAI or multigrain.data.clips.Splits."""
-
-    @property
-    def train(self) -> Pairs:
-        """For stages with task "videos"."""
-        ...
-
-    @property
-    def single(self) -> Pairs:
-        """For stages with task "frames"."""
-        ...
-
-    @property
-    def val(self) -> Pairs:
-        """Scored after each epoch, to choose settings by."""
-        ...
-
-    @property
-    def test(self) -> Pairs:
-        """Never seen by the loop."""
-        ...
-
-
-def load_data(config: BabyAIConfig | ClipsConfig, progress: bool = True, workers: int | None = None) -> Data:
-    """The pairs of a config: BabyAI's, from the cache or generated into it, or those of a manifest.
-
-    Args:
-        progress, workers: of the generation of BabyAI pairs (see multigrain.data.babyai.load).
-
-    Raises:
-        ImportError, OSError, ValueError: see multigrain.data.babyai.load and multigrain.data.clips.load.
-    """
-    if isinstance(config, ClipsConfig):
-        from ..data import clips
-
-        sampling = clips.Sampling(fps=config.fps, strategy=config.strategy)
-        return clips.load(config.manifest, sampling, size=config.size, strict=config.strict)
-    from ..data import babyai
-
-    return babyai.load(
-        config.cache,
-        pairs=config.pairs,
-        single=config.single,
-        val=config.val,
-        test=config.test,
-        seed=config.seed,
-        workers=workers,
-        progress=progress,
-    )
+from ..data.pairs import Data, Pairs
 
 
 def fingerprint(data: Data) -> dict[str, dict[str, str]]:
@@ -110,62 +26,14 @@ def fingerprint(data: Data) -> dict[str, dict[str, str]]:
     return found
 
 
-class _Fetch(Dataset["Item | Exception"], Generic[Item]):
-    """What a worker of a DataLoader calls."""
-
-    def __init__(self, fetch: Callable[[list[int]], Item]) -> None:
-        self.fetch = fetch
-
-    def __getitem__(self, rows: list[int]) -> Item | Exception:  # pyright: ignore[reportIncompatibleMethodOverride]
-        try:
-            return self.fetch(rows)
-        except Exception as error:  # raised again in the process that asked, without the trace of the worker
-            return error
 
 
-def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], workers: int) -> Iterator[Item]:
-    """fetch(rows) of each batch, in order; with workers, in so many processes (at most one a core) that run ahead.
-
-    The global random numbers are not touched.
-    """
-    # A generator of its own: a DataLoader without one draws from the global random numbers.
-    loader: Iterable[Item | Exception] = DataLoader(
-        _Fetch(fetch),
-        sampler=batches,
-        batch_size=None,
-        num_workers=min(workers, cores()),
-        collate_fn=_as_it_is,
-        worker_init_fn=_outlive_the_group,
-        generator=torch.Generator(),
-    )
-    with _without_terminations():
-        items = iter(loader)
-    for item in items:
-        if isinstance(item, Exception):
-            raise item
-        yield item
 
 
-@contextmanager
-def _without_terminations() -> Generator[None]:
-    """SIGTERM waits until the block is over, and in the processes that it starts until `_outlive_the_group`."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _outlive_the_group(_: int) -> None:
-    """Launchers send SIGTERM to readers too; their trainer needs them until it has saved, and ends them itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _as_it_is(item: Item) -> Item:
-    return item
 
 
 def batches(

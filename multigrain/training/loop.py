@@ -28,16 +28,17 @@ from torch import Tensor, nn
 
 from .. import files
 from ..checks import NotFinite, require
-from ..data.batch import Batch
+from ..data.pairs import Batch, Data, Pairs, loading
 from ..distributed import world
+from ..distributed.collectives import all_gather_object, all_reduce, from_rank_zero, is_rank_zero
+from ..evaluation.encoding import Unreadable, first_rows
+from ..evaluation.retrieval import evaluate
 from ..metrics import RetrievalMetrics
 from ..models import XCLIP, build_vocabulary
 from . import checkpoint, parallel
 from .checkpoint import Position
 from .config import StageConfig, TrainConfig
-from .data import Data, Pairs, batches, fingerprint, loading
-from .encoding import Unreadable, first_rows
-from .evaluation import evaluate
+from .data import batches, fingerprint
 from .momentum import Momentum, momentum_of
 from .objectives import make_objective
 from .optimizer import learning_rate, make_optimizer
@@ -69,15 +70,15 @@ def train(
         FloatingPointError: the loss is no longer finite; the message names the step.
         SystemExit: with code 143, after SIGTERM to any rank and a last checkpoint.
     """
-    out = parallel.broadcast(partial(files.open_folder, out_dir))
+    out = from_rank_zero(partial(files.open_folder, out_dir))
     with parallel.locked(out):
         with parallel.Termination() as termination:
             run = _Run(config, data, termination)
             written = Files(out, config)
-            if (state := parallel.broadcast(partial(written.start, run.settings, resume, run.load_state))) is not None:
+            if (state := from_rank_zero(partial(written.start, run.settings, resume, run.load_state))) is not None:
                 run.load_state(state)
             for event, at_epoch_end in run.steps():
-                if parallel.first():
+                if is_rank_zero():
                     written.write(event, run.position, run.state, at_epoch_end, run.ending)
                 if progress is not None:
                     progress(event)
@@ -85,9 +86,9 @@ def train(
                     raise SystemExit(parallel.TERMINATED)
         run.model.freeze_vision(False)
         model = run.model.eval()
-        if parallel.first():
+        if is_rank_zero():
             model.save_pretrained(out / "model")
-        parallel.exchange(None)  # the others may read it now
+        all_gather_object(None)  # the others may read it now
     return model
 
 
@@ -157,7 +158,7 @@ class _Run:
     def _end_epoch(self, stage: StageConfig, epoch: int) -> Progress:
         """Validate and go on to the next epoch or stage."""
         validation = self._validate(stage)
-        for found in parallel.exchange(tuple(self.broken)):
+        for found in all_gather_object(tuple(self.broken)):
             self.broken |= dict.fromkeys(found)
         if epoch + 1 == stage.epochs:
             self.position, self.optimizer = Position(self.position.stage + 1), None
@@ -196,7 +197,7 @@ class _Run:
             group["lr"] = rate * group["share"]
         loss = losses[0]
         told = [loss.new_tensor(self.termination.asked), *(x.detach() for x in losses)]
-        asked, mean, *terms = (parallel.total(torch.stack([x.double() for x in told])) / self.ranks).tolist()
+        asked, mean, *terms = (all_reduce(torch.stack([x.double() for x in told])) / self.ranks).tolist()
         self.ending = asked > 0
         if not math.isfinite(mean):
             self._stop(stage, f"expected a finite loss, got {mean}")

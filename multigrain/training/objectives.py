@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch
+from ..data.pairs import Batch, Pairs
 from ..distributed import world
+from ..distributed.collectives import all_gather_object, share
 from ..grains import VideoSentence
 from ..losses import Loss, RetrievalLoss
 from ..models import XCLIP
 from ..models.protocol import evaluating
 from ..tokens import Features
-from . import parallel
 from .config import StageConfig
-from .data import Pairs
 from .momentum import Encode, Encoded, Momentum
 
 
@@ -115,7 +114,7 @@ def frame_features(model: XCLIP, pairs: Pairs, max_frames: int, batch_size: int 
     N is max_frames and padding is zero; without masks N is at least the model's max_frames and padding is the feature
     of a blank frame, as encode_video has it. Collective: each rank computes those of some of the pairs.
     """
-    device, own = model.logit_scale.device, parallel.share(len(pairs.sentences))
+    device, own = model.logit_scale.device, share(len(pairs.sentences))
     slots = max_frames if model.masked else max(max_frames, model.max_frames)
     features = torch.zeros(len(own), slots, model.vision.dim)
     masks = torch.zeros(len(own), slots, dtype=torch.bool)
@@ -128,5 +127,5 @@ def frame_features(model: XCLIP, pairs: Pairs, max_frames: int, batch_size: int 
                 features[rows] = model.vision(model.vision.blank(batch.frames.to(device))).cpu()
             features[rows, :length] = torch.where(mask, found[batch.index], features[rows, :length])
             masks[rows, :length] = batch.mask
-    everything, everywhere = zip(*parallel.exchange((features, masks)), strict=True)
+    everything, everywhere = zip(*all_gather_object((features, masks)), strict=True)
     return torch.cat(everything), torch.cat(everywhere)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from .. import files
 from ..distributed import world
+from ..distributed.collectives import from_rank_zero, is_rank_zero
 
-T = TypeVar("T")
 TIMEOUT = 1800.0  # seconds: as long as rank 0 may make data, or read longer videos than the others
 _GRACE = 5.0  # seconds between the times at which ranks give up waiting
 TERMINATED = 143  # the exit code of a process that SIGTERM ended, as shells give it
@@ -63,7 +63,7 @@ def launched(device: torch.device, timeout: float = TIMEOUT) -> Generator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
     with ExitStack() as stack:
-        if not first():
+        if not is_rank_zero():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
@@ -92,74 +92,20 @@ def _unanswering(store: Any, rank: int, ranks: int, grace: float) -> str:
     return f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}" if missing else "another rank"
 
 
-def first() -> bool:
-    """Whether this is rank 0, which writes the files."""
-    return world()[0] == 0
 
 
-def share(count: int) -> range:
-    """Which of `count` things are this rank's: consecutive, and as many as any other's, or one more."""
-    rank, size = world()
-    return range(rank * count // size, (rank + 1) * count // size)
 
 
-def exchange(value: T) -> list[T]:
-    """What every rank gave, rank 0 first. Collective."""
-    size = world()[1]
-    if size == 1:
-        return [value]
-    values: list[Any] = [None] * size
-    dist.all_gather_object(values, value)
-    return values
 
 
-def broadcast(make: Callable[[], T]) -> T:
-    """What `make` returns or raises on rank 0, the only one to call it. Collective.
-
-    Raises:
-        OSError, ValueError: those of rank 0, on every rank.
-    """
-    if world()[1] == 1:
-        return make()
-    result: list[Any] = [None, None]
-    if first():
-        try:
-            result[0] = make()
-        except (OSError, ValueError) as error:
-            result[1] = error
-    dist.broadcast_object_list(result)
-    if result[1] is not None:
-        raise result[1]
-    return result[0]
 
 
-def total(x: Tensor) -> Tensor:
-    """The sum over ranks, a new tensor. Collective."""
-    return _reduce(x, "SUM")
 
 
-def largest(x: Tensor) -> Tensor:
-    """The maximum over ranks, a new tensor. Collective."""
-    return _reduce(x, "MAX")
 
 
-def _reduce(x: Tensor, operation: str) -> Tensor:
-    if world()[1] == 1:
-        return x.clone()
-    # A group of NCCL alone takes nothing from the CPU.
-    sent = x.to("cuda" if dist.get_backend() == "nccl" else x.device, copy=True)
-    dist.all_reduce(sent, getattr(dist.ReduceOp, operation))
-    return sent.to(x.device)
 
 
-@contextmanager
-def first_rank_first() -> Generator[None]:
-    """Rank 0 goes through the block before the others do: what it leaves in a cache is there for them."""
-    if not first():
-        exchange(None)
-    yield
-    if first():
-        exchange(None)
 
 
 @contextmanager
@@ -170,7 +116,7 @@ def locked(path: files.Location) -> Generator[None]:
         BlockingIOError: another writer is there (see files.lock); on every rank.
     """
     with ExitStack() as stack:
-        broadcast(lambda: stack.enter_context(files.lock(path)))
+        from_rank_zero(lambda: stack.enter_context(files.lock(path)))
         yield
 
 

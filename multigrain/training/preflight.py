@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from ..data.pairs import Data
 from ..distributed import world
+from ..evaluation.scores import check_reranker
 from ..models import XCLIP
 from ..temporal import TemporalTransformer
-from .config import BabyAIConfig, ClipsConfig, StageConfig, TrainConfig
-from .data import Data
-from .judging import check_reranker
-
-BABYAI_SIZE = 56  # pixels: 7 tiles of 8
+from .config import ClipsConfig, StageConfig, TrainConfig
 
 
 def check(config: TrainConfig) -> None:
@@ -28,8 +26,7 @@ def check(config: TrainConfig) -> None:
     if config.model.clip is None:
         model = XCLIP.from_config(config.model, ["word"])
         check_model(config, model)
-        if isinstance(config.data, BabyAIConfig) and model.vision.size != BABYAI_SIZE:
-            raise ValueError(f"model.vision: expected frames of {BABYAI_SIZE} pixels, got {model.vision.size}")
+        config.data.check(model)
 
 
 def check_batch(stage: StageConfig, size: int) -> None:
@@ -71,8 +68,8 @@ def check_model(config: TrainConfig, model: XCLIP) -> None:
                 f"max_frames: expected at most {limit} (model.temporal.max_frames, or the recipe's own), "
                 f"got {stage.max_frames} in stage {stage.name!r}"
             )
-    if isinstance(config.data, ClipsConfig) and config.data.size != model.vision.size:
-        raise ValueError(f"data.size: expected that of the frame tower, {model.vision.size}, got {config.data.size}")
+    if isinstance(config.data, ClipsConfig):  # of the default one, the caller may bring other data
+        config.data.check(model)
     if model.recipe is not None and config.validation_pairs > 0:
         check_reranker(model.recipe)
 

@@ -37,7 +37,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = (), tru
         ImportError: PyYAML is not installed; or what `trust` has cannot be imported.
         ValueError: unknown settings, values out of range, or classes of others; the message names them.
     """
-    path = _find(name)
+    path = find_config(name)
     try:
         values: Any = _read(path)
         for override in overrides:
@@ -102,7 +102,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> Any:
     base: object = values.pop("base", None)
     if base is None:
         return values
-    found, above = _find(str(base)), (*above, path)
+    found, above = find_config(str(base)), (*above, path)
     require(found not in above, "base", "the name or path of another config", base)
     return _over(_read(found, above), values)
 
@@ -137,7 +137,12 @@ def _key(values: Any, name: str, place: str) -> Any:
     return name
 
 
-def _find(name: str | os.PathLike[str]) -> Path:
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """Find the file of a config, by its path or by its name in multigrain/configs.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists the configs that come with the package.
+    """
     path = Path(name)
     if path.is_file():
         return path

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import files
 from ..checks import printable
+from ..evaluation.results import environment
 from ..metrics import RetrievalMetrics
 from . import checkpoint
 from .checkpoint import MetricsLog, Position
@@ -61,7 +62,7 @@ class Files:
             self._clear()
         self.log.keep_until(Position(-1) if state is None else Position(*state["position"]))
         files.write_json(self.out / "config.json", asdict(self.config))
-        files.write_json(self.out / "environment.json", checkpoint.environment())
+        files.write_json(self.out / "environment.json", environment())
         return state
 
     def _clear(self) -> None:
@@ -77,7 +78,7 @@ class Files:
         """A line now and then, and a checkpoint when it is time: after an epoch, before the end, every so often."""
         if at_epoch_end or event.step % LOG_EVERY == 0:
             values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
-            values["validation"] = checkpoint.rounded(event.validation)
+            values["validation"] = files.rounded(event.validation)
             if event.terms is None:
                 del values["terms"]
             self.log.write(position, values)

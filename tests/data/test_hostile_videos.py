@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from multigrain import extract
 from multigrain.data import video as video_module
 from multigrain.data import video_decode, video_file
 from multigrain.data.clips import Clips
 from multigrain.data.manifest import Clip
 from multigrain.data.video import Sampling, VideoError, read_video, sample
+from multigrain.models.encoding import decoding
 from tests.clips import numbers, write_clip
 
 
@@ -312,8 +312,8 @@ def test_any_error_of_one_video_is_a_video_error(tmp_path: Path, error: Exceptio
     batch = clips.batch([0, 1], seed=0)
     assert [str(bad) in line and type(error).__name__ in line for line in batch.broken] == [True]
     assert len(batch.sentences) == 1
-    model: Any = SimpleNamespace(vision=SimpleNamespace(size=16))
-    with extract._decoding(model, [str(bad), str(good)], Sampling(), 2, 1) as stream:
+    model: Any = SimpleNamespace(frame_size=16)
+    with decoding(model, [str(bad), str(good)], Sampling(), 2, 1) as stream:
         (_, first), (_, second) = stream
     assert isinstance(first, VideoError)
     assert isinstance(second, torch.Tensor)

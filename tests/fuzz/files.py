@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import multigrain as mg
 from multigrain import training
-from multigrain.collection import Collection
 from multigrain.data import babyai_cache
 from multigrain.data.manifest import load_manifest
+from multigrain.gallery.collection import Collection
 from multigrain.models import XCLIP, ModelConfig, TemporalConfig, TextConfig, VisionConfig
 from multigrain.training import checkpoint
 from tests.models.clips import saved, sizes, tiny_clip, torchscript

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from multigrain import runs
+from multigrain.cli import runs
 from multigrain.models import XCLIP, TemporalLSTM
 from multigrain.models.clip import MEAN, STD
 from multigrain.models.original import MATRICES

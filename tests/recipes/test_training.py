@@ -14,8 +14,8 @@ import torch
 import multigrain as mg
 from multigrain import cli, training
 from multigrain.data import babyai
-from multigrain.extract import describe
 from multigrain.models import XCLIP, ClipConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig
+from multigrain.models.protocol import fingerprint
 from multigrain.temporal import TemporalTransformer
 from multigrain.training import BabyAIConfig, TrainConfig
 from tests.models.clips import SIZES as CLIP
@@ -298,7 +298,7 @@ def test_features_of_another_recipe_are_not_searched_with():
         XCLIP.from_config(dataclasses.replace(TOY.model, recipe=recipe), ["red"])
         for recipe in (None, RecipeConfig("clip"), RecipeConfig("filip"))
     ]
-    described = [describe(model) for model in models]
+    described = [fingerprint(model) for model in models]
     assert "recipe" not in described[0]  # as it was before there were recipes
     assert described[1]["recipe"] != described[2]["recipe"]
     names = [model.video_features(torch.randn(2, 3, 8)).names for model in models]

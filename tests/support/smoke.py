@@ -93,7 +93,7 @@ def extras(folder: Path) -> None:
     needs("viz", lambda: import_module("multigrain.viz"))
     needs("demo", lambda: import_module("multigrain.data.babyai"))
     needs("metric", lambda: import_module("multigrain.interop.pytorch_metric_learning"))
-    needs("cli", lambda: import_module("multigrain.commands"))
+    needs("cli", lambda: import_module("multigrain.cli.commands"))
     needs("cli", lambda: import_module("multigrain.training").load_config("demo"))
     needs("models", lambda: import_module("multigrain.models").XCLIP.from_clip("ViT-B-32"))
     needs("hf", lambda: import_module("multigrain.models").XCLIP.from_clip(folder))

@@ -9,8 +9,8 @@ from torch import nn
 from .. import checks
 from ..distributed import world
 from ..hubness import TRANSDUCTIVE
-from .evaluation import Evaluation
-from .judging import ALL, metrics_by_grain, reranks
+from .retrieval import Evaluation
+from .scores import ALL, metrics_by_grain, reranks
 
 
 def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") -> Evaluation:

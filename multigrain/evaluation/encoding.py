@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..models import XCLIP
-from ..models.protocol import evaluating
+from ..data.pairs import Batch, Pairs, loading
+from ..models.protocol import Encoder, device_of, evaluating, takes_index
 from ..tokens import Features
-from .data import Pairs, loading
 
 Count = Callable[[int, int], None]
 
@@ -30,7 +29,7 @@ def first_rows(pairs: Pairs, rows: Sequence[int]) -> list[int]:
 
 
 def encode(
-    model: XCLIP,
+    model: Encoder,
     pairs: Pairs,
     indices: Sequence[int] | None = None,
     max_frames: int = 12,
@@ -45,24 +44,32 @@ def encode(
     """
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     text = encode_texts(model, [pairs.sentences[row] for row in rows], batch_size)
-    video, _, broken = joined([encode_videos(model, pairs, rows, max_frames, batch_size, progress=progress)])
+    video, _, broken = joined([encode_rows(model, pairs, rows, max_frames, batch_size, progress=progress)])
     if broken:
         raise Unreadable(f"expected videos that can be read; {broken[0]}", broken)
     return text, video
 
 
-def encode_texts(model: XCLIP, sentences: Sequence[str], batch_size: int = 100) -> Features:
+def encode_texts(model: Encoder, sentences: Sequence[str], batch_size: int = 100) -> Features:
     """Features of sentences, on the CPU, from the model in eval mode."""
     with evaluating(model):
         starts = range(0, len(sentences), batch_size)
-        return Features.cat([model.encode_text(sentences[i : i + batch_size]).to("cpu") for i in starts])
+        return Features.cat([model.encode_text(list(sentences[i : i + batch_size])).to("cpu") for i in starts])
+
+
+def encode_batch(model: Encoder, batch: Batch) -> Features:
+    """Features of the videos of a batch, on the device of the model, which may take each distinct frame once."""
+    frames, index, mask = (x.to(device_of(model)) for x in (batch.frames, batch.index, batch.mask))
+    if takes_index(model):
+        return model.encode_video(frames, mask, index=index)  # pyright: ignore[reportCallIssue]
+    return model.encode_video(frames[index], mask)
 
 
 EncodedVideos = tuple[Features | None, list[int], tuple[str, ...]]
 
 
-def encode_videos(
-    model: XCLIP,
+def encode_rows(
+    model: Encoder,
     pairs: Pairs,
     rows: Sequence[int],
     max_frames: int = 12,
@@ -73,7 +80,6 @@ def encode_videos(
     """Features of the videos of pairs, on the CPU, from the model in eval mode, None where there is none; the pairs
     whose videos could be read, and of each that could not, its name and why.
     """
-    device = model.logit_scale.device
     groups = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
     parts, kept, broken, done = list[Features](), list[int](), dict[str, None](), 0
     with evaluating(model):
@@ -84,8 +90,7 @@ def encode_videos(
             found: set[int] = set(batch.ids.tolist())
             kept += [row for row in group if int(pairs.ids[row]) in found]
             if batch.sentences:
-                frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
-                parts.append(model.encode_video(frames, mask, index).to("cpu"))
+                parts.append(encode_batch(model, batch).to("cpu"))
             done += len(group)
             if progress is not None:
                 progress(done, len(rows))
@@ -93,7 +98,7 @@ def encode_videos(
 
 
 def joined(parts: Sequence[EncodedVideos]) -> tuple[Features, list[int], tuple[str, ...]]:
-    """What `encode_videos` found, one after the other.
+    """What `encode_rows` found, one after the other.
 
     Raises:
         Unreadable: no video could be read.

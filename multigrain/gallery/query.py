@@ -1,4 +1,4 @@
-"""Find videos by a sentence in a folder of features that `multigrain.extract` wrote.
+"""Find videos by a sentence in a folder of features that `multigrain.gallery.extract` wrote.
 
 for result in search(model, "a dog catches a frisbee", "features/"):
     print(result.score, result.path, result.by_grain)
@@ -15,12 +15,12 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from . import checks
+from .. import checks
+from ..models.protocol import Encoder, evaluating, fingerprint
+from ..scorer import MultiGrain
+from ..scoring import best
+from ..tokens import Features
 from .collection import Collection, Shard
-from .models.protocol import Encoder, evaluating, fingerprint
-from .scorer import MultiGrain
-from .scoring import best
-from .tokens import Features
 
 
 @dataclass(frozen=True)

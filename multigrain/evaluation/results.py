@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -15,46 +19,38 @@ import torch
 from torch import Tensor
 
 from .. import files
-from ..checks import printable
+from ..distributed import world
+from ..distributed.collectives import all_gather_object, is_rank_zero
 from ..metrics import ranks
-from ..training import Evaluation, checkpoint, parallel
-from ..training.merging import video_ranks
 from . import tables
-from .console import print_table
+from .merged import video_ranks
+from .retrieval import Evaluation
 
 RANKINGS = "rankings.jsonl"
 RANKED = 10  # results of each query in rankings.jsonl
 _ELEMENTS = 1 << 20  # of the scores that are sorted at a time
 
 
-def write_report(
+def write_results(
     out: Path, evaluation: Evaluation, protocol: str, texts: Sequence[str], videos: Sequence[str], **about: Any
 ) -> None:
-    """Print the table of an evaluation of texts and videos of these names; write the two files, with `about` in the
-    first. Collective; rank 0 prints and writes.
+    """Write the two files of an evaluation of texts and videos of these names, with `about` in the first. Collective;
+    rank zero writes.
     """
-    count = sum(parallel.exchange(len(texts)))
+    count = sum(all_gather_object(len(texts)))
     lines = rankings(evaluation, texts, videos)
-    if not parallel.first():
+    if not is_rank_zero():
         return
-    print_table(evaluation.metrics, len(videos), tables.title(count, len(videos), evaluation.hubness))
-    if protocol == "diagonal":
-        print(tables.verdict(evaluation.metrics, len(videos)))
-    else:
-        print(f"Protocol {protocol}: see multigrain.retrieval_metrics")
-    if evaluation.broken:
-        print(f"multigrain: {len(evaluation.broken)} videos could not be read and were left out:", file=sys.stderr)
-        print(*map(printable, evaluation.broken), sep="\n", file=sys.stderr)
     values = {
-        "metrics": checkpoint.rounded(evaluation.metrics),
-        "chance": checkpoint.rounded(tables.chance(len(videos), protocol)),
+        "metrics": files.rounded(evaluation.metrics),
+        "chance": files.rounded(tables.chance(len(videos), protocol)),
         "texts": count,
         "candidates": len(videos),
         "broken": evaluation.broken,
         "hubness": None if evaluation.hubness is None else {"correction": evaluation.hubness, "transductive": True},
-        "mean_recall_at_1": checkpoint.rounded(tables.recall_at_1(evaluation.metrics["all"])),
+        "mean_recall_at_1": files.rounded(tables.recall_at_1(evaluation.metrics["all"])),
         **about,
-        "environment": checkpoint.environment(),
+        "environment": environment(),
     }
     ranked = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
     values["sha256"] = {RANKINGS: hashlib.sha256(ranked).hexdigest()}  # metrics.json comes last: they belong together
@@ -75,12 +71,12 @@ def rankings(
     """
     scores, targets = evaluation.scores["all"], evaluation.targets
     text_ranks = ranks(scores, targets) if texts else targets.double()
-    asked = parallel.exchange((evaluation.texts, texts, text_ranks, targets, _best(scores, k)))
+    asked = all_gather_object((evaluation.texts, texts, text_ranks, targets, _best(scores, k)))
     scores = scores if evaluation.reverse is None else evaluation.reverse
     best, columns = _best(scores.T, k)
     own = targets[columns] == torch.arange(len(videos))[:, None]
     names = [[texts[int(i)] for i in row] for row in columns]
-    return _lines(videos, k, asked, video_ranks(scores, targets), parallel.exchange((best, own, names)))
+    return _lines(videos, k, asked, video_ranks(scores, targets), all_gather_object((best, own, names)))
 
 
 def _lines(
@@ -116,3 +112,27 @@ def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _line(direction: str, query: str, rank: float, items: Sequence[tuple[float, str, bool]]) -> dict[str, Any]:
     found = [{"item": item, "score": round(score, 6), "own": own} for score, item, own in items]
     return {"direction": direction, "query": query, "rank": rank, "found": found}
+
+
+def environment() -> dict[str, Any]:
+    """What the figures of a run depend on beside its settings."""
+    versions = {name: _version(name) for name in ("multigrain", "torch", "timm", "minigrid", "numpy")}
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "ranks": world()[1],
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

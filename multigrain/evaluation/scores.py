@@ -15,7 +15,7 @@ from ..scorer import MultiGrain, grains_of
 from ..scoring import score_matrix
 from ..tokens import Features
 from .encoding import Count
-from .merging import merged_metrics
+from .merged import merged_metrics
 
 ALL = "all"
 _BACK = "all, of videos"

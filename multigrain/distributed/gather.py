@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .tokens import Features, Tokens
+from ..tokens import Features, Tokens
 
 Group: TypeAlias = "dist.ProcessGroup | None"
 

@@ -13,17 +13,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import files, training
-from .checks import printable
-from .data.manifest import missing_videos
-from .models import XCLIP, ModelConfig
-from .models.original import is_original
-from .report.console import Bars, Clock
-from .report.results import write_report
-from .training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint, parallel
-from .training.data import Data, Pairs
+from .. import files, training
+from ..checks import printable
+from ..data.manifest import missing_videos
+from ..data.pairs import Data, Pairs, frames_of
+from ..distributed.collectives import rank_zero_first
+from ..evaluation.results import write_results
+from ..models import XCLIP, ModelConfig
+from ..models.original import is_original
+from ..training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint
+from ..training.reading import find_config
+from .console import Bars, Clock, print_evaluation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SCORING = ("grains", "aggregator", "weights")
 _PACKAGES = {"timm": "models", "safetensors": "models"}
@@ -69,7 +75,7 @@ class Run:
     @property
     def protocol(self) -> str:
         """Of the evaluation."""
-        return training.protocol_of(self.config)
+        return self.config.data.protocol
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl in the folder; none where it is not."""
@@ -87,8 +93,7 @@ class Run:
 
 def config_text(name: str) -> str:
     """The YAML of a config, by path or by its name in the package; its comments say how it was chosen."""
-    shipped = Path(__file__).with_name("configs") / f"{name}.yaml"
-    return (Path(name) if Path(name).is_file() else shipped).read_text(encoding="utf-8")
+    return files.read_text(find_config(name))
 
 
 def check(run: Run) -> None:
@@ -141,8 +146,8 @@ def load(run: Run, splits: Sequence[str] = ("train", "val", "test")) -> Data:
     Raises:
         FileNotFoundError: with data.strict, a video is not there.
     """
-    with run.clock.phase("pairs"), parallel.first_rank_first():
-        data = training.load_data(run.config.data, workers=run.workers)
+    with run.clock.phase("pairs"), rank_zero_first():
+        data = run.config.data.load(workers=run.workers)
     if isinstance(run.config.data, ClipsConfig):
         clips = {clip.video: clip for split in splits for clip in getattr(data, split).clips}
         if missing := [str(clip.video) for clip in missing_videos(list(clips.values()))]:
@@ -270,4 +275,32 @@ def report(run: Run, evaluation: Evaluation, pairs: Pairs, **about: Any) -> None
     names = pairs.names
     videos = [names[row] for row in evaluation.videos]
     about = {"seconds": run.clock.seconds, **about, "settings": dataclasses.asdict(run.config)}
-    write_report(run.results, evaluation, run.protocol, texts, videos, **about)
+    print_evaluation(evaluation, run.protocol)
+    write_results(run.results, evaluation, run.protocol, texts, videos, **about)
+
+
+def numbered_pair(
+    folder: str | os.PathLike[str], number: int, cache: str | None = None, trust: Sequence[str] = ()
+) -> tuple[str, NDArray[np.uint8], str]:
+    """A pair of the test split of a run: its sentence, the frames of its video, and what to call it.
+
+    Args:
+        number: which, counted from 0.
+        cache: folder of the generated pairs; default that of the run.
+        trust: see XCLIP.from_pretrained.
+
+    Raises:
+        FileNotFoundError: no run in that folder.
+        ValueError: no such pair, or a video that cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file() or not (Path(folder) / "model").is_dir():
+        raise FileNotFoundError(f"model: expected with --pair the folder of a finished training, got {folder}")
+    overrides = [] if cache is None else [f"--data.cache={cache}"]
+    config = training.load_config(path, overrides, trust)
+    check_cache(config, Path(folder), overrides)
+    test = config.data.load().test
+    if number >= len(test.sentences):
+        raise ValueError(f"pair: expected one from 0 to {len(test.sentences) - 1}, got {number}")
+    frames = frames_of(test, number, config.stages[-1].max_frames)
+    return test.sentences[number], frames, f"the video of test pair {number}"

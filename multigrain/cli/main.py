@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import __version__
-from .checks import printable
-from .hubness import TRANSDUCTIVE
+from .. import __version__
+from ..checks import printable
+from ..hubness import TRANSDUCTIVE
 
 _EXPECTED = (ArithmeticError, ImportError, KeyError, MemoryError, OSError, RecursionError, TypeError, ValueError)
 _LONGEST = 450  # letters of a message
@@ -68,7 +68,7 @@ def _full(error: BaseException | str) -> bool:
 
 def _lost(error: Exception) -> bool:
     """Whether it says that another rank ended."""
-    from .training.parallel import lost
+    from ..training.parallel import lost
 
     return isinstance(error, RuntimeError) and lost(error)
 

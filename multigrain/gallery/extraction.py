@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from . import checks, files
+from .. import checks, files
+from ..data.files import Location, list_videos
+from ..data.video import Sampling, VideoError
+from ..models.encoding import Encoded, check_sampling, decoding, encode_decoded, ticks
+from ..models.protocol import Encoder, evaluating, fingerprint
+from ..scoring import Progress
 from .collection import Collection
-from .data.files import Location, list_videos
-from .data.video import Sampling, VideoError
-from .models.encoding import Encoded, check_sampling, decoding, encode_decoded, ticks
-from .models.protocol import Encoder, evaluating, fingerprint
-from .scoring import Progress
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 

@@ -6,13 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from . import runs, training
-from .models import XCLIP
+from .. import training
+from ..distributed.collectives import is_rank_zero
+from ..models import XCLIP
+from ..training import BabyAIConfig, Evaluation, TrainConfig, parallel
+from . import runs
 from .runs import Run
-from .training import BabyAIConfig, Evaluation, TrainConfig, parallel
 
 if TYPE_CHECKING:
-    from .data.babyai import BabyAI
+    from ..data.babyai import BabyAI
 
 _CHOSEN = "on the validation split; the test split was scored once, at the end, and decided nothing"
 _QUICK = "This is the one-minute version, on few pairs: it shows that everything runs, not what can be learned."
@@ -74,11 +76,11 @@ def show(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation, page: Pat
     """Report (see `runs.report`), draw the pictures and write the page (default index.html in the folder of the
     results); returns the page, which rank 0 writes.
     """
-    from .report.run import write_pictures
+    from .pages import write_pictures
 
     runs.report(run, evaluation, data.test, data=data.metadata)
     evaluation, page = evaluation.whole(), page or run.results / "index.html"
-    if parallel.first():
+    if is_rank_zero():
         with run.clock.phase("pictures"):
             page = write_pictures(run, model, data, evaluation, page)
     print(f"Time: {run.clock}")

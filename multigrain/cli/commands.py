@@ -1,4 +1,4 @@
-"""What the commands of the command line do; cli.py has their options."""
+"""What the commands of the command line do; main.py has their options."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from . import checks, demo, files, runs, training
-from .metrics import PROTOCOLS
-from .models import ModelConfig
-from .report.console import Bars
-from .report.results import write_report
-from .report.scorers import in_words
+from .. import checks, files, training
+from ..distributed.collectives import is_rank_zero
+from ..evaluation.results import write_results
+from ..evaluation.words import in_words
+from ..metrics import PROTOCOLS
+from ..models import ModelConfig
+from ..tokens import Features
+from ..training import parallel
+from . import demo, runs
+from .console import Bars, print_evaluation
 from .runs import Run
-from .tokens import Features
-from .training import parallel
 
 if TYPE_CHECKING:
-    from .data.babyai import BabyAI
-    from .models import XCLIP
-    from .training import Evaluation
-    from .training.data import Pairs
+    from ..data.babyai import BabyAI
+    from ..data.pairs import Pairs
+    from ..models import XCLIP
+    from ..training import Evaluation
 
 
 def run_demo(options: argparse.Namespace, _: list[str]) -> None:
@@ -44,7 +46,7 @@ def run_demo(options: argparse.Namespace, _: list[str]) -> None:
 
 def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
     """Annotation files and videos to a manifest."""
-    from .data.prepare import prepare
+    from ..data.prepare import prepare
 
     optional = {"variant": options.variant, "val": options.val}
     report = prepare(
@@ -120,10 +122,10 @@ def _evaluate_test(run: Run, model: XCLIP, options: argparse.Namespace) -> None:
 
 def _write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, page: Path) -> None:
     """The page of a run on videos. Collective; rank 0 writes."""
-    from .report.run import write_page
+    from .pages import write_page
 
     evaluation = evaluation.whole()
-    if parallel.first():
+    if is_rank_zero():
         with run.clock.phase("page"):
             _print(f"Open {write_page(run, model, pairs, evaluation, page)}")
 
@@ -185,19 +187,20 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: P
         scorer = model.scorer if model.recipe is None else model.recipe
         if options.hubness is not None:
             training.check_hubness(options.hubness, scorer)
-    if parallel.first():
+    if is_rank_zero():
         _print(f"Scored by {in_words(scorer)}")
     with Bars() as bars:
         evaluation = training.evaluate_features(text, video, scorer, targets, protocol, bars.counter("scoring grains"))
     if options.hubness is not None:
         evaluation = training.corrected(evaluation, options.hubness, protocol)
     names = [[str(i) for i in rows] for rows in (evaluation.texts, evaluation.videos)]
-    write_report(out, evaluation, protocol, *names)
+    print_evaluation(evaluation, protocol)
+    write_results(out, evaluation, protocol, *names)
     if options.report is not None:
-        from .report.run import write_features_page
+        from .pages import write_features_page
 
         evaluation, page = evaluation.whole(), Path(options.report or out / "index.html")
-        if parallel.first():
+        if is_rank_zero():
             _print(f"Open {write_features_page(evaluation, text, video, scorer, page)}")
     _print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
 
@@ -215,7 +218,8 @@ def run_explain(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _explain(options: argparse.Namespace, out: Path) -> None:
-    from .report.pair_page import PairPage, numbered_pair
+    from ..report.pair_page import PairPage
+    from .runs import numbered_pair
 
     if options.pair is not None:
         sentence, video, what = numbered_pair(options.model, options.pair, options.cache, options.trust)
@@ -231,8 +235,8 @@ def _explain(options: argparse.Namespace, out: Path) -> None:
 
 def run_extract(options: argparse.Namespace, _: list[str]) -> None:
     """Features of videos, in shards."""
-    from .data.video import Sampling
-    from .extract import extract
+    from ..data.video import Sampling
+    from ..gallery.extraction import extract
 
     with files.lock(files.open_folder(options.out)), Bars() as bars:
         model = runs.load_model(options.model, options.architecture, options.trust)
@@ -254,8 +258,8 @@ def run_extract(options: argparse.Namespace, _: list[str]) -> None:
 
 def run_search(options: argparse.Namespace, _: list[str]) -> None:
     """The best videos of a folder of features for a sentence."""
-    from .collection import Collection
-    from .search import search
+    from ..gallery.collection import Collection
+    from ..gallery.query import search
 
     if options.model is None:
         made_by = Collection.open(options.features).model_path

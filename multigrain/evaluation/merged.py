@@ -7,13 +7,15 @@ rivals are counted where they are (a sum over ranks).
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import checks
+from ..distributed.collectives import all_gather_object, all_reduce
 from ..metrics import PROTOCOLS, RetrievalMetrics, ranks, ranks_of_videos, summarize
-from . import parallel
 
 
 def merged_metrics(
@@ -34,7 +36,7 @@ def merged_metrics(
         t2v = ranks(scores, targets, ties) if len(scores) else t2v
     except ValueError as error:
         problem = str(error)
-    found = parallel.exchange((t2v, problem))
+    found = all_gather_object((t2v, problem))
     if problems := [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(found) if problem]:
         raise ValueError("; ".join(problems))
     v2t = video_ranks(scores, targets, protocol, ties)
@@ -46,12 +48,12 @@ def video_ranks(
     scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], protocol: str = "all_captions", ties: str = "mean"
 ) -> Float[Tensor, "v"]:
     """The rank of the best own text of each video among the texts of all ranks. Collective."""
-    return ranks_of_videos(scores, targets, protocol, ties, parallel.largest, parallel.total)
+    return ranks_of_videos(scores, targets, protocol, ties, partial(all_reduce, operation="max"), all_reduce)
 
 
 def _check_counts(targets: Tensor, videos: int, protocol: str) -> None:
     """Every video has a text, and under "diagonal" no more than one."""
-    counts = parallel.total(torch.bincount(targets, minlength=videos))
+    counts = all_reduce(torch.bincount(targets, minlength=videos))
     if protocol == "diagonal" and not (counts == 1).all():
         raise ValueError(
             f"protocol: expected one text a video under 'diagonal', got {int(counts.sum())} texts and {videos} videos"

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .. import files, viz
+from ..data.pairs import Pairs
+from ..evaluation import Evaluation, tables
+from ..evaluation.results import environment as environment_of
+from ..report import examples
+from ..report.content import Report
+from ..report.images import figure_png
+from ..report.page import render
+from ..report.subject import Subject, of_features, of_pairs
+from ..report.summary import summarize
 from ..scorer import MultiGrain, grains_of
 from ..tokens import Features
-from ..training import ClipsConfig, Evaluation, checkpoint
-from ..training.data import Pairs
-from . import examples, tables
-from .content import Report
-from .images import figure_png
-from .page import render
-from .subject import Subject, of_features, of_pairs
-from .summary import summarize
+from ..training import ClipsConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from ..data.babyai import BabyAI
     from ..models import XCLIP
     from ..recipes import Recipe
-    from ..runs import Run
+    from .runs import Run
 
 POINTS = 120  # of a loss curve
 
@@ -167,7 +169,7 @@ def _settings(run: Run, model: XCLIP, data: BabyAI) -> dict[str, str]:
 
 def _about(run: Run, model: XCLIP) -> dict[str, str]:
     """What made the figures, in words."""
-    environment = checkpoint.environment()
+    environment = environment_of()
     stages = [f"{s.name}: {s.epochs} epochs of batches of {s.batch_size}" for s in run.config.stages]
     return {
         "grains": _grains(model.scorer),

@@ -17,8 +17,9 @@ except ImportError as error:
     raise ImportError('the command line needs rich: pip install "multigrain[cli]"') from error
 
 from ..checks import printable
+from ..distributed.collectives import all_gather_object, is_rank_zero
+from ..evaluation import Evaluation, tables
 from ..metrics import RetrievalMetrics
-from . import tables
 
 if TYPE_CHECKING:
     from ..training import Progress as Event
@@ -130,3 +131,21 @@ def print_table(metrics: Mapping[str, RetrievalMetrics], candidates: int, title:
         cells = [*row.cells[:half], "", *row.cells[half:]]
         table.add_row(printable(row.name), *cells, style={"all": "bold", "chance": "dim"}.get(row.kind, ""))
     Console(highlight=False, markup=False, emoji=False).print(table)
+
+
+def print_evaluation(evaluation: Evaluation, protocol: str) -> None:
+    """Print the table of an evaluation, its result in a sentence, and on stderr the videos that could not be read.
+
+    Collective; rank zero prints.
+    """
+    texts, videos = sum(all_gather_object(len(evaluation.texts))), len(evaluation.videos)
+    if not is_rank_zero():
+        return
+    print_table(evaluation.metrics, videos, tables.title(texts, videos, evaluation.hubness))
+    if protocol == "diagonal":
+        print(tables.verdict(evaluation.metrics, videos))
+    else:
+        print(f"Protocol {protocol}: see multigrain.retrieval_metrics")
+    if evaluation.broken:
+        print(f"multigrain: {len(evaluation.broken)} videos could not be read and were left out:", file=sys.stderr)
+        print(*map(printable, evaluation.broken), sep="\n", file=sys.stderr)

@@ -14,16 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..data.pairs import Pairs
 from ..distributed import world
+from ..distributed.collectives import all_gather_object, share
 from ..metrics import RetrievalMetrics
-from ..models import XCLIP
-from ..models.protocol import evaluating
+from ..models.protocol import Encoder, device_of, evaluating, ranker_of
 from ..tokens import Features
-from . import parallel
-from .config import ClipsConfig, TrainConfig
-from .data import Pairs
-from .encoding import Count, encode_texts, encode_videos, first_rows, joined
-from .judging import ALL, check_counts, check_reranker, check_targets, judged, matrices, names_of, reranks
+from .encoding import Count, encode_rows, encode_texts, first_rows, joined
+from .scores import ALL, check_counts, check_reranker, check_targets, judged, matrices, names_of, reranks
 
 TEXTS = 1024  # whose features are held at a time
 
@@ -63,7 +61,7 @@ class Evaluation:
         It exchanges matrices: for what shows a small collection.
         """
         back = self.scores[ALL] if self.reverse is None else self.reverse
-        parts = parallel.exchange((self.texts, self.targets, self.scores[ALL], back))
+        parts = all_gather_object((self.texts, self.targets, self.scores[ALL], back))
         texts = [row for part, *_ in parts for row in part]
         order = sorted(range(len(texts)), key=texts.__getitem__)
         targets, scores, back = (torch.cat(found)[order] for found in list(zip(*parts, strict=True))[1:])
@@ -72,7 +70,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: XCLIP,
+    model: Encoder,
     pairs: Pairs,
     indices: Sequence[int] | None = None,
     max_frames: int = 12,
@@ -96,7 +94,7 @@ def evaluate(
         Unreadable: no video could be read.
         ValueError: pairs that the protocol is not for; a reranker over several ranks.
     """
-    scorer = model.scorer if model.recipe is None else model.recipe
+    scorer = ranker_of(model)
     check_reranker(scorer)
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     ids: list[int] = pairs.ids[rows].tolist()
@@ -108,8 +106,8 @@ def evaluate(
         if progress is not None:
             progress(done, total)
 
-    own = [order[i] for i in parallel.share(len(order))]
-    encoded = parallel.exchange(encode_videos(model, pairs, own, max_frames, batch_size, workers, count))
+    own = [order[i] for i in share(len(order))]
+    encoded = all_gather_object(encode_rows(model, pairs, own, max_frames, batch_size, workers, count))
     video, kept, broken = joined(encoded)
     column = {int(pairs.ids[row]): i for i, row in enumerate(kept)}
     here = {int(pairs.ids[row]) for row in encoded[world()[0]][1]}
@@ -119,7 +117,7 @@ def evaluate(
     step = len(rows) if reranks(scorer) else TEXTS
     for start in range(0, len(rows), step):
         text = encode_texts(model, [pairs.sentences[row] for row in rows[start : start + step]], batch_size)
-        device = model.logit_scale.device
+        device = device_of(model)
         with evaluating(model):
             for name, matrix in matrices(scorer, text.to(device), video.to(device)):
                 scores.setdefault(name, matrix.new_empty(len(rows), len(video)))[start : start + step] = matrix
@@ -156,7 +154,7 @@ def evaluate_features(
         scores, reverse, metrics = judged(matrices(scorer, text, video, progress), protocol, given)
         return Evaluation(scores, targets, rows.tolist(), videos, metrics, reverse=reverse, reranked=reranks(scorer))
     check_targets(given, len(text), len(video), protocol)
-    own = parallel.share(len(video))
+    own = share(len(video))
     rows = ((targets >= own.start) & (targets < own.stop)).nonzero()[:, 0]
     found = matrices(scorer, text[rows], video, progress)
     scores, reverse, metrics = judged(found, protocol, targets[rows])
@@ -164,7 +162,7 @@ def evaluate_features(
 
 
 def scores_by_grain(
-    model: XCLIP, text: Features, video: Features, progress: Count | None = None
+    model: Encoder, text: Features, video: Features, progress: Count | None = None
 ) -> dict[str, Float[Tensor, "texts videos"]]:
     """The score matrix of each grain by its name, and of their weighted sum by the name "all".
 
@@ -173,10 +171,5 @@ def scores_by_grain(
     Args:
         progress: called with (grains done, grains in all).
     """
-    device = model.logit_scale.device
+    device = device_of(model)
     return dict(matrices(model.scorer, text.to(device), video.to(device), progress))
-
-
-def protocol_of(config: TrainConfig) -> str:
-    """That of a config's data; BabyAI's validation and test sentences are distinct."""
-    return config.data.protocol if isinstance(config.data, ClipsConfig) else "diagonal"

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from . import files
-from .checks import printable, require
-from .tokens import Features
+from .. import files
+from ..checks import printable, require
+from ..tokens import Features
 
 FORMAT = 2
 MANIFEST, BROKEN = "manifest.jsonl", "broken.txt"
