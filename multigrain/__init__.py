@@ -10,6 +10,8 @@ from .aggregators.top_k import TopK
 from .aggregators.two_level import LogSumExp, MaxMax, MaxMean, MaxSim, MeanMax, MeanMean
 from .cross_encoder import CrossEncoder, SegmentScorer, rerank
 from .grains import FrameWord, Grain, SentenceFrame, VideoSentence, VideoWord
+from .grains.pooled import CrossAttentionPool, PooledGrain, QueryPooler, SoftmaxPool
+from .heads.pool import AttentionPool, MeanPool, Pool, Pooler
 from .hubness import dual_softmax, dynamic_inverted_softmax, inverted_softmax, sinkhorn
 from .losses import (
     CachedLoss,
@@ -32,7 +34,6 @@ from .losses import (
     random_negatives,
 )
 from .metrics import ranks, retrieval_metrics
-from .poolers import AttentionPool, CrossAttentionPool, MeanPool, Pool, PooledGrain, Pooler, QueryPooler, SoftmaxPool
 from .scorer import MultiGrain
 from .scoring import score_matrix, top_k
 from .tokens import Features, Tokens

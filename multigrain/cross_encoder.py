@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from . import checks
 from .aggregators import Aggregator, aggregator_of, zero_empty
+from .heads.transformer import Transformer
 from .reduce import widen
 from .similarity import check_sides
 from .tokens import Features, Tokens
-from .transformer import Transformer
 
 # Numbers in the token sequences of a block of pairs; each layer of the transformer holds about twelve times as many.
 ELEMENTS = 1 << 22

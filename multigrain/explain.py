@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import checks
 from .aggregators import AOSM, Aggregator, TwoLevel
 from .grains import Grain
-from .poolers import PooledGrain
+from .grains.pooled import PooledGrain
 from .reduce import Reduction
 from .scorer import MultiGrain
 from .tokens import Features, Tokens

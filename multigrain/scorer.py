@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from . import checks
 from .grains import Grain
+from .grains.pooled import PooledGrain
 from .kernels import table
-from .poolers import PooledGrain
 from .tokens import Features, check_finite
 
 

@@ -378,6 +378,11 @@ def _check_batch(grains: dict[str, Tokens]) -> None:
         raise ValueError(f"Features: expected one device for all grains, got {devices}")
 
 
+def unit_vectors(x: Tensor) -> Tensor:
+    """Scale the vectors along the last axis to length 1; zeros stay zeros."""
+    return Tokens(x.reshape(-1, x.shape[-1])).normalized().features.view(x.shape)
+
+
 def check_finite(name: str, tokens: Tokens) -> None:
     """Refuse NaN and infinity in real tokens, and items without a real token (a device sync: it reads the values).
 

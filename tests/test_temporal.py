@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multigrain.heads.temporal import TemporalLSTM, TemporalTransformer
+from multigrain.heads.transformer import QuickGELU, Transformer
 from multigrain.models import TemporalConfig
-from multigrain.temporal import TemporalLSTM, TemporalTransformer
-from multigrain.transformer import QuickGELU, Transformer
 
 
 @pytest.fixture

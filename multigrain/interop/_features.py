@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..poolers import MeanPool, Pool
+from ..heads.pool import MeanPool, Pool
 from ..tokens import Features, Tokens
 
 Value: TypeAlias = "Features | Tokens | Tensor | tuple[Tensor, Tensor | None]"

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..poolers import MeanPool
+from ..heads.pool import MeanPool
 from ..tokens import Features
 from . import _features
 

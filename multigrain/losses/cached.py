@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..tokens import Features, Tokens
 from .base import Loss
-from .whole import text_and_video
+from .batch import text_and_video
 
 Chunk = TypeVar("Chunk")
 Encode: TypeAlias = "Callable[[Chunk], tuple[Features, Features]]"

@@ -12,8 +12,8 @@ from ..distributed import Group
 from ..reduce import without_autocast
 from ..similarity import check_sides
 from ..tokens import Features, Tokens
+from .batch import Reads, WholeBatchLoss, token_weights
 from .criterion import Ids
-from .whole import Reads, WholeBatchLoss, token_weights
 
 # A channel that varies less than this over the batch is constant: it correlates with nothing.
 VARIANCE = 1e-12

@@ -11,8 +11,8 @@ from ..distributed import Group
 from ..reduce import bounded
 from ..tokens import Features
 from .base import Loss
+from .batch import Reads, WholeBatchLoss, grains_read
 from .criterion import DIRECTIONS, Ids
-from .whole import Reads, WholeBatchLoss, grains_read
 
 # Probabilities whose distance from their mean is shorter than this are all equal: they correlate with nothing.
 LENGTH = 1e-12

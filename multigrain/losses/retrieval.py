@@ -18,19 +18,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
 from ..aggregators import Aggregator
-from ..distributed import Gathered, Group, alone, deal, gather, world
+from ..distributed import Gathered, Group, alone, gather, world
 from ..tokens import Features
 from .base import Loss
-from .criterion import Criterion, Ids, PartialCriterion
+from .batch import grains_read, only, problem, text_and_video, whole_batch
+from .criterion import Criterion, Ids
 from .infonce import InfoNCE
+from .local import candidates, column_losses
 from .queue import FeatureQueue
-from .whole import grains_read, only, pair, problem, text_and_video, whole_batch
 
 GATHERS = ("auto", "local", "global", "none")
 
@@ -155,34 +155,25 @@ class RetrievalLoss(Loss):
             keys = _scored(self.scorer, *(side.detach() for side in text_and_video("keys", keys)))
             sides = {"text": keys[0], "video": keys[1]}
         batch = self._gather(sides, ids, problem(text, video, ids, keys), kept)
-        own, text_ids, video_ids = _labels(batch, ids)
-        text_queue, video_queue = (_queued(queue, ids is not None, text.device) for queue in queues)
-        if len(batch.ids) == 2:  # a single set of ids matches itself
-            _check_positives("query", text_ids, torch.cat([video_ids, video_queue.ids]))
-            _check_positives("candidate", video_ids, torch.cat([text_ids, text_queue.ids]))
-
-        videos = video_queue.after(batch.features["video"])
-        of_rows = own[0][:, None] == torch.cat([video_ids, video_queue.ids])
-        of_columns = own[1][:, None] == torch.cat([text_ids, text_queue.ids])
-        scores = self.scorer(text, videos)
+        against = candidates(batch, ids, queues)
+        scores = self.scorer(text, against.videos)
         if ranks == 1:  # of several, one would leave the others waiting
-            checks.contrasted(scores, of_rows)
+            checks.contrasted(scores, against.of_text)
         if keys is None:
-            rows = [term.loss.rows(scores, of_rows) for term in terms]
-            video = batch.features["video"][batch.own("video")]
-            queued = None if text_queue.features is None else self.scorer(text_queue.features, video).T
-            here = scores[:, : len(video_ids)].T, video_ids[:, None] == own[0]
-            columns = _columns([term.loss for term in terms], here, queued, of_columns, batch, self.group)
+            rows = [term.loss.rows(scores, against.of_text) for term in terms]
+            queue, video = against.text_queue, batch.features["video"][batch.own("video")]
+            queued = None if queue is None else self.scorer(queue, video).T
+            columns = column_losses([term.loss for term in terms], scores, queued, against, batch, self.group)
         else:
-            texts = text_queue.after(batch.features["text"])
-            rows = self._by_keys(terms, scores, of_rows, lambda: self.scorer(keys[0], videos))
+            rows = self._by_keys(terms, scores, against.of_text, lambda: self.scorer(keys[0], against.videos))
+            texts = cast("Features", against.texts)
             scores = self.scorer(texts, video).T
-            columns = self._by_keys(terms, scores, of_columns, lambda: self.scorer(texts, keys[1]).T)
+            columns = self._by_keys(terms, scores, against.of_video, lambda: self.scorer(texts, keys[1]).T)
 
         values: list[Tensor] = []
         for (_, weight, criterion), row, column in zip(terms, rows, columns, strict=True):
             by_query, by_candidate = criterion.shares
-            value = by_query * row.sum() / len(text_ids) + by_candidate * column.sum() / len(video_ids)
+            value = by_query * row.sum() / against.numbers[0] + by_candidate * column.sum() / against.numbers[1]
             values.append(ranks * weight * value)
         self._found = {term.name: value.detach() for term, value in zip(terms, values, strict=True)}
         cast("Loss", self.criterion).terms = self._found  # the criterion itself is not called
@@ -248,81 +239,7 @@ def _summands(criterion: nn.Module) -> list[tuple[str, float, nn.Module]]:
     return [(type(criterion).__name__, 1.0, criterion)]
 
 
-def _columns(
-    criteria: Sequence[Criterion],
-    here: tuple[Tensor, Tensor],
-    queued: Tensor | None,
-    positives: Tensor,
-    batch: Gathered,
-    group: Group,
-) -> list[Tensor]:
-    """Each criterion's loss of each of this rank's videos, whose scores are on all ranks.
-
-    Args:
-        here: [all videos, this rank's texts], scores and positives.
-        queued: [this rank's videos, queued texts], scores.
-        positives: [this rank's videos, all texts, and then those of the queue].
-    """
-    scores, sizes = here[0], batch.sizes["video"]
-    if not any(criterion.shares[1] for criterion in criteria):
-        return [scores.new_zeros(1) for _ in criteria]
-    in_parts = [criterion for criterion in criteria if isinstance(criterion, PartialCriterion)]
-    if len(in_parts) == len(criteria):
-        parts = [criterion.partial(*here) for criterion in in_parts]
-        dealt = deal(torch.cat(parts, 1), sizes, group).split([part.shape[1] for part in parts], 2)
-        if queued is not None:
-            old = queued, positives[:, -queued.shape[1] :]
-            dealt = [torch.cat([x, c.partial(*old)[None]]) for x, c in zip(dealt, in_parts, strict=True)]
-        return [criterion.join(x) for criterion, x in zip(in_parts, dealt, strict=True)]
-    numbers = batch.sizes.get("text", [scores.shape[1]])
-    padded = F.pad(scores, (0, max(numbers) - scores.shape[1]))
-    whole = [part[:, :number] for part, number in zip(deal(padded, sizes, group), numbers, strict=True)]
-    whole = torch.cat(whole if queued is None else [*whole, queued], 1)
-    return [criterion.rows(whole, positives) for criterion in criteria]
-
-
-class _Queued(NamedTuple):
-    """What a queue holds: features, None where it is empty, and their ids."""
-
-    features: Features | None
-    ids: Tensor
-
-    def after(self, features: Features) -> Features:
-        return features if self.features is None else Features.cat([features, self.features])
-
-
-def _queued(queue: FeatureQueue | None, labelled: bool, device: torch.device) -> _Queued:
-    """A queue's items and ids; without ids, one that no item of the batch has."""
-    if queue is None or queue.features is None:
-        return _Queued(None, torch.empty(0, dtype=torch.int64, device=device))
-    if (queue.ids is not None) != labelled:
-        raise ValueError(
-            f"ids: expected them for both the batch and what was pushed to its queue, or for neither, "
-            f"got them for {'the batch' if labelled else 'the queue'} alone"
-        )
-    ids = torch.full((len(queue),), -1) if queue.ids is None else queue.ids
-    return _Queued(queue.features.to(device), ids.to(device))
-
-
-def _labels(batch: Gathered, ids: Ids | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Ids of this rank's texts and videos, and of those of all ranks; without ids, their place in the whole batch."""
-    videos = batch.features["video"]
-    if ids is None:
-        order = torch.arange(len(videos), device=videos.device)
-        own = order[batch.own("video")]
-        return (own, own), order, order
-    text_ids, video_ids = (x.to(videos.device, torch.int64) for x in pair(ids))
-    return (text_ids, video_ids), batch.ids[0], batch.ids[-1]
-
-
 def _scored(scorer: nn.Module, text: Features, video: Features) -> tuple[Features, Features]:
     """The grains that the scorer reads: no other needs to travel."""
     names = grains_read(scorer)
     return (text, video) if names is None else (only(text, names[0]), only(video, names[1]))
-
-
-def _check_positives(name: str, rows: Tensor, columns: Tensor) -> None:
-    """Every row of the whole batch has a positive: the same answer on all ranks."""
-    lonely = ~torch.isin(rows, columns)
-    if lonely.any():
-        raise ValueError(f"ids: expected a positive for every {name}, got none for {name} {int(lonely.nonzero()[0])}")

@@ -11,9 +11,9 @@ from ..aggregators import MeanMax
 from ..distributed import Group
 from ..grains import Grain
 from ..tokens import Features, Tokens
+from .batch import Reads, WholeBatchLoss, token_weights
 from .criterion import Ids
 from .infonce import InfoNCE
-from .whole import Reads, WholeBatchLoss, token_weights
 
 
 class TokenNCE(WholeBatchLoss):

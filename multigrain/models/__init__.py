@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..temporal import TemporalLSTM, TemporalTransformer
+from ..heads.temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
 from .clip_weights import load_clip
 from .config import (

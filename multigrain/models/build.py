@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..grains import Grain
+from ..heads.temporal import TemporalLSTM, TemporalTransformer
 from ..losses import InfoNCE
 from ..recipes import Recipe
 from ..scorer import MultiGrain
-from ..temporal import TemporalLSTM, TemporalTransformer
 from .clip import MEAN, STD, ClipText, ClipVision, freeze_layers
 from .clip_weights import ClipWeights, build_clip, load_clip
 from .config import ClipConfig, ModelConfig, VisionConfig

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from .. import files
-from ..temporal import TemporalLSTM, TemporalTransformer
+from ..heads.temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
 from .clip_weights import openai_architecture
 from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..checks import whole_text
-from ..transformer import Transformer
+from ..heads.transformer import Transformer
 
 _SPREAD = 0.3  # of embeddings and positions at first
 _WORD = re.compile(r"\w+|[^\w\s]")

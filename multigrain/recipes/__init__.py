@@ -13,10 +13,10 @@ Settings that several share, out of whose range a ValueError names them:
     queue_size, momentum    of the queues of keys, and of the encoders that make them (see `momentum_update`)
 """
 
+from ..heads.video import Encode, video_head
 from .base import About, Recipe, about, build, names, register_recipe
 from .cross import albef, clipbert, matching_head, taco
 from .dual import align, clip, clip4clip, frozen_in_time, wenlan
-from .heads import Encode, video_head
 from .late import colbert, drl, filip, ts2net, ucofia, video_colbert, xclip
 from .pooled import hero, query_scoring, x_pool
 

@@ -11,11 +11,11 @@ from .. import checks
 from ..aggregators import LogSumExp, MaxMax, MeanMean, TokenWeighted
 from ..cross_encoder import CrossEncoder, SegmentScorer
 from ..grains import FrameWord, VideoSentence
+from ..heads.video import number_of_heads, video_head
 from ..losses import InfoNCE, MarginRanking, Matching, RetrievalLoss, TokenNCE
 from ..scorer import MultiGrain
 from ..tokens import Features
 from .base import About, Recipe, register_recipe
-from .heads import number_of_heads, video_head
 
 
 class _Sum(nn.Module):

@@ -7,10 +7,10 @@ import math
 from .. import checks
 from ..cross_encoder import CrossEncoder
 from ..grains import VideoSentence
+from ..heads.video import TEMPORAL, number_of_heads, temporal_encoder, video_head
 from ..losses import InfoNCE, RetrievalLoss
 from ..scorer import MultiGrain
 from .base import About, Recipe, register_recipe
-from .heads import TEMPORAL, number_of_heads, temporal_encoder, video_head
 
 _MOCO_SCALE = math.log(1 / 0.07)
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from .. import checks
 from ..aggregators import AOSM, ISA, MaxSim, MeanMax, NormalizedSoftmax, TokenWeighted, TopK
 from ..grains import FrameWord, Grain, SentenceFrame, VideoSentence, VideoWord
+from ..heads.temporal import TemporalTransformer
+from ..heads.video import Encode, number_of_heads, temporal_encoder, video_head
 from ..losses import Decorrelation, InfoNCE, RetrievalLoss, Sigmoid
 from ..scorer import MultiGrain
-from ..temporal import TemporalTransformer
 from .base import About, Recipe, register_recipe
-from .heads import Encode, number_of_heads, temporal_encoder, video_head
 
 XCLIP_GRAINS = ("sentence-video", "word-video", "sentence-frame", "word-frame")
 

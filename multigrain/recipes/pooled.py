@@ -5,8 +5,9 @@ from __future__ import annotations
 from .. import checks
 from ..aggregators import AOSM, MaxMax
 from ..grains import Grain, SentenceFrame
+from ..grains.pooled import CrossAttentionPool, PooledGrain, SoftmaxPool
+from ..heads.pool import AttentionPool, Pool
 from ..losses import InfoNCE, MarginRanking, RetrievalLoss
-from ..poolers import AttentionPool, CrossAttentionPool, Pool, PooledGrain, SoftmaxPool
 from ..scorer import MultiGrain
 from .base import About, Recipe, register_recipe
 

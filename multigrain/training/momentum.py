@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..losses import momentum_update
-from ..losses.whole import grains_read, only
+from ..losses.batch import grains_read, only
 from ..models import XCLIP
 from ..tokens import Features
 

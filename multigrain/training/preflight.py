@@ -7,8 +7,8 @@ import torch
 from ..data.pairs import Data
 from ..distributed import world
 from ..evaluation.scores import check_reranker
+from ..heads.temporal import TemporalTransformer
 from ..models import XCLIP
-from ..temporal import TemporalTransformer
 from .config import ClipsConfig, StageConfig, TrainConfig
 
 

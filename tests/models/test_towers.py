@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from multigrain.heads.transformer import Transformer
 from multigrain.models import TimmTower, WordTower, build_vocabulary
 from multigrain.models.towers import checked_sentences, split_words
-from multigrain.transformer import Transformer
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 VIT = "vit_tiny_patch16_224"

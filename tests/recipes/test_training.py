@@ -14,9 +14,9 @@ import torch
 import multigrain as mg
 from multigrain import cli, training
 from multigrain.data import babyai
+from multigrain.heads.temporal import TemporalTransformer
 from multigrain.models import XCLIP, ClipConfig, ModelConfig, RecipeConfig, TemporalConfig, TextConfig
 from multigrain.models.protocol import fingerprint
-from multigrain.temporal import TemporalTransformer
 from multigrain.training import BabyAIConfig, TrainConfig
 from tests.models.clips import SIZES as CLIP
 from tests.models.clips import saved, tiny_clip

@@ -1,11 +1,11 @@
-"""Poolers: from the tokens of an item to one vector, by themselves or as the query sees them.
+"""PooledGrain: candidate tokens pooled into one vector as each query sees them, then compared with the query.
 
-    tokens        [B, L, D]    of their own length: cosines are taken by whoever compares them
-    mask          [B, L]       bool, True = a real token; None = all
-    pooled        [B, D]       fp32 (fp64 stays); zeros where an item has no real token
+    query         [q, D]       one token
+    tokens        [c, n, D]    of their own length: cosines are taken by PooledGrain
+    mask          [c, n]       bool, True = a real token; None = all
+    pooled        [q, c, D]    fp32 (fp64 stays)
 
-A `Pooler` sees one item: `Pool` makes a grain of it. A `QueryPooler` sees the query [q, D] as well and gives a vector
-for each pair, [q, c, D]: `PooledGrain` compares it with the query. Both are called with padded slots that are zero.
+Poolers are called with padded slots that are zero.
 """
 
 from __future__ import annotations
@@ -16,20 +16,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from . import checks
-from .aggregators import zero_empty
-from .kernels import table
-from .reduce import mean, project, softmax, without_autocast
-from .similarity import Weights, check_sides, nonempty, similarity
-from .tokens import Features, Tokens
-
-
-class Pooler(nn.Module, ABC):
-    """One vector of each item's tokens. Subclass it and write `forward`."""
-
-    @abstractmethod
-    def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
-        """Vectors [B, D] of tokens [B, L, D]."""
+from .. import checks
+from ..aggregators import zero_empty
+from ..kernels import table
+from ..reduce import project, softmax, without_autocast
+from ..similarity import Weights, check_sides, nonempty, similarity
+from ..tokens import Features, Tokens, unit_vectors
 
 
 class QueryPooler(nn.Module, ABC):
@@ -46,48 +38,6 @@ class QueryPooler(nn.Module, ABC):
         mask: Bool[Tensor, "c n"] | None = None,
     ) -> Float[Tensor, "q c d"]:
         """Vectors [q, c, D] of tokens [c, n, D] under each query [q, D]."""
-
-
-class MeanPool(Pooler):
-    """The mean of the real tokens.
-
-    Args:
-        normalize: the mean of unit tokens, as CLIP4Clip (Luo et al. 2021, arXiv 2104.08860); otherwise long tokens
-            count more.
-    """
-
-    def __init__(self, normalize: bool = False) -> None:
-        super().__init__()
-        self.normalize = normalize
-
-    def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
-        """Vectors [B, D] of tokens [B, L, D]."""
-        if self.normalize:
-            tokens = _unit(tokens)
-        return mean(tokens, None if mask is None else mask.unsqueeze(-1), 1)
-
-
-class AttentionPool(Pooler):
-    """sum_k a_k x_k, a = softmax over the real tokens of w . x_k, w learned.
-
-    HERO's query (Li et al. 2020, arXiv 2005.00200): one vector of a sentence's words, compared with every frame.
-
-    Args:
-        dim: D, the width of the tokens.
-
-    Raises:
-        ValueError: dim below 1; in forward, tokens of another width.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.score = nn.Linear(checks.count("dim", dim), 1, bias=False)  # softmax takes no notice of a bias
-
-    def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
-        """Vectors [B, D] of tokens [B, L, D]."""
-        checks.width("AttentionPool", self.score.in_features, tokens.shape[-1])
-        attention = softmax(project(self.score, tokens).squeeze(-1), mask)
-        return (attention.unsqueeze(1) @ tokens).squeeze(1)
 
 
 class SoftmaxPool(QueryPooler):
@@ -115,7 +65,7 @@ class SoftmaxPool(QueryPooler):
         mask: Bool[Tensor, "c n"] | None = None,
     ) -> Float[Tensor, "q c d"]:
         """Vectors [q, c, D] of tokens [c, n, D] under each query [q, D]."""
-        sim = torch.einsum("qd,cnd->qcn", _unit(query), _unit(tokens))
+        sim = torch.einsum("qd,cnd->qcn", unit_vectors(query), unit_vectors(tokens))
         attention = softmax(sim / self.temperature, None if mask is None else mask[None])
         return torch.einsum("qcn,cnd->qcd", attention, tokens)
 
@@ -171,45 +121,6 @@ class CrossAttentionPool(QueryPooler):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
-
-
-class Pool(nn.Module):
-    """A head: Features -> Features with one more grain, the pooled vector of another.
-
-    Args:
-        source, target: names of the grain that is pooled and of the new one.
-        pooler: a Pooler.
-
-    Raises:
-        TypeError: no Pooler.
-        KeyError, ValueError: in forward, features without the source, or that have the target already.
-
-    Example:
-        >>> video = Pool("frame", "video", MeanPool())(Features(frame=torch.randn(5, 4, 16)))
-        >>> video.names, video["video"].features.shape
-        (('frame', 'video'), torch.Size([5, 16]))
-    """
-
-    def __init__(self, source: str, target: str, pooler: Pooler) -> None:
-        super().__init__()
-        checks.instances(str, source=source, target=target)
-        self.source, self.target, self.pooler = source, target, checks.instance("pooler", pooler, Pooler)
-
-    def forward(self, features: Features) -> Features:
-        """The features and the new grain [B, D]; an item without a real token of the source has none of the target."""
-        checks.instance("features", features, Features)
-        tokens = features[self.source].tokenwise()
-        checks.no_grain(self.target, features.names, self.source)
-        with without_autocast(tokens.features):
-            pooled = self.pooler(tokens.filled(), nonempty(tokens.mask))
-        real = None if tokens.mask is None else tokens.mask.any(1, keepdim=True)
-        if real is not None:
-            pooled = torch.where(real, pooled, 0.0)
-        return Features(**{name: features[name] for name in features.names}, **{self.target: Tokens(pooled, real)})
-
-    def extra_repr(self) -> str:
-        """The settings that repr shows."""
-        return f"{self.source!r}, {self.target!r}"
 
 
 class PooledGrain(nn.Module):
@@ -281,16 +192,11 @@ class PooledGrain(nn.Module):
         q, c = q.to(wide), c.to(wide)
         with without_autocast(q):
             pooled = self.pooler(q, c, nonempty(candidate.mask))
-            return (_unit(q).unsqueeze(1) * _unit(pooled)).sum(-1)
+            return (unit_vectors(q).unsqueeze(1) * unit_vectors(pooled)).sum(-1)
 
     def extra_repr(self) -> str:
         """The settings that repr shows."""
         return f"{self.query!r}, {self.candidate!r}"
-
-
-def _unit(x: Tensor) -> Tensor:
-    """The vectors along the last axis at length 1; zeros stay zeros."""
-    return Tokens(x.reshape(-1, x.shape[-1])).normalized().features.view(x.shape)
 
 
 def _identity(dim: int) -> nn.Linear:

@@ -7,12 +7,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from . import checks
-from .aggregators import AOSM, Aggregator, aggregator_of, zero_empty
-from .kernels import table
-from .reduce import without_autocast
-from .similarity import UNWEIGHTED, Weights, check_sides, similarity
-from .tokens import Features, Tokens
+from .. import checks
+from ..aggregators import AOSM, Aggregator, aggregator_of, zero_empty
+from ..kernels import table
+from ..reduce import without_autocast
+from ..similarity import UNWEIGHTED, Weights, check_sides, similarity
+from ..tokens import Features, Tokens
 
 
 class Grain(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from . import checks
-from .reduce import without_autocast
+from .. import checks
+from ..reduce import without_autocast
 from .transformer import Transformer
 
 

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from . import checks
+from .. import checks
 
 
 class QuickGELU(nn.Module):

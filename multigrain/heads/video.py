@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from .. import checks
-from ..poolers import MeanPool, Pool
-from ..temporal import TemporalLSTM, TemporalTransformer
 from ..tokens import Features, Tokens
+from .pool import MeanPool, Pool
+from .temporal import TemporalLSTM, TemporalTransformer
 
 TEMPORAL = ("mean", "lstm", "transformer")
 
