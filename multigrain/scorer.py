@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import checks
 from .grains import Grain
 from .grains.pooled import PooledGrain
-from .kernels import table
+from .kernels import dispatch
 from .tokens import Features, check_finite
 
 
@@ -49,7 +49,7 @@ class MultiGrain(nn.Module):
         super().__init__()
         _check_grains(grains)
         self.grains = nn.ModuleList(grains)
-        self.strict, self.backend = strict, None if backend is None else table.choice(backend)
+        self.strict, self.backend = strict, None if backend is None else dispatch.choice(backend)
         self.weight_logits: nn.Parameter | None = None
         # Python floats, not a buffer: `.half()` or fp64 scores must not meet weights rounded to fp32.
         self._fixed_weights = [1 / len(grains)] * len(grains)

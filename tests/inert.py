@@ -31,7 +31,7 @@ import multigrain.viz  # its own folders are made as it is imported
 from multigrain.cli import main
 from multigrain.cli.runs import load_model
 from multigrain.data.annotations import SOURCES
-from multigrain.data.babyai_cache import read_shard
+from multigrain.data.babyai.cache import read_shard
 from multigrain.data.manifest import load_manifest
 from multigrain.gallery.collection import FORMAT, Collection
 from multigrain.models import XCLIP, ModelConfig, TextConfig, VisionConfig, config, pretrained, state

@@ -150,7 +150,8 @@ def test_no_file_waits_for_itself() -> None:
 )
 def test_a_wrong_arrow_is_seen(tmp_path: Path, module: str, source: str, complaint: str) -> None:
     package = tmp_path / "multigrain"
-    for name in ("aggregators/__init__.py", "cli.py", "kernels/__init__.py", "models/__init__.py", "training.py", module):
+    names = ("aggregators/__init__.py", "cli.py", "kernels/__init__.py", "models/__init__.py", "training.py", module)
+    for name in names:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).touch()
     (package / module).write_text(source)

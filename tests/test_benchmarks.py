@@ -16,7 +16,7 @@ from benchmarks.measure import ParityError
 from benchmarks.records import Check, Figure, Result, Timing, at_least, at_most, figure
 from benchmarks.registry import Benchmark, Run, Shape, benchmarks, studies
 from benchmarks.study import StudyResult
-from multigrain.kernels import blocked
+from multigrain.kernels.blocked import scores as blocked
 
 ALL = benchmarks()
 ON_CPU = [name for name, benchmark in ALL.items() if benchmark.group == "cpu"]

@@ -128,7 +128,7 @@ def test_a_finished_run_is_loaded_and_not_trained_again(whole: tuple[XCLIP, Path
 
 
 def test_a_sum_logs_its_terms_and_decays_none_of_its_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("multigrain.training.recording.LOG_EVERY", 1)
+    monkeypatch.setattr("multigrain.training.run_folder.LOG_EVERY", 1)
     settings = dataclasses.replace(CONFIG.model, recipe=RecipeConfig("video_colbert"))
     model = training.train(dataclasses.replace(CONFIG, model=settings), DATA, tmp_path)
     groups = make_optimizer(model, OptimizerConfig(weight_decay=0.2)).param_groups

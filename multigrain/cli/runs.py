@@ -24,7 +24,7 @@ from ..evaluation.results import write_results
 from ..models import XCLIP, ModelConfig
 from ..models.original import is_original
 from ..training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint
-from ..training.reading import find_config
+from ..training.config_files import find_config
 from .console import Bars, Clock, print_evaluation
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from pathlib import Path
 from ..checks import printable
 from ..files import lock, open_folder
 from .annotations import SOURCES, Captions, Source
-from .files import VIDEO_SUFFIXES
 from .manifest import SPLITS, Clip, write_manifest
+from .video.files import VIDEO_SUFFIXES
 
 VALIDATION = 500
 """Training videos that become the validation of a data set that has none."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from .. import checks, files
-from ..data.files import Location, list_videos
 from ..data.video import Sampling, VideoError
+from ..data.video.files import Location, list_videos
 from ..models.encoding import Encoded, check_sampling, decoding, encode_decoded, ticks
 from ..models.protocol import Encoder, evaluating, fingerprint
 from ..scoring import Progress

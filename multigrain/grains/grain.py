@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..aggregators import AOSM, Aggregator, aggregator_of, zero_empty
-from ..kernels import table
+from ..kernels import dispatch
 from ..reduce import without_autocast
 from ..similarity import UNWEIGHTED, Weights, check_sides, similarity
 from ..tokens import Features, Tokens
@@ -67,7 +67,7 @@ class Grain(nn.Module):
             KeyError, ValueError: a grain that the features lack, or sides that do not fit together.
             Unsupported: a backend asked for by name cannot serve.
         """
-        backend = table.choice(backend)
+        backend = dispatch.choice(backend)
         q, c = self._sides(query, candidate)
         if self.aggregator is None:
             if (q.length, c.length) != (1, 1):
@@ -77,7 +77,7 @@ class Grain(nn.Module):
                 )
             scores = rearrange(similarity(q, c), "q c 1 1 -> q c")
         else:
-            scores = table.scores(self.aggregator, q, c, backend, self.token_weights(query, candidate))
+            scores = dispatch.scores(self.aggregator, q, c, backend, self.token_weights(query, candidate))
         return zero_empty(scores, q.mask, c.mask)
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..aggregators import zero_empty
-from ..kernels import table
+from ..kernels import dispatch
 from ..reduce import project, softmax, without_autocast
 from ..similarity import Weights, check_sides, nonempty, similarity
 from ..tokens import Features, Tokens, unit_vectors
@@ -164,9 +164,9 @@ class PooledGrain(nn.Module):
         Raises:
             Unsupported: the backend "triton" was asked for.
         """
-        backend = table.choice(backend)
+        backend = dispatch.choice(backend)
         q, c = self._sides(query, candidate)
-        scores = table.by_blocks(self._scores, q, c, backend, size=c.dim + c.length)
+        scores = dispatch.by_blocks(self._scores, q, c, backend, size=c.dim + c.length)
         return zero_empty(scores, q.mask, c.mask)
 
     @property

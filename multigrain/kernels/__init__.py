@@ -1,1 +1,1 @@
-"""Backends that compute the scores of a grain; `table` chooses among them."""
+"""Backends that compute the scores of a grain; `dispatch` chooses among them, and nobody else imports one."""

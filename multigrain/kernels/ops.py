@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..reduce import without_autocast
-from . import blocked, fused, reference
+from . import reference
+from .blocked import scores as blocked
 from .spec import Gradients, Operand, Spec
+from .triton import scores as fused
 
 _MODULES: dict[str, ModuleType] = {"blocked": blocked, "triton": fused}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..heads.temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
-from .clip_weights import load_clip
+from .clip.weights import load_clip
 from .config import (
     ClipConfig,
     GrainConfig,

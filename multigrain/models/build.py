@@ -15,7 +15,7 @@ from ..losses import InfoNCE
 from ..recipes import Recipe
 from ..scorer import MultiGrain
 from .clip import MEAN, STD, ClipText, ClipVision, freeze_layers
-from .clip_weights import ClipWeights, build_clip, load_clip
+from .clip.weights import ClipWeights, build_clip, load_clip
 from .config import ClipConfig, ModelConfig, VisionConfig
 from .state import check_state
 from .towers import TimmTower, WordTower

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..data.files import Location, list_videos
 from ..data.video import Sampling, VideoError, batch, read_video
+from ..data.video.files import Location, list_videos
 from ..scoring import Progress
 from ..tokens import Features, check_finite
 from .protocol import Encoder, device_of, evaluating, words_of

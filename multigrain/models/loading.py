@@ -12,7 +12,8 @@ from torch import nn
 from .. import files
 from .build import build_parts
 from .clip import ClipText
-from .clip_weights import ClipWeights, load_clip
+from .clip.tokenizer import HuggingFaceTokenizer
+from .clip.weights import ClipWeights, load_clip
 from .config import (
     ClipConfig,
     GrainConfig,
@@ -26,7 +27,6 @@ from .config import (
 from .original import load_original, read_original, save_original
 from .pretrained import find_folder, read_settings, read_weights, write_folder
 from .state import check_state, distinct_state
-from .tokenizer import HuggingFaceTokenizer
 from .towers import FrameTower, TextTower, WordTower
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import files
 from ..heads.temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
-from .clip_weights import openai_architecture
+from .clip.weights import openai_architecture
 from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains
 from .state import check_state, read_state, safetensors
 from .torchscript import is_torchscript

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from .. import files
 from .build import ONLINE
-from .clip_weights import ClipWeights, check_architecture
+from .clip.tokenizer import tokenizer_for
+from .clip.weights import ClipWeights, check_architecture
 from .config import ModelConfig, import_trusted
 from .state import distinct_state, safetensors
-from .tokenizer import tokenizer_for
 
 TOKENIZER = "tokenizer"
 _HUB = re.compile(r"hub:([\w-][\w.-]*/[\w.-]+)")

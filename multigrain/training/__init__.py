@@ -22,10 +22,10 @@ from ..evaluation import (
     scores_by_grain,
 )
 from .config import BabyAIConfig, ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
+from .config_files import load_config
 from .loop import train
 from .preflight import check, device
-from .reading import load_config
-from .recording import Progress
+from .run_folder import Progress
 
 __all__ = [
     "BabyAIConfig",

@@ -43,7 +43,7 @@ from .momentum import Momentum, momentum_of
 from .objectives import make_objective
 from .optimizer import learning_rate, make_optimizer
 from .preflight import check_batch, check_model, check_pairs, device
-from .recording import Files, Progress
+from .run_folder import Files, Progress
 
 
 def train(

@@ -24,8 +24,10 @@ from minigrid.core.grid import Grid
 from minigrid.envs.babyai.core.levelgen import LevelGen
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
-from multigrain.data import babyai, babyai_cache, babyai_world
+from multigrain.data import babyai
 from multigrain.data.babyai import Rollouts
+from multigrain.data.babyai import cache as babyai_cache
+from multigrain.data.babyai import world as babyai_world
 
 SMALL = {"pairs": 60, "single": 30, "val": 10, "test": 12, "progress": False}
 

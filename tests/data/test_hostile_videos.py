@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from multigrain.data import video as video_module
-from multigrain.data import video_decode, video_file
 from multigrain.data.clips import Clips
 from multigrain.data.manifest import Clip
 from multigrain.data.video import Sampling, VideoError, read_video, sample
+from multigrain.data.video import container as video_file
+from multigrain.data.video import decode as video_decode
+from multigrain.data.video import read as video_module
 from multigrain.models.encoding import decoding
 from tests.clips import numbers, write_clip
 

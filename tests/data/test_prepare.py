@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from multigrain.data.annotations import SOURCES
-from multigrain.data.files import list_videos
 from multigrain.data.manifest import load_manifest
 from multigrain.data.prepare import prepare, protocol_of
+from multigrain.data.video.files import list_videos
 from multigrain.metrics import PROTOCOLS
 
 FLIGHT = [f"1001_Flight_00.00.0{i}.000-00.00.0{i + 1}.500" for i in range(2)]

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from multigrain.data import video_decode
 from multigrain.data.video import Sampling, VideoError, batch, read_video, sample
+from multigrain.data.video import decode as video_decode
 from tests.clips import VP9, X264, numbers, picture, rotate, write_clip, write_sound
 
 EVERY = Sampling(max_frames=100)

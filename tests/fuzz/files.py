@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import multigrain as mg
 from multigrain import training
-from multigrain.data import babyai_cache
+from multigrain.data.babyai import cache as babyai_cache
 from multigrain.data.manifest import load_manifest
 from multigrain.gallery.collection import Collection
 from multigrain.models import XCLIP, ModelConfig, TemporalConfig, TextConfig, VisionConfig

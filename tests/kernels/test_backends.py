@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multigrain.kernels import fusion
+from multigrain.kernels.dispatch import BACKENDS
 from multigrain.kernels.spec import Unsupported
-from multigrain.kernels.table import BACKENDS
 from tests.kernels.problems import ALL_CASES, DTYPES, TWO_LEVEL, agree, problems
 
 CUDA_ONLY = {"triton"}  # under its interpreter it runs in a process of its own: test_triton.py

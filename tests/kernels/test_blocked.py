@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import multigrain as mg
-from multigrain.kernels import blocked, ops
-from multigrain.kernels.side import Side
+from multigrain.kernels import ops
+from multigrain.kernels.blocked import scores as blocked
+from multigrain.kernels.blocked.side import Side
 from multigrain.kernels.spec import Operand
 from tests.kernels.problems import ALL_CASES, CASES, DTYPES, FUSED, OWN, agree, constants, problems
 from tests.strategies import mask, numbers
@@ -24,11 +25,11 @@ every_case = pytest.mark.parametrize("case", ALL_CASES, ids=str)
 every_fused_case = pytest.mark.parametrize("case", FUSED, ids=str)
 BLOCKS = st.fixed_dictionaries(
     {
-        "blocked__ELEMENTS": st.sampled_from([1, 7, 64, 500]),
-        "blocked__QUERY_SLOTS": st.sampled_from([1, 3, 8, 64]),
-        "blocked__LANES": st.sampled_from([1, 2, 5, 32]),
+        "blocked__scores__ELEMENTS": st.sampled_from([1, 7, 64, 500]),
+        "blocked__scores__QUERY_SLOTS": st.sampled_from([1, 3, 8, 64]),
+        "blocked__scores__LANES": st.sampled_from([1, 2, 5, 32]),
         "recompute__ELEMENTS": st.sampled_from([1, 7, 64, 500]),
-        "side___CHUNK": st.sampled_from([1, 5, 50]),
+        "blocked__side___CHUNK": st.sampled_from([1, 5, 50]),
     }
 )
 
@@ -49,7 +50,7 @@ def test_property_shared_and_separate_exponentials_agree(device, case, data, dty
     """With TINY infinite, no sum of the shared exponential is ever trusted."""
     problem = data.draw(problems(case)).to(device, dtype)
     agree(problem.outcome("blocked"), problem)
-    with constants(blocked__TINY=math.inf):
+    with constants(blocked__scores__TINY=math.inf):
         agree(problem.outcome("blocked"), problem)
 
 
@@ -198,7 +199,8 @@ def test_no_tensor_is_larger_than_a_few_blocks(case, inputs, largest):
         features.append(mg.Features(**{name: (x, mask), "weight": torch.rand(items, length, 1)}))
         given.append(x.numel())
     block = 2048
-    small = constants(blocked__ELEMENTS=block, blocked__QUERY_SLOTS=32, blocked__LANES=8, recompute__ELEMENTS=block)
+    sizes = {"ELEMENTS": block, "QUERY_SLOTS": 32, "LANES": 8}
+    small = constants(recompute__ELEMENTS=block, **{f"blocked__scores__{name}": x for name, x in sizes.items()})
     with small, largest:
         grain(*features, "blocked").sum().backward()
     q, c = (x[name] for x, name in zip(features, ("query", "candidate"), strict=True))

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from multigrain.kernels import table
+from multigrain.kernels import dispatch as table
 from tests.kernels.scorers import features, five_grains, four_grains, outcome, same, scoring
 
 

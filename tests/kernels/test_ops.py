@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import multigrain as mg
-from multigrain.kernels import ops, reference, table
+from multigrain.kernels import dispatch as table
+from multigrain.kernels import ops, reference
 from multigrain.kernels.spec import Operand, Spec
 from tests.kernels.scorers import features, five_grains, four_grains, outcome, pair, same, scoring
 from tests.strategies import CASES, randomise

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import multigrain as mg
-from multigrain.kernels import fusion, table
+from multigrain.kernels import dispatch as table
+from multigrain.kernels import fusion
 from multigrain.kernels.spec import Unsupported
 from tests.kernels.problems import Attentive
 from tests.kernels.scorers import pair, same

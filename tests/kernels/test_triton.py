@@ -54,10 +54,10 @@ TYPES = {
 }
 BOTH_SOFT = {"INNER": "softmax", "OUTER": "softmax"}
 KERNELS = {  # the module of each, that of its tiling, and constants of its own
-    "scores": ("triton_kernels", "fused_launch", BOTH_SOFT),
-    "slopes": ("triton_kernels", "fused_launch", BOTH_SOFT),
-    "levels": ("triton_mixed", "fused_mixed", {}),
-    "mixed_slopes": ("triton_mixed", "fused_mixed", {}),
+    "scores": ("triton.kernels", "triton.launch", BOTH_SOFT),
+    "slopes": ("triton.kernels", "triton.launch", BOTH_SOFT),
+    "levels": ("triton.mixed_kernels", "triton.mixed", {}),
+    "mixed_slopes": ("triton.mixed_kernels", "triton.mixed", {}),
 }
 
 
@@ -102,7 +102,7 @@ def test_kernels_compile_for_hopper_without_one(kernel, dtype, tmp_path, monkeyp
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter serves the CPU")
 def test_cpu_tensors_are_not_served():
-    from multigrain.kernels import fused
+    from multigrain.kernels.triton import scores as fused
 
     operand = Operand(torch.randn(2, 3, 4), None, None, True)
     with pytest.raises(Unsupported, match=r"CUDA device|not installed"):

@@ -19,9 +19,11 @@ from torch import Tensor
 
 import multigrain as mg
 from multigrain.aggregators import TwoLevel
-from multigrain.kernels import fused, fusion, table
-from multigrain.kernels.fused_launch import Tiling, streamed_slots
+from multigrain.kernels import dispatch as table
+from multigrain.kernels import fusion
 from multigrain.kernels.spec import Operand, Spec, Unsupported
+from multigrain.kernels.triton import scores as fused
+from multigrain.kernels.triton.launch import Tiling, streamed_slots
 from multigrain.reduce import Reduction
 from tests.kernels.problems import DTYPES, FUSED, MIXED, WEIGHTED, Problem, agree, constants, problems
 
@@ -38,11 +40,11 @@ TEMPERATURES = ((0.01, 0.01), (0.1, 0.05), (0.001, 0.01), (10.0, 0.1), (0.01, 10
 MASKS = ("none", "prefix", "holes")
 # Tiles of 16 x 16, and a new block of the backward pass every few items, so that there are many of each.
 SMALL = {
-    "fused_launch__TILINGS": {
+    "triton__launch__TILINGS": {
         (kernel, size): Tiling(16, 16, 16, 4, 2) for kernel in ("scores", "slopes") for size in (2, 4)
     },
-    "fused_launch__ROWS": 40,
-    "fused_launch__COLUMNS": {2: 24, 4: 24},
+    "triton__launch__ROWS": 40,
+    "triton__launch__COLUMNS": {2: 24, 4: 24},
 }
 
 

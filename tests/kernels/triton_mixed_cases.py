@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import multigrain as mg
-from multigrain.kernels import fused, ops, reference
-from multigrain.kernels.fused_launch import Tiling
+from multigrain.kernels import ops, reference
 from multigrain.kernels.spec import Operand, Spec, Unsupported
+from multigrain.kernels.triton import scores as fused
+from multigrain.kernels.triton.launch import Tiling
 from tests.kernels.problems import Problem, Side, agree, constants
 from tests.kernels.scorers import same
 from tests.kernels.triton_cases import DEVICE, SMALL, outcome, serving
@@ -20,7 +21,7 @@ from tests.strategies import randomise
 
 # Tiles of 16 x 16: even short items are streamed.
 SMALL = SMALL | {
-    "fused_mixed__TILINGS": {
+    "triton__mixed__TILINGS": {
         (kernel, size): Tiling(16, 16, 16, 4, 2) for kernel in ("levels", "mixed_slopes") for size in (2, 4)
     },
 }
@@ -90,7 +91,7 @@ def test_scores_and_all_gradients_equal_eager(shape, direction, masked, dtype):
 def test_an_item_that_ends_some_tiles_before_its_neighbour_equals_eager():
     drawn = problem((2, 2), (3, 52), {"query": 3, "candidate": 52}, "none")
     drawn.candidate.mask = torch.arange(52) < torch.tensor([[52], [36]])
-    with constants(fused_mixed__TILINGS=SMALL["fused_mixed__TILINGS"]):  # in one block
+    with constants(triton__mixed__TILINGS=SMALL["triton__mixed__TILINGS"]):  # in one block
         judge(drawn, False, torch.float32)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multigrain.models import load_clip
-from multigrain.models.clip_weights import build_clip
+from multigrain.models.clip.weights import build_clip
 from tests.models.clips import SIZES, saved, sizes, tiny_clip, torchscript
 
 

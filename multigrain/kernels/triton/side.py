@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..tokens import EPS
-from .spec import Operand
+from ...tokens import EPS
+from ..spec import Operand
 
 # fp16 tokens are brought to norms of about 2 ** BOOST, exactly: whatever is multiplied by 1 / norm stays in its range.
 BOOST = 8

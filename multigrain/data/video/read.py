@@ -25,15 +25,13 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from .. import checks
-from .video_decode import TOLERANCE, read_file, read_image
-from .video_file import VideoError, unreadable
+from ... import checks
+from .container import VideoError, unreadable
+from .decode import TOLERANCE, read_file, read_image
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-__all__ = ["BACKENDS", "STRATEGIES", "Sampling", "VideoError", "batch", "read_video", "sample"]
 
 STRATEGIES = ("uniform", "head", "random", "segment")
 BACKENDS = ("auto", "torchcodec", "pyav")

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .clip import MEAN
-from .state import OPENAI, check_state, read_state
+from ..state import OPENAI, check_state, read_state
+from ..towers import import_library
+from . import MEAN
 from .tokenizer import CLIP_VOCABULARY, HuggingFaceTokenizer, Tokenizer, tokenizer_for
-from .towers import import_library
 
 _POOL = "visual.attnpool.positional_embedding"  # of a ResNet
 _TEXT = {"context_length": 77, "vocab_size": CLIP_VOCABULARY, "width": 512, "heads": 8, "layers": 12}  # unless said

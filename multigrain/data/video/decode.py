@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .video_file import Opened, VideoError, open_video, pyav, unreadable
+from .container import Opened, VideoError, open_video, pyav, unreadable
 
 if TYPE_CHECKING:
     from av import VideoFrame

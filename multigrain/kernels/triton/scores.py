@@ -5,7 +5,7 @@ backward pass goes through blocks of pairs: a kernel computes their similarities
 them, in the dtype of the tokens, to a buffer; two matrix products of the device's library turn that into the
 gradients of both sides, accumulated in fp32. So nothing depends on the order in which programs run, and no tile
 needs an accumulator of its tokens' full width, for which there are no registers. With mixing matrices the forward
-pass goes through blocks too: fused_mixed.py.
+pass goes through blocks too: mixed.py.
 
 fp16 and bf16 tokens are multiplied as they are, with fp32 accumulation; norms divide the products, in fp32. fp32
 tokens are multiplied as three TF32 products, whose error is that of fp32. Without a CUDA device the kernels run on
@@ -17,10 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .fused_launch import Plan
-from .fused_mixed import MixedPlan
-from .fused_side import Part, Total
-from .spec import Gradients, Operand, Spec
+from ..spec import Gradients, Operand, Spec
+from .launch import Plan
+from .mixed import MixedPlan
+from .side import Part, Total
 
 
 def forward(query: Operand, candidate: Operand, spec: Spec) -> Tensor:

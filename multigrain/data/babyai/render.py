@@ -43,7 +43,7 @@ def render(views: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _draw(code: int) -> NDArray[np.uint64]:
     """[3, 8] one tile's lines, drawn by Minigrid."""
-    from .babyai_world import draw_tile
+    from .world import draw_tile
 
     agent, kind = divmod(code, _CODES)
     kind, state = divmod(kind, KINDS[2])

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .. import checks, files
-from .state import read_state
+from ... import checks, files
+from ..state import read_state
 
 _SIZES = ("text_config", "text_config_dict", "vision_config", "vision_config_dict", "projection_dim")
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from ..spec import Gradients, Operand, Spec
 from .layout import CandidatesInnermost, Layout, QueriesInnermost
 from .side import Block, Side
-from .spec import Gradients, Operand, Spec
 
 # Similarities of a block: enough that starting the threads of an operation costs little beside its work, few enough
 # that a block and its copies (4 MB each in fp32) stay in a shared cache.

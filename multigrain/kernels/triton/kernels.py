@@ -1,5 +1,5 @@
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
-"""The two kernels of the triton backend; triton_tile.py has their parts and the notation.
+"""The two kernels of the triton backend; tile.py has their parts and the notation.
 
 Both are given the tokens as they are, and which of them are real by an index: rows of tokens by item and slot,
 items longest first, real tokens first, -1 at padding. A program leaves out whatever lies behind its longest item.
@@ -10,19 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tile import (
-    FLOOR,
-    advance,
-    block,
-    col_part,
-    row_part,
-    row_score,
-    similarity,
-    slope,
-    token_rows,
-    value,
-    whole,
-)
+from .tile import FLOOR, advance, block, col_part, row_part, row_score, similarity, slope, token_rows, value, whole
 
 # Whatever changes from launch to launch: to specialise on it would compile the kernels again and again.
 VARYING = ("q_first", "q_end", "c_first", "c_end", "q_width", "c_width", "q_length", "c_length")

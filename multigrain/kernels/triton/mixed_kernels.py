@@ -3,7 +3,7 @@
 
 Attention by one similarity over another: with p = softmax(x) along the tokens of an item, and W its matrix,
     v = W x    y = sum p v    dy/dx = p (ln 2 (v - y)) + p W    dy/dW_kj = p_k x_j
-Notation as in triton_tile.py, with a token in the slot that it was given in: ROW is the level along the streamed
+Notation as in tile.py, with a token in the slot that it was given in: ROW is the level along the streamed
 tokens, one y for each held token; COL the converse, which is ROW of the transposed tile. Whatever is written for the
 outer level, and read of it, has these axes: [held items, streamed items, slots of one of them].
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_kernels import VARYING
-from .triton_tile import FLOOR, LN2, LOWEST, block, similarity, token_rows
+from .kernels import VARYING
+from .tile import FLOOR, LN2, LOWEST, block, similarity, token_rows
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def levels_kernel(
     row_y, row_norm: [held items, streamed items, q_length]: y of each held token, in similarities, 0 at padding; and
     the log2 of the sum of 2^x. col_y, col_norm: [held items, streamed items, c_length], of each streamed one. Slots
     behind a program's longest streamed item are left as they are.
-    q_mixing, c_mixing: [width, width] of either side. The rest is as for the scores, see triton_kernels.py.
+    q_mixing, c_mixing: [width, width] of either side. The rest is as for the scores, see kernels.py.
     """
     ROWS: tl.constexpr = ITEMS_Q * SLOTS_Q
     COLS: tl.constexpr = ITEMS_C * SLOTS_C

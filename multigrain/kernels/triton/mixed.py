@@ -3,7 +3,7 @@
 A kernel writes what the inner level comes to for a block of pairs, [held items, streamed items, tokens of one side]:
 by the length of the other side less than their similarities. The outer level and its gradient are ordinary operations
 on that. The backward pass computes the level again; a second kernel then goes from the gradient by it to those by
-the products of the tokens, which fused.py takes on, and by the inner matrices, of which every program writes a part.
+the products of the tokens, which scores.py takes on, and by the inner matrices, of which every program writes a part.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import fused_launch
-from .fused_launch import Plan, Tiling, kernels, launch, programs, room
-from .fused_side import Beside, Block, FusedSide, power_of_two
-from .spec import Operand, Spec
+from ..spec import Operand, Spec
+from . import launch as launching
+from .launch import Plan, Tiling, kernels, launch, programs, room
+from .side import Beside, Block, FusedSide, power_of_two
 
-# As in fused_launch.py, but a tile takes another shape of the same size where a streamed item is longer. Items of
+# As in launch.py, but a tile takes another shape of the same size where a streamed item is longer. Items of
 # more than 64 held or streamed tokens do leave registers of the slopes to memory: larger tiles do not fit.
 TILINGS = {
     ("levels", 2): Tiling(64, 128, 64, 8, 3),
@@ -68,7 +68,7 @@ class MixedPlan(Plan):
 
     def __init__(self, query: Operand, candidate: Operand, spec: Spec) -> None:
         super().__init__(query, candidate, spec)
-        self.kernels = kernels("triton_mixed")
+        self.kernels = kernels("mixed_kernels")
 
     def forward_blocks(self) -> Iterator[tuple[Block, Block]]:
         """All pairs of held and streamed blocks."""
@@ -81,8 +81,8 @@ class MixedPlan(Plan):
         tiling = TILINGS["mixed_slopes", element]
         levels = 4 * (self.row / streamed + self.col / held)  # by a pair of slots
         parts = max(held, streamed) ** 2 / (tiling.rows * tiling.cols)
-        columns = min(fused_launch.COLUMNS[element], int(ELEMENTS / fused_launch.ROWS / max(levels, parts)))
-        return list(self.held.blocks(fused_launch.ROWS)), list(self.streamed.blocks(columns))
+        columns = min(launching.COLUMNS[element], int(ELEMENTS / launching.ROWS / max(levels, parts)))
+        return list(self.held.blocks(launching.ROWS)), list(self.streamed.blocks(columns))
 
     def scores(self, out: Tensor, held: Block, streamed: Block) -> None:
         """Write the scores of two blocks to their places in `out` [held, streamed]."""

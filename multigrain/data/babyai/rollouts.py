@@ -31,11 +31,9 @@ try:
 except ImportError as error:
     raise ImportError('the BabyAI pairs need NumPy and Minigrid: pip install "multigrain[demo]"') from error
 
-from .babyai_cache import Shard, ShardId, Stream, load_shards, shards_for
-from .babyai_render import render
-from .pairs import Batch, cores, equal_ids
-
-__all__ = ["BabyAI", "Rollouts", "load", "render", "split_by_sentence"]
+from ..pairs import Batch, cores, equal_ids
+from .cache import Shard, ShardId, Stream, load_shards, shards_for
+from .render import render
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..tokens import EPS
-from .spec import Operand
+from ...tokens import EPS
+from ..spec import Operand
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .fused_side import Beside, Block, FusedSide, power_of_two
-from .spec import Operand, Spec, Unsupported
+from ..spec import Operand, Spec, Unsupported
+from .side import Beside, Block, FusedSide, power_of_two
 
 LOG2_E = 1.4426950408889634
 HELD = 128  # tokens of an item that a tile holds whole, at most
@@ -46,7 +46,7 @@ class Plan:
     """A call: its operands as a held and a streamed side (the query is held where it can be), and its constants."""
 
     def __init__(self, query: Operand, candidate: Operand, spec: Spec) -> None:
-        self.kernels = kernels("triton_kernels")
+        self.kernels = kernels("kernels")
         dtype = _dtype(query.x, candidate.x, self.kernels.INTERPRETED)
         sides = FusedSide(query, dtype), FusedSide(candidate, dtype)
         self.swapped = sides[0].longest > HELD

@@ -31,8 +31,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import files
-from .babyai_render import KINDS
+from ... import files
+from .render import KINDS
 
 Stream = Literal["many", "one"]
 
@@ -174,7 +174,7 @@ def write_shard(path: Path, shard: Shard) -> None:
 
 def make_shard(shard: ShardId, seed: int) -> Shard:
     """Roll out the shard's own seeds, in order, until `SHARD` of them gave a pair."""
-    from .babyai_world import Skipped, rollout, time_limit
+    from .world import Skipped, rollout, time_limit
 
     room = _room(shard.stream)
     # Seeds of any size are welcome to the generator, so streams and shards get ranges that cannot meet.
@@ -198,7 +198,7 @@ def make_shard(shard: ShardId, seed: int) -> Shard:
 
 @functools.cache
 def _room(stream: Stream) -> Any:
-    from .babyai_world import ColouredRoom
+    from .world import ColouredRoom
 
     return ColouredRoom(stream)
 
@@ -231,7 +231,7 @@ def _context() -> BaseContext:
     """Fork on Linux: workers inherit the imported world, and a script needs no ``__main__`` guard."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")  # forking is unsafe on macOS and absent on Windows
-    importlib.import_module(".babyai_world", __package__)
+    importlib.import_module(".world", __package__)
     return multiprocessing.get_context("fork")
 
 

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..towers import checked_sentences, normalized_pixels
 from .tokenizer import Tokenizer
-from .towers import checked_sentences, normalized_pixels
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from .. import files
-from .towers import import_library
+from ... import files
+from ..towers import import_library
 
 CLIP_VOCABULARY = 49408
 _FILES = ("tokenizer.json", "vocab.json")

@@ -1,0 +1,1 @@
+"""The closed form in blocks of matrix products, on any device."""
