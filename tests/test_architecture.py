@@ -54,7 +54,8 @@ HEAVY = {"triton", "timm", "torchvision", "minigrid", "matplotlib", "transformer
 # The inventory of public names is the docs' own, a link to the API's pages: - [`Name`][multigrain.Name]: one sentence;
 # or, by its module, - [`losses.Name`][multigrain.losses.Name]: one sentence.
 INVENTORY = ROOT / "docs/api/index.md"
-LISTED = re.findall(r"^- \[`([\w.]+)`\](?:\[multigrain\.\1\]|\(\w+\.md\)): \S.*\.$", INVENTORY.read_text(), re.MULTILINE)
+LINE = re.compile(r"^- \[`([\w.]+)`\](?:\[multigrain\.\1\]|\(\w+\.md\)): \S.*\.$", re.MULTILINE)
+LISTED: list[str] = LINE.findall(INVENTORY.read_text())
 PUBLIC = sorted(name for name in LISTED if "." not in name)
 
 
