@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Never, TypeAlias, cast, overload
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -80,6 +81,13 @@ class Tokens:
         """The dtype of the features as given."""
         return self.features.dtype
 
+    @property
+    def real_mask(self) -> Bool[Tensor, "b l"]:
+        """The mask, all True where none was given."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.batch_size, self.length, dtype=torch.bool, device=self.device)
+
     def __len__(self) -> int:
         return self.batch_size
 
@@ -103,7 +111,9 @@ class Tokens:
 
     def tokenwise(self) -> Tokens:
         """The same tokens as [B, L, D], L = 1 for a coarse feature."""
-        return Tokens(self.features.unsqueeze(1), self.mask, unit=self.unit) if self.features.ndim == 2 else self
+        if self.features.ndim == 3:
+            return self
+        return Tokens(rearrange(self.features, "b d -> b 1 d"), self.mask, unit=self.unit)
 
     def filled(self) -> Float[Tensor, "b l d"]:
         """The features [B, L, D] at their own length in fp32 (fp64 stays), padded slots zero.
@@ -112,7 +122,7 @@ class Tokens:
         """
         x = self.tokenwise().features
         if self.mask is not None:
-            x = torch.where(self.mask.unsqueeze(-1), x, 0.0)
+            x = torch.where(rearrange(self.mask, "b l -> b l 1"), x, 0.0)
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def normalized(self) -> Tokens:
@@ -126,7 +136,7 @@ class Tokens:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if not (checks.readable(norm) and norm.isfinite().all()):
             # Long vectors in units of their largest element: fp32 does not hold their squares.
-            largest = x.detach().abs().amax(-1, keepdim=True)
+            largest = reduce(x.detach().abs(), "b l d -> b l 1", "max")
             x = x / torch.where(norm.isinf() & largest.isfinite(), largest, 1.0)
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return Tokens(torch.where(norm <= EPS, 0.0, x / norm.clamp_min(EPS)), self.mask, unit=True)
@@ -351,13 +361,7 @@ def _cat(parts: list[Tokens]) -> Tokens:
     if all(part.mask is None and part.length == length for part in parts):
         return Tokens(torch.cat([part.features for part in parts]), unit=unit)
     features = torch.cat([_pad(part.tokenwise().features, length) for part in parts])
-    return Tokens(features, torch.cat([_pad(_mask(part), length) for part in parts]), unit=unit)
-
-
-def _mask(tokens: Tokens) -> Tensor:
-    if tokens.mask is not None:
-        return tokens.mask
-    return torch.ones(tokens.batch_size, tokens.length, dtype=torch.bool, device=tokens.device)
+    return Tokens(features, torch.cat([_pad(part.real_mask, length) for part in parts]), unit=unit)
 
 
 def _pad(x: Tensor, length: int) -> Tensor:
@@ -380,7 +384,7 @@ def _check_batch(grains: dict[str, Tokens]) -> None:
 
 def unit_vectors(x: Tensor) -> Tensor:
     """Scale the vectors along the last axis to length 1; zeros stay zeros."""
-    return Tokens(x.reshape(-1, x.shape[-1])).normalized().features.view(x.shape)
+    return Tokens(rearrange(x, "... d -> (...) d")).normalized().features.view(x.shape)
 
 
 def check_finite(name: str, tokens: Tokens) -> None:
