@@ -173,7 +173,7 @@ class OwnPartialCriterion(mg.PartialCriterion):
 
 
 class OwnWholeBatchLoss(mg.WholeBatchLoss):
-    def whole(self, text: mg.Features, video: mg.Features, ids: object) -> Tensor:
+    def compute(self, text: mg.Features, video: mg.Features, ids: object) -> Tensor:
         return COARSE(text, video).mean()
 
 
