@@ -159,7 +159,7 @@ def _parser() -> _Parser:
         metavar="CORRECTION",
         help=f"{', '.join(TRANSDUCTIVE)}: correct the scores by those of the other queries, each direction by its own "
         "(transductive: it needs the whole test at once), into OUT/CORRECTION. QB-Norm, which needs a bank of training "
-        "queries instead, is multigrain.dynamic_inverted_softmax",
+        "queries instead, is multigrain.hubness.dynamic_inverted_softmax",
     )
     extract = command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
     _extract_options(extract)

@@ -105,7 +105,7 @@ class Matching(Loss):
         TypeError: a scorer without `pairs`.
 
     Example:
-        >>> loss = Matching(mg.CrossEncoder(16, depth=1, heads=2), "hard", ranker=mg.VideoSentence())
+        >>> loss = Matching(mg.cross_encoder.CrossEncoder(16, depth=1, heads=2), "hard", ranker=mg.VideoSentence())
         >>> text = mg.Features(sentence=torch.randn(4, 16), word=torch.randn(4, 7, 16))
         >>> video = mg.Features(video=torch.randn(4, 16), frame=torch.randn(4, 3, 16))
         >>> loss(text, video).shape

@@ -185,7 +185,7 @@ def test_each_direction_is_ranked_by_its_own_scorer(tmp_path: Path):
     assert whole.reverse is not None and torch.equal(whole.reverse, found.reverse)
     corrected = training.corrected(both, "dual_softmax")
     assert corrected.reverse is not None
-    assert torch.allclose(corrected.reverse, mg.dual_softmax(both.reverse.T).T)
+    assert torch.allclose(corrected.reverse, mg.hubness.dual_softmax(both.reverse.T).T)
 
 
 def test_a_reranker_orders_the_best(tmp_path: Path):
