@@ -55,7 +55,7 @@ class Evaluation:
     reverse: Float[Tensor, "t v"] | None = None
     reranked: bool = False
 
-    def whole(self) -> Evaluation:
+    def gathered(self) -> Evaluation:
         """With the texts of all ranks, in their order, and the scores for "all" alone. Collective.
 
         It exchanges matrices: for what shows a small collection.
