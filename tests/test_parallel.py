@@ -155,7 +155,7 @@ def evaluated(rank: int, size: int, state: Any, out: Path) -> list[tuple[Evaluat
     for protocol in PROTOCOLS:
         own = None if protocol == "diagonal" else targets
         found.append(training.evaluate_features(text[: 60 if own is not None else 21], video, scorer, own, protocol))
-    return [(part, part.whole()) for part in found]
+    return [(part, part.gathered()) for part in found]
 
 
 def write(out: Path, found: Evaluation) -> None:

@@ -135,7 +135,7 @@ def test_a_correction_of_hubness_serves_each_direction_on_its_own_axis(model: XC
     assert found.reverse is not None
     assert torch.equal(found.reverse, correct(plain.scores["all"].T).T)
     assert (plain.hubness, found.hubness) == (None, name)
-    assert torch.equal(found.whole().scores["all"], found.scores["all"])
+    assert torch.equal(found.gathered().scores["all"], found.scores["all"])
     with pytest.raises(ValueError, match="evaluation: expected one without a correction"):
         training.corrected(found, name, protocol)
     with pytest.raises(ValueError, match="hubness: expected one of dual_softmax, inverted_softmax, sinkhorn"):

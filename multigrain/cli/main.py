@@ -122,6 +122,7 @@ def _parser() -> _Parser:
     )
     demo.add_argument("--quick", action="store_true", help="much smaller, about a minute; much worse figures")
     demo.add_argument("--seed", type=_natural, default=0, help="of the worlds, the split and the training (default 0)")
+    demo.set_defaults(config="demo", trust=[])
     _prepare_options(command("prepare", "a manifest from a data set's annotation files", _PREPARE))
     train = command("train", "train a model from a config", f"Train from a YAML config. {_OVERRIDES}")
     evaluate = command(

@@ -181,7 +181,7 @@ def test_each_direction_is_ranked_by_its_own_scorer(tmp_path: Path):
     torch.testing.assert_close(both.reverse, model.recipe.reverse(text, video).detach(), atol=1e-5, rtol=0)
     t2v, v2t = (mg.retrieval_metrics(scores) for scores in (both.scores["all"], both.reverse))
     assert (both.metrics["all"]["t2v"], both.metrics["all"]["v2t"]) == (t2v["t2v"], v2t["v2t"])
-    whole = found.whole()
+    whole = found.gathered()
     assert whole.reverse is not None and torch.equal(whole.reverse, found.reverse)
     corrected = training.corrected(both, "dual_softmax")
     assert corrected.reverse is not None
