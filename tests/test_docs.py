@@ -28,8 +28,8 @@ from multigrain.models.config import mixing_grains
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-CORE = ["aggregators", "cross_encoder", "explain", "grains", "heads", "hubness", "losses", "metrics", "recipes", "reduce"]
-CORE += ["scorer", "scoring", "similarity", "tokens"]
+CORE = ["aggregators", "cross_encoder", "explain", "grains", "heads", "hubness", "losses", "metrics", "recipes"]
+CORE += ["reduce", "scorer", "scoring", "similarity", "tokens"]
 LEAVES = ["models", "recipes", "training", "viz"]  # with an `__all__`
 PARTNERS = ["clip4clip", "open_clip", "pytorch_metric_learning", "sentence_transformers", "transformers"]
 

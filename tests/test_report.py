@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from multigrain.cli import main
 from multigrain.evaluation import tables
 from multigrain.evaluation.scores import metrics_by_grain
 from multigrain.report import examples
-from multigrain.report.content import Chart, Example, Hit, Hub, Hubs, Query, Report
+from multigrain.report.content import Chart, Example, Hit, Hub, Hubs, Page, Query
 from multigrain.report.hubs import distribution, hubness
 from multigrain.report.images import strip
 from multigrain.report.page import render
@@ -36,7 +38,7 @@ from tests.test_viz import features
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 PNG = strip(np.zeros((1, 8, 8, 3), np.uint8))
-EVIL = '</script><script>alert("x")</script> & $title ${style} <!--'
+EVIL = '</script><script>alert("x")</script> & {{ page.title }} {% endif %} <!--'
 
 
 def test_page_escapes_text() -> None:
@@ -44,22 +46,28 @@ def test_page_escapes_text() -> None:
     chart = Chart(EVIL, [(EVIL, 3)], EVIL)
     example = Example(EVIL, 1, [Hit(PNG, EVIL, 0.5, 1, False)], [(PNG, EVIL)])
     hubs = Hubs(EVIL, chart, [Hub(PNG, EVIL, 3)])
-    report = Report(
-        EVIL, EVIL, [EVIL], [row], EVIL, [chart], [(PNG, EVIL)], {EVIL: (EVIL,) * 3}, EVIL, {EVIL: [example]},
+    page = Page(
+        EVIL, EVIL, [EVIL], [row], EVIL, [chart], [(PNG, EVIL)], [row], EVIL, {EVIL: [example]},
         hubs, [Query(EVIL, 1, 0, [(0, 0.5)])], [EVIL], (PNG, EVIL), {EVIL: EVIL}, EVIL,
     )  # fmt: skip
-    text = render(report)
-    page = assert_self_contained(text)
-    assert page.scripts == 2
+    text = render(page)
+    parsed = assert_self_contained(text)
+    assert parsed.scripts == 2
     assert text.count("&lt;script&gt;") >= 20
     assert "<!--" not in text
-    assert "$title" in text  # nothing is substituted twice
+    assert "{{ page.title }}" in text  # nothing is substituted twice
     [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
     assert json.loads(data) == {"queries": [[EVIL, 1, 0, [[0, 0.5]]]], "videos": [EVIL]}
 
 
+def test_without_jinja2_the_error_says_what_to_install() -> None:
+    code = "import sys; sys.modules['jinja2'] = None; import multigrain.report.page"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith('ImportError: pages need Jinja2: pip install "multigrain[cli]"\n')
+
+
 def test_what_is_empty_has_no_heading() -> None:
-    text = render(Report("t", "v"))
+    text = render(Page("t", "v"))
     assert '<meta name="viewport" content="width=device-width' in text
     assert "<h2" not in text
     assert assert_self_contained(text).scripts == 0

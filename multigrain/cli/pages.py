@@ -12,7 +12,7 @@ from ..data.pairs import Pairs
 from ..evaluation import Evaluation, tables
 from ..evaluation.results import environment as environment_of
 from ..report import examples
-from ..report.content import Report
+from ..report.content import Page
 from ..report.images import figure_png
 from ..report.page import render
 from ..report.subject import Subject, of_features, of_pairs
@@ -148,9 +148,9 @@ def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def _write(page: Path, report: Report) -> Path:
-    files.write_text(files.open_folder(page.parent, "--report") / page.name, render(report))
-    return page
+def _write(path: Path, page: Page) -> Path:
+    files.write_text(files.open_folder(path.parent, "--report") / path.name, render(page))
+    return path
 
 
 def _settings(run: Run, model: XCLIP, data: BabyAI) -> dict[str, str]:

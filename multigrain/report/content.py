@@ -1,4 +1,4 @@
-"""What a page shows, as data. All texts are plain; `page.render` escapes them."""
+"""The contents of a page, as data. All texts are plain; `page.render` escapes them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Query:
     rank: int
     """of its own video"""
     own: int
-    """which that is, among `Report.videos`"""
+    """which that is, among `Page.videos`"""
     found: Sequence[tuple[int, float]]
     """the first videos, each with its score"""
 
@@ -77,7 +77,7 @@ class Hubs:
 
 
 @dataclass(frozen=True)
-class Report:
+class Page:
     """A page; what is empty is left out, with its heading."""
 
     title: str
@@ -89,8 +89,8 @@ class Report:
     charts: Sequence[Chart] = ()
     similarity: Sequence[tuple[bytes, str]] = ()
     """pictures, each with its caption"""
-    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """of one pair: each grain's score, its weight and what it adds, then the total"""
+    parts: Sequence[tables.Row] = ()
+    """each grain's score, its weight and what it adds, then the total, where the page is about one pair"""
     examples_note: str = ""
     examples: Mapping[str, Sequence[Example]] = field(default_factory=dict[str, Sequence[Example]])
     """by the heading of their group"""

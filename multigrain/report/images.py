@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,17 +51,14 @@ def strip(frames: NDArray[np.uint8]) -> bytes:
     return _webp(_side_by_side([Image.fromarray(frame).resize(size) for frame in chosen]), 60)
 
 
-def tag(image: bytes, kind: str, text: str, wide: bool = False) -> str:
-    """An `img` with the picture inside; a wide one keeps its size, however narrow the page is."""
+def data_url(image: bytes) -> str:
+    """Return a PNG or WebP picture as an address that holds it."""
     mime = "png" if image.startswith(b"\x89PNG") else "webp"
-    data = base64.b64encode(image).decode()
-    found = f'<img class="{kind}" loading="lazy" alt="{escape(text)}" src="data:image/{mime};base64,{data}">'
-    # No style of its own, which the policy of the page would not apply: something empty holds the place open.
-    return f'<div class="wide"><svg width="{_width(image)}" height="0"></svg>{found}</div>' if wide else found
+    return f"data:image/{mime};base64,{base64.b64encode(image).decode()}"
 
 
-def _width(image: bytes) -> int:
-    """Pixels of a page that a figure takes for its text to be read."""
+def shown_width(image: bytes) -> int:
+    """Return how many pixels of a page a figure takes for its text to be read."""
     from PIL import Image
 
     with Image.open(io.BytesIO(image)) as picture:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from .. import files, viz
 from ..checks import printable
+from ..evaluation.tables import Row
 from ..models.encoding import encode_pair
 from ..viz.matrix import signed
 from ..viz.pair import Pair, look, rounded
-from .content import Report
+from .content import Page
 from .images import figure_png
 from .page import render
 
@@ -61,19 +62,19 @@ class PairPage:
         draw = partial(viz.explain_features, model.scorer, text, features, words, frames)
         return cls(sentence, what, pair, draw)
 
-    def rows(self) -> dict[str, tuple[str, str, str]]:
-        """Of each grain its score, its weight and what it adds, and the total; the last column adds up."""
+    def rows(self) -> list[Row]:
+        """Return a row for each grain, with its score, its weight and what it adds, then the total of what they add."""
         added, total = rounded(self.pair.added)
-        rows = {
-            name: (f"{part.score:.3f}", f"{part.share:.3f}", f"{added[name]:.3f}")
+        rows = [
+            Row(name, [f"{part.score:.3f}", f"{part.share:.3f}", f"{added[name]:.3f}"], "grain")
             for name, part in self.pair.parts.items()
-        }
-        return {**rows, "together": ("", "", f"{total:.3f}")}
+        ]
+        return [*rows, Row("together", ["", "", f"{total:.3f}"], "all")]
 
     def table(self) -> str:
         """The rows and the notes, for a terminal."""
         lines = [f"{'grain':20}{'score':>8}  x{'weight':>8}  ={'part':>8}"]
-        lines += [f"{printable(name):20}{a:>8}   {b:>8}   {c:>8}" for name, (a, b, c) in self.rows().items()]
+        lines += [f"{printable(name):20}{a:>8}   {b:>8}   {c:>8}" for name, (a, b, c), _ in self.rows()]
         return "\n".join([*lines, *map(printable, self.pair.notes)])
 
     def write(self, path: Path) -> Path:
@@ -83,11 +84,11 @@ class PairPage:
         if path.suffix.lower() != ".html":
             files.write_bytes(path, figure_png(self.draw(self.sentence, score)))
             return path
-        report = Report(
+        page = Page(
             title=f"“{self.sentence}”",
             verdict=f"S{score[1:]}",
             similarity=[(figure_png(self.draw("", "")), _HOW)],  # the page says both, and the picture its notes
             parts=self.rows(),
         )
-        files.write_text(path, render(report))
+        files.write_text(path, render(page))
         return path

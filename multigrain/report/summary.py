@@ -9,7 +9,7 @@ from ..evaluation import tables
 from ..metrics import RetrievalMetrics, ranks, ranks_of_videos
 from ..training import Evaluation
 from . import examples
-from .content import Chart, Hub, Hubs, Report
+from .content import Chart, Hub, Hubs, Page
 from .hubs import FIRST, distribution, hubness
 from .images import strip
 from .subject import Subject
@@ -32,15 +32,15 @@ _CORRECTED = "The scores were corrected by {} (transductive: by those of the oth
 _NO_MAPS = "There are no heat maps: no words and frames whose similarities would add up to these scores."
 
 
-def summarize(subject: Subject, evaluation: Evaluation, lead: Sequence[str] = (), **more: Any) -> Report:
-    """The page of an evaluation, with more of what a `Report` has."""
+def summarize(subject: Subject, evaluation: Evaluation, lead: Sequence[str] = (), **more: Any) -> Page:
+    """The page of an evaluation, with more of what a `Page` has."""
     metrics, videos = evaluation.metrics, len(subject.videos)
     rows = tables.rows(metrics, videos)
     note = _TABLE + _GRAINS * (len(metrics) > 2) + _CHANCE * any(row.kind == "chance" for row in rows)
     said = [_CORRECTED.format(evaluation.hubness)] if evaluation.hubness else []
     said += [_NO_MAPS] if subject.picture is None else []
     listed = examples.queries(subject, LISTED)
-    return Report(
+    return Page(
         verdict=_verdict(evaluation, len(subject.texts), videos),
         lead=[*lead, *said],
         rows=rows,
