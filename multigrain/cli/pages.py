@@ -15,7 +15,7 @@ from ..report import examples
 from ..report.content import Page
 from ..report.images import figure_png
 from ..report.page import render
-from ..report.subject import Subject, of_features, of_pairs
+from ..report.scored_pairs import ScoredPairs, of_features, of_pairs
 from ..report.summary import summarize
 from ..scorer import MultiGrain, grains_of
 from ..tokens import Features
@@ -116,7 +116,7 @@ def write_features_page(
     return _write(page, report)
 
 
-def pair(subject: Subject, text: int, video: int) -> Figure:
+def pair(subject: ScoredPairs, text: int, video: int) -> Figure:
     """The picture of one text against one video, with its rank."""
     scores = subject.scores[text]
     rank = 1 + int((scores > scores[video]).sum())
