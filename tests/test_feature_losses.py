@@ -323,7 +323,9 @@ def test_distillation_leaves_out_pairs_of_minus_infinity(kind, out):
     dropped = [Given(x.scores.detach()[:1, [0, 2, 3]]) for x in (student, teacher)]
     rest = [Given(x.scores.detach()[1:]) for x in (student, teacher)]
     if kind == "kl":  # a correlation counts a share of 0 too
-        parts = [mg.losses.Distillation(*x, kind, 4.0, direction="query").compute(*features, None) for x in (dropped, rest)]
+        parts = [
+            mg.losses.Distillation(*x, kind, 4.0, direction="query").compute(*features, None) for x in (dropped, rest)
+        ]
         close(loss, (parts[0] + 2 * parts[1]) / 3, 1e-9)
     assert loss.isfinite() and student.scores.grad.isfinite().all()
     student.scores.data[2, 3] = torch.nan
