@@ -108,7 +108,7 @@ def _evaluate_test(run: Run, model: XCLIP, options: argparse.Namespace) -> None:
     data = runs.load(run, ["test"])
     evaluation = runs.evaluate(run, model, data.test, options.hubness)
     # The demo's page explains scores by grains, which corrected ones and those of recipes are not.
-    explained = options.hubness is None and model.recipe is None
+    explained = options.hubness is None and not model.recipe.name
     if isinstance(run.config.data, training.BabyAIConfig) and explained:
         page = Path(options.report) if options.report else None
         _print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation, page)}")
@@ -184,7 +184,7 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: P
     scorer = ModelConfig().scorer()
     if options.model is not None:
         model = runs.load_model(options.model, options.architecture, options.trust).cpu()
-        scorer = model.scorer if model.recipe is None else model.recipe
+        scorer = model.recipe if model.recipe.name else model.scorer
         if options.hubness is not None:
             training.check_hubness(options.hubness, scorer)
     if is_rank_zero():

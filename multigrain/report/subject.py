@@ -63,7 +63,7 @@ def of_pairs(evaluation: Evaluation, pairs: Pairs, model: XCLIP, max_frames: int
 
     texts = [pairs.sentences[row] for row in evaluation.texts]
     # A picture explains a score by grains, which corrected ones and those of recipes are not.
-    explained = evaluation.hubness is None and model.recipe is None
+    explained = evaluation.hubness is None and not model.recipe.name
     return Subject(*_scored(evaluation), texts, _video_names(evaluation, pairs), frames, picture if explained else None)
 
 
