@@ -26,7 +26,7 @@ class Momentum:
     """
 
     def __init__(self, model: XCLIP) -> None:
-        assert model.recipe is not None and model.recipe.momentum is not None
+        assert model.recipe.momentum is not None
         self.decay = model.recipe.momentum
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.queues = model.recipe.queues()
@@ -59,4 +59,4 @@ class Momentum:
 
 def momentum_of(model: XCLIP) -> Momentum | None:
     """Momentum encoders as the model is now, if its recipe wants them."""
-    return None if model.recipe is None or model.recipe.momentum is None else Momentum(model)
+    return None if model.recipe.momentum is None else Momentum(model)
