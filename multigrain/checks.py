@@ -124,7 +124,14 @@ def number(name: str, value: float, least: float = -LARGEST, most: float = LARGE
     return float(value)
 
 
-class NotFinite(ValueError):
+class BadEntry(ValueError):
+    """An entry of a matrix that may not be there, in this row and column."""
+
+    row: int
+    column: int
+
+
+class NotFinite(BadEntry):
     """Scores of which no loss is finite."""
 
 
@@ -276,7 +283,7 @@ def first_bad(
     good: Tensor,
     first_row: int = 0,
     columns: Tensor | None = None,
-    error: type[ValueError] = ValueError,
+    kind: type[BadEntry] = BadEntry,
 ) -> None:
     """That all values of a matrix are good, or an error that names the first other one, its row and its column."""
     present(name, value)
@@ -285,7 +292,9 @@ def first_bad(
         place = column if columns is None else int(columns[row, column])
         got = float(value[row, column])
         got = "NaN" if math.isnan(got) else f"{got:g}"
-        raise error(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
+        error = kind(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
+        error.row, error.column = first_row + row, place
+        raise error
 
 
 def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scores") -> None:
@@ -305,7 +314,7 @@ def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scor
         f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)",
         x,
         good,
-        error=NotFinite,
+        kind=NotFinite,
     )
 
 
