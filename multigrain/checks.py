@@ -25,18 +25,6 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def features(name: str, value: object) -> Tensor:
-    """A floating tensor [B, D] or [B, L, D] without an empty axis, or an error that names it."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor [B, D] or [B, L, D], got {type(value).__name__}")
-    floating(name, value, "features")
-    if value.ndim not in (2, 3):
-        raise ValueError(f"{name}: expected features of shape [B, D] or [B, L, D], got {shape(value)}")
-    if 0 in value.shape:
-        raise ValueError(f"{name}: expected at least one item, token and channel, got {shape(value)} (empty)")
-    return value
-
-
 def floating(name: str, value: Tensor, what: str) -> None:
     """A dense tensor of numbers to compute with, or an error."""
     dense(name, value)
@@ -48,21 +36,6 @@ def present(name: str, value: Tensor) -> None:
     """A tensor that has values."""
     if value.is_meta:
         raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
-
-
-def mask(name: str, value: object, values: Tensor) -> Tensor:
-    """A bool mask [B, L] (True = a real token) on the device of features [B, L, D], or an error."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} mask: expected a bool tensor or None, got {type(value).__name__}")
-    dense(f"{name} mask", value)
-    expected = (values.shape[0], 1 if values.ndim == 2 else values.shape[1])
-    if value.shape != expected:
-        raise ValueError(f"{name} mask: expected shape {list(expected)}, got {shape(value)}")
-    if value.dtype != torch.bool:
-        raise TypeError(f"{name} mask: expected dtype torch.bool (True = a real token), got {value.dtype}")
-    if value.device != values.device:
-        raise ValueError(f"{name} mask: expected device {values.device} as its features, got {value.device}")
-    return value
 
 
 def no_grain(target: str, names: Sequence[str], source: str) -> None:
