@@ -427,10 +427,10 @@ def test_token_weighted_says_what_does_not_fit():
 
 def test_a_loss_carries_given_weights_along():
     """Only the grains that a scorer reads travel between ranks; weights are among them."""
-    from multigrain.losses.retrieval import _scored
+    from multigrain.losses.batch import select_read
 
     scorer = mg.MultiGrain(mg.Grain("word", "frame", mg.TokenWeighted(query_weights="idf")))
     text = mg.Features(word=torch.randn(2, 3, 4), idf=torch.rand(2, 3, 1), other=torch.randn(2, 4))
-    kept, _ = _scored(scorer, text, mg.Features(frame=torch.randn(2, 2, 4)))
+    kept, _ = select_read(scorer.reads, text, mg.Features(frame=torch.randn(2, 2, 4)))
     assert kept.names == ("word", "idf")
     assert mg.RetrievalLoss(scorer, mg.InfoNCE())(text, mg.Features(frame=torch.randn(2, 2, 4))).isfinite()

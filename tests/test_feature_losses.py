@@ -324,10 +324,10 @@ def test_distillation_leaves_out_pairs_of_minus_infinity(kind, out):
     rest = [Given(x.scores.detach()[1:]) for x in (student, teacher)]
     if kind == "kl":  # a correlation counts a share of 0 too
         parts = [
-            mg.losses.Distillation(*x, kind, 4.0, direction="query").whole(*features, None) for x in (dropped, rest)
+            mg.losses.Distillation(*x, kind, 4.0, direction="query").compute(*features, None) for x in (dropped, rest)
         ]
         close(loss, (parts[0] + 2 * parts[1]) / 3, 1e-9)
     assert loss.isfinite() and student.scores.grad.isfinite().all()
     student.scores.data[2, 3] = torch.nan
     with pytest.raises(ValueError, match=r"scores of student: .* got NaN at row 2, column 3"):
-        mg.losses.Distillation(student, teacher, kind).whole(*features, None)
+        mg.losses.Distillation(student, teacher, kind).compute(*features, None)

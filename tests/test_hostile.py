@@ -174,7 +174,7 @@ class OwnPartialCriterion(mg.losses.PartialCriterion):
 
 
 class OwnWholeBatchLoss(mg.losses.WholeBatchLoss):
-    def whole(self, text: mg.Features, video: mg.Features, ids: object) -> Tensor:
+    def compute(self, text: mg.Features, video: mg.Features, ids: object) -> Tensor:
         return COARSE(text, video).mean()
 
 

@@ -536,6 +536,7 @@ def test_a_rank_that_stops_answering_is_named(tmp_path: Path, stopped: int):
 import os, signal, sys, torch
 from multigrain import cli
 from multigrain.cli import commands
+from multigrain.distributed.collectives import all_gather_object
 from multigrain.training import parallel
 
 def run(options, overrides):

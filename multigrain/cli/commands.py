@@ -102,7 +102,7 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
             data = runs.load(run, ["test"])
             evaluation = runs.evaluate(run, model, data.test, options.hubness)
             # Pictures explain scores by grains, which corrected ones and those of recipes are not.
-            explained = options.hubness is None and model.recipe is None
+            explained = options.hubness is None and not model.recipe.name
             pictured = explained and isinstance(run.config.data, training.BabyAIConfig)
             page = Path(options.report or run.results / "index.html")
             runs.report(run, model, data, evaluation, page if pictured or options.report is not None else None)
@@ -162,7 +162,7 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: P
     scorer = ModelConfig().scorer()
     if options.model is not None:
         model = _model(options).cpu()
-        scorer = model.scorer if model.recipe is None else model.recipe
+        scorer = model.recipe if model.recipe.name else model.scorer
         if options.hubness is not None:
             training.check_hubness(options.hubness, scorer)
     if is_rank_zero():

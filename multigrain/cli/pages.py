@@ -13,10 +13,10 @@ from ..data.pairs import Data
 from ..evaluation import Evaluation, tables
 from ..evaluation.results import environment as environment_of
 from ..report import examples
-from ..report.content import Report
+from ..report.content import Page
 from ..report.images import figure_png
 from ..report.page import render
-from ..report.subject import Subject, of_features, of_pairs
+from ..report.scored_pairs import ScoredPairs, of_features, of_pairs
 from ..report.summary import summarize
 from ..scorer import MultiGrain, grains_of
 from ..tokens import Features
@@ -80,7 +80,7 @@ def write_page(run: Run, model: XCLIP, data: Data, evaluation: Evaluation, page:
     _write(page, report)
 
 
-def _pictures(subject: Subject, model: XCLIP, test: Rollouts, max_frames: int) -> list[tuple[bytes, str]]:
+def _pictures(subject: ScoredPairs, model: XCLIP, test: Rollouts, max_frames: int) -> list[tuple[bytes, str]]:
     """Draw the sentence that is clearest, with its own video and with the runner-up; a caption for each picture."""
     lengths = test.lengths.clip(max=max_frames).tolist()
     sizes = [(len(model.text.words(s)), n) for s, n in zip(subject.texts, lengths, strict=True)]
@@ -109,7 +109,7 @@ def write_features_page(
     _write(page, report)
 
 
-def pair(subject: Subject, text: int, video: int) -> Figure:
+def pair(subject: ScoredPairs, text: int, video: int) -> Figure:
     """Draw one text against one video, with its rank."""
     scores = subject.scores[text]
     rank = 1 + int((scores > scores[video]).sum())
@@ -141,7 +141,7 @@ def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def _write(page: Path, report: Report) -> None:
+def _write(page: Path, report: Page) -> None:
     files.write_text(files.open_folder(page.parent, "--report") / page.name, render(report))
 
 

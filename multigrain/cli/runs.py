@@ -183,7 +183,7 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
                 f"model: expected the grains of the training, since grains have parameters; got others; {_AS_TRAINED}"
             )
         print(f"multigrain: scored by other grains or aggregators than in training; {_AS_TRAINED}", file=sys.stderr)
-        model.scorer, results = scorer, files.open_folder(run.out / "rescored")
+        model.recipe.scorer, results = scorer, files.open_folder(run.out / "rescored")
     config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers, device=asked.device)
     restored = dataclasses.replace(run, config=config, results=results)
     restored.count_training()

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import checks
 from ..data.video import Sampling, VideoError, batch, read_video
 from ..data.video.files import Location, list_videos
-from ..scoring import Progress
+from ..scoring import ProgressCallback
 from ..tokens import Features, check_finite
 from .protocol import Encoder, check_encoded, check_encoder, device_of, evaluating, words_of
 
@@ -40,7 +40,7 @@ def encode_videos(
     sampling: Sampling | None = None,
     batch_size: int = 16,
     workers: int = 2,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Features:
     """Features of videos, in their order, from the model in eval mode, on its device, without a graph.
 
@@ -183,7 +183,7 @@ def check_sampling(model: Encoder, sampling: Sampling | None, batch_size: int, w
     return sampling
 
 
-def ticks(progress: Progress | None, done: int, total: int) -> Callable[[], None]:
+def ticks(progress: ProgressCallback | None, done: int, total: int) -> Callable[[], None]:
     """Make a function that reports one more each time; at once those done before are reported."""
     count = itertools.count(done)
 

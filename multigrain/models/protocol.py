@@ -48,8 +48,10 @@ class Encoder(Protocol):
       and the row of each frame.
     """
 
-    scorer: nn.Module
-    """Features x Features -> scores [texts, videos], such as MultiGrain."""
+    @property
+    def scorer(self) -> nn.Module:
+        """Features x Features -> scores [texts, videos], such as MultiGrain."""
+        ...
 
     @property
     def frame_size(self) -> int:
