@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from ..data.pairs import Batch, Pairs, loading
 from ..models.protocol import Encoder, check_encoded, check_encoder, device_of, evaluating, takes_index
+from ..scoring import ProgressCallback
 from ..tokens import Features
-
-Count = Callable[[int, int], None]
 
 
 class Unreadable(ValueError):
@@ -34,7 +33,7 @@ def encode(
     indices: Sequence[int] | None = None,
     max_frames: int = 12,
     batch_size: int = 100,
-    progress: Count | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[Features, Features]:
     """Compute (text, video) features of pairs whose videos can all be read, on the CPU, with the model in eval mode.
 
@@ -79,7 +78,7 @@ def encode_rows(
     max_frames: int = 12,
     batch_size: int = 100,
     workers: int = 0,
-    progress: Count | None = None,
+    progress: ProgressCallback | None = None,
 ) -> EncodedVideos:
     """Compute the features of the videos of pairs, on the CPU, with the model in eval mode.
 

@@ -19,8 +19,9 @@ from ..distributed import world
 from ..distributed.collectives import all_gather_object, share
 from ..metrics import RetrievalMetrics
 from ..models.protocol import Encoder, check_encoder, device_of, evaluating, ranker_of
+from ..scoring import ProgressCallback
 from ..tokens import Features
-from .encoding import Count, encode_rows, encode_texts, first_rows, join_parts
+from .encoding import encode_rows, encode_texts, first_rows, join_parts
 from .scores import ALL, check_counts, check_reranker, check_targets, rank_matrices, reranks, score_matrices
 
 TEXTS = 1024  # whose features are held at a time
@@ -77,7 +78,7 @@ def evaluate(
     protocol: str = "diagonal",
     batch_size: int = 100,
     workers: int = 0,
-    progress: Count | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Encode and score pairs: texts against the distinct videos among them, which are those of distinct ids.
 
@@ -136,7 +137,7 @@ def evaluate_features(
     scorer: nn.Module,
     targets: Int[Tensor, "t"] | None = None,
     protocol: str = "diagonal",
-    progress: Count | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Evaluate features that are there already, like `evaluate`; two matrices [texts, videos] are held at a time.
 
@@ -163,7 +164,7 @@ def evaluate_features(
 
 
 def scores_by_grain(
-    model: Encoder, text: Features, video: Features, progress: Count | None = None
+    model: Encoder, text: Features, video: Features, progress: ProgressCallback | None = None
 ) -> dict[str, Float[Tensor, "texts videos"]]:
     """Compute the score matrix of each grain by its name, and of their weighted sum by the name "all".
 

@@ -12,9 +12,8 @@ from ..distributed import world
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..recipes import Recipe
 from ..scorer import MultiGrain, grains_of
-from ..scoring import score_matrix
+from ..scoring import ProgressCallback, score_matrix
 from ..tokens import Features
-from .encoding import Count
 from .merged import merged_metrics
 
 ALL = "all"
@@ -22,7 +21,7 @@ _REVERSE = "all, of videos"
 
 
 def score_matrices(
-    scorer: nn.Module, text: Features, video: Features, progress: Count | None = None
+    scorer: nn.Module, text: Features, video: Features, progress: ProgressCallback | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the score matrix of each grain, then that of the scorer as ALL, then the one that ranks the texts of a
     video as _REVERSE, if it is another. A caller that drops each before the next holds two at a time.
