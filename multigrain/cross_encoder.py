@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import checks
-from .aggregators import Aggregator, aggregator_of, zero_empty
+from .aggregators import Aggregator
+from .aggregators.base import aggregator_of, zero_empty
 from .heads.transformer import Transformer
 from .reduce import widen
 from .similarity import check_sides, nonempty

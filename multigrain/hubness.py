@@ -25,6 +25,8 @@ from torch import Tensor
 from . import checks
 from .reduce import widen
 
+__all__ = ["TRANSDUCTIVE", "dual_softmax", "dynamic_inverted_softmax", "inverted_softmax", "sinkhorn"]
+
 
 def dual_softmax(scores: Float[Tensor, "q c"], beta: float = 100.0) -> Float[Tensor, "q c"]:
     """scores_ij * softmax_i(beta scores_ij): each score times how much of its candidate the query claims.
@@ -120,6 +122,7 @@ TRANSDUCTIVE: dict[str, Callable[[Tensor], Tensor]] = {
     "inverted_softmax": lambda scores: inverted_softmax(scores, scores),
     "sinkhorn": sinkhorn,
 }
+"""Corrections that see all queries of a test, by name."""
 
 
 def _soft_mean(x: Tensor, beta: float, dim: int) -> Tensor:

@@ -18,8 +18,11 @@ from torch import Tensor
 from . import checks
 from .hubness import TRANSDUCTIVE
 
+__all__ = ["PROTOCOLS", "RetrievalMetrics", "ranks", "ranks_of_videos", "retrieval_metrics", "summarize"]
+
 TIES = {"optimistic": 0.0, "mean": 0.5, "pessimistic": 1.0}
 PROTOCOLS = ("diagonal", "group_max", "all_captions")
+"""Names of how the captions of one video are counted, see `retrieval_metrics`."""
 RECALLS = (1, 5, 10)
 _ELEMENTS = 1 << 20  # compared at a time: the comparison of a large matrix would otherwise be as large again
 

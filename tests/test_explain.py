@@ -20,7 +20,7 @@ from multigrain.cli import main, runs
 from multigrain.models import XCLIP
 from multigrain.viz.lettering import inches, shorten
 from multigrain.viz.matrix import Scale
-from multigrain.viz.pair import look, rounded
+from multigrain.viz.pair import look, round_parts
 from tests.clips import write_clip
 from tests.models.clips import saved, tiny_clip
 from tests.test_end_to_end import config, dataset, settings
@@ -50,9 +50,9 @@ def test_parts_add_up_to_the_score(weights: Any, aggregator: Any) -> None:
     if model.weight_logits is not None:
         torch.nn.init.normal_(model.weight_logits)
     text, video = features()
-    pair = look(model, text, video, 5, 4)
-    assert pair.score == pytest.approx(float(model(text, video)), abs=1e-6)
-    assert list(pair.added) == [grain.name for grain in model.grains]
+    view = look(model, text, video, 5, 4)
+    assert view.score == pytest.approx(float(model(text, video)), abs=1e-6)
+    assert list(view.added) == [grain.name for grain in model.grains]
 
 
 @pytest.mark.parametrize("direction", ["both", "query", "candidate"])
@@ -61,20 +61,20 @@ def test_parts_add_up_to_the_score(weights: Any, aggregator: Any) -> None:
 def test_weights_that_are_drawn_add_up(name: str, direction: str) -> None:
     aggregator = build_aggregator(name) if name == "logsumexp" else build_aggregator(name, direction=direction)
     text, video = features()
-    pair = look(mg.MultiGrain(mg.FrameWord(aggregator)), text, video, 5, 4)
-    unexplained = any("no weights that add up" in note for note in pair.notes)
-    assert (pair.weights is None) == unexplained == (name == "logsumexp")
-    if pair.weights is not None:
-        assert float((pair.weights.cells * pair.sim).sum()) == pytest.approx(pair.score, abs=1e-5)
+    view = look(mg.MultiGrain(mg.FrameWord(aggregator)), text, video, 5, 4)
+    unexplained = any("no weights that add up" in note for note in view.notes)
+    assert (view.weights is None) == unexplained == (name == "logsumexp")
+    if view.weights is not None:
+        assert float((view.weights.cells * view.sim).sum()) == pytest.approx(view.score, abs=1e-5)
 
 
 def test_a_scorer_of_one_grain_says_what_is_not_in_its_score() -> None:
     text, video = features()
-    pair = look(mg.MultiGrain(mg.VideoSentence()), text, video, 5, 4)
-    assert pair.coarse is not None
-    assert pair.coarse.counts
-    assert pair.weights is None
-    assert pair.notes == ("word-frame, sentence-frame, word-video: not part of this score, similarities alone",)
+    view = look(mg.MultiGrain(mg.VideoSentence()), text, video, 5, 4)
+    assert view.coarse is not None
+    assert view.coarse.counts
+    assert view.weights is None
+    assert view.notes == ("word-frame, sentence-frame, word-video: not part of this score, similarities alone",)
     fine = look(mg.MultiGrain(mg.FrameWord()), text, video, 5, 4)
     assert fine.coarse is not None
     assert not fine.coarse.counts
@@ -85,22 +85,22 @@ def test_shown_numbers_add_up() -> None:
     for _ in range(200):
         values = generator.normal(scale=0.2, size=int(generator.integers(1, 7))).tolist()
         parts = {str(i): value for i, value in enumerate(values)}
-        shown, total = rounded(parts)
+        shown, total = round_parts(parts)
         assert round(1000 * sum(shown.values())) == round(1000 * total)
         assert total == pytest.approx(sum(values), abs=5.01e-4)
         assert all(abs(shown[name] - parts[name]) < 1e-3 for name in parts)
-    assert rounded({"a": 0.1114, "b": 0.1114, "c": 0.1114}) == ({"a": 0.112, "b": 0.111, "c": 0.111}, 0.334)
+    assert round_parts({"a": 0.1114, "b": 0.1114, "c": 0.1114}) == ({"a": 0.112, "b": 0.111, "c": 0.111}, 0.334)
 
 
 def test_what_explains_nothing_is_said() -> None:
     text, video = features()
-    pair = look(scorer(word_frame=Half()), text, video, 5, 4)
-    assert pair.weights is None
-    assert pair.coarse is not None
-    assert pair.coarse.sentence_weights is not None  # the other grains keep theirs
-    assert pair.notes == ("word-frame: Half has no weights that add up to its score: similarities alone",)
+    view = look(scorer(word_frame=Half()), text, video, 5, 4)
+    assert view.weights is None
+    assert view.coarse is not None
+    assert view.coarse.sentence_weights is not None  # the other grains keep theirs
+    assert view.notes == ("word-frame: Half has no weights that add up to its score: similarities alone",)
     figure = viz.explain_features(scorer(word_frame=Half()), text, video, list("abcde"), 4)
-    assert pair.notes[0] in [line.get_text() for line in figure.texts]
+    assert view.notes[0] in [line.get_text() for line in figure.texts]
     bottom = min(text.get_position()[1] for text in figure.texts)
     assert bottom > 0  # inside the picture
 
@@ -112,24 +112,24 @@ def test_what_is_not_drawn_is_said() -> None:
         mg.Grain("word", "frame", "aosm"), mg.Grain("word", "frame", "max_max", name="again"),
         mg.Grain("phrase", "frame", "aosm"),
     )  # fmt: skip
-    pair = look(twice, text, video, 5, 4)
-    assert pair.weights is not None
-    assert pair.weights.query is not None
-    assert [note.split(":")[0] for note in pair.notes] == [
+    view = look(twice, text, video, 5, 4)
+    assert view.weights is not None
+    assert view.weights.query is not None
+    assert [note.split(":")[0] for note in view.notes] == [
         "again is not drawn",
         "phrase-frame is not drawn",
         "sentence-frame, word-video, sentence-video",
     ]
-    assert set(pair.added) == {"word-frame", "again", "phrase-frame"}
+    assert set(view.added) == {"word-frame", "again", "phrase-frame"}
 
 
 def test_padding_that_takes_part_is_said() -> None:
     text, video = features()
     bare = [mg.Features(**{n: x[n].features.nan_to_num() for n in x.names}) for x in (text, video)]
-    pair = look(scorer(), *bare, 5, 4)
-    assert pair.sim.shape == (5, 4)
-    assert pair.weights is None
-    assert "word-frame: padding takes part in the score, nothing masks it: similarities alone" in pair.notes
+    view = look(scorer(), *bare, 5, 4)
+    assert view.sim.shape == (5, 4)
+    assert view.weights is None
+    assert "word-frame: padding takes part in the score, nothing masks it: similarities alone" in view.notes
 
 
 def test_counts_that_do_not_fit() -> None:
@@ -148,12 +148,12 @@ def test_scorers_without_grains_are_refused() -> None:
 
 
 def test_a_pooled_grain_has_its_part() -> None:
-    model = mg.MultiGrain(mg.PooledGrain("sentence", "frame", mg.SoftmaxPool()), mg.FrameWord())
+    model = mg.MultiGrain(mg.grains.PooledGrain("sentence", "frame", mg.grains.SoftmaxPool()), mg.FrameWord())
     text, video = features()
-    pair = look(model, text, video, 5, 4)
+    view = look(model, text, video, 5, 4)
     with torch.no_grad():
-        assert pair.score == pytest.approx(float(model(text, video)), abs=1e-6)
-    assert pair.notes == (
+        assert view.score == pytest.approx(float(model(text, video)), abs=1e-6)
+    assert view.notes == (
         "sentence-frame: PooledGrain has no weights that add up to its score: similarities alone",
         "word-video, sentence-video: not part of this score, similarities alone",
     )

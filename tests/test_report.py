@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,11 +24,11 @@ from multigrain.cli import main
 from multigrain.evaluation import tables
 from multigrain.evaluation.scores import metrics_by_grain
 from multigrain.report import examples
-from multigrain.report.content import Chart, Example, Hit, Hub, Hubs, Query, Report
+from multigrain.report.content import Chart, Example, Hit, Hub, Hubs, Page, Query
 from multigrain.report.hubs import distribution, hubness
 from multigrain.report.images import strip
 from multigrain.report.page import render
-from multigrain.report.subject import Subject
+from multigrain.report.scored_pairs import ScoredPairs
 from multigrain.report.summary import summarize
 from multigrain.training import Evaluation
 from tests.browser import CHROMIUM, Browser
@@ -36,7 +38,7 @@ from tests.test_viz import features
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 PNG = strip(np.zeros((1, 8, 8, 3), np.uint8))
-EVIL = '</script><script>alert("x")</script> & $title ${style} <!--'
+EVIL = '</script><script>alert("x")</script> & {{ page.title }} {% endif %} <!--'
 
 
 def test_page_escapes_text() -> None:
@@ -44,22 +46,28 @@ def test_page_escapes_text() -> None:
     chart = Chart(EVIL, [(EVIL, 3)], EVIL)
     example = Example(EVIL, 1, [Hit(PNG, EVIL, 0.5, 1, False)], [(PNG, EVIL)])
     hubs = Hubs(EVIL, chart, [Hub(PNG, EVIL, 3)])
-    report = Report(
-        EVIL, EVIL, [EVIL], [row], EVIL, [chart], [(PNG, EVIL)], {EVIL: (EVIL,) * 3}, EVIL, {EVIL: [example]},
+    page = Page(
+        EVIL, EVIL, [EVIL], [row], EVIL, [chart], [(PNG, EVIL)], [row], EVIL, {EVIL: [example]},
         hubs, [Query(EVIL, 1, 0, [(0, 0.5)])], [EVIL], (PNG, EVIL), {EVIL: EVIL}, EVIL,
     )  # fmt: skip
-    text = render(report)
-    page = assert_self_contained(text)
-    assert page.scripts == 2
+    text = render(page)
+    parsed = assert_self_contained(text)
+    assert parsed.scripts == 2
     assert text.count("&lt;script&gt;") >= 20
     assert "<!--" not in text
-    assert "$title" in text  # nothing is substituted twice
+    assert "{{ page.title }}" in text  # nothing is substituted twice
     [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
     assert json.loads(data) == {"queries": [[EVIL, 1, 0, [[0, 0.5]]]], "videos": [EVIL]}
 
 
+def test_without_jinja2_the_error_says_what_to_install() -> None:
+    code = "import sys; sys.modules['jinja2'] = None; import multigrain.report.page"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith('ImportError: pages need Jinja2: pip install "multigrain[cli]"\n')
+
+
 def test_what_is_empty_has_no_heading() -> None:
-    text = render(Report("t", "v"))
+    text = render(Page("t", "v"))
     assert '<meta name="viewport" content="width=device-width' in text
     assert "<h2" not in text
     assert assert_self_contained(text).scripts == 0
@@ -92,21 +100,21 @@ def test_strips_of_photographs_are_small() -> None:
     assert len(image) < 30_000
 
 
-def subject(n: int, **more: Any) -> Subject:
+def scored_pairs(n: int, **more: Any) -> ScoredPairs:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(n, n, generator=generator) + 0.5 * torch.eye(n)
     texts = [f"a {('red', 'blue')[i % 2]} car number {i}" for i in range(n)]
     videos = [f"video{i} “{text}”" for i, text in enumerate(texts)]
-    return Subject(scores, torch.arange(n), scores, texts, videos, **more)
+    return ScoredPairs(scores, torch.arange(n), scores, texts, videos, **more)
 
 
-def evaluation(of: Subject) -> Evaluation:
+def evaluation(of: ScoredPairs) -> Evaluation:
     rows = list(range(len(of.texts)))
     return Evaluation({"all": of.scores}, of.targets, rows, rows, metrics_by_grain({"all": of.scores}))
 
 
 def test_examples_show_each_query_once_and_its_own_video() -> None:
-    shown = subject(20)
+    shown = scored_pairs(20)
     shown.scores[3, 3], shown.scores[7, 7] = 9.0, -9.0
     groups = examples.choose(shown, each=4, hits=3)
     found = [example for group in groups.values() for example in group]
@@ -124,7 +132,7 @@ def test_examples_show_each_query_once_and_its_own_video() -> None:
 
 @pytest.mark.parametrize(("n", "sizes"), [(3, [1, 1, 1]), (1, [1, 0, 0]), (20, [4, 4, 4])])
 def test_few_queries_are_shared_out(n: int, sizes: list[int]) -> None:
-    shown = subject(n)
+    shown = scored_pairs(n)
     groups = examples.choose(shown)
     assert [len(group) for group in groups.values()] == sizes
     if n == 3:
@@ -133,7 +141,7 @@ def test_few_queries_are_shared_out(n: int, sizes: list[int]) -> None:
 
 
 def test_where_all_are_first_the_worst_is_least_ahead() -> None:
-    shown = subject(20)
+    shown = scored_pairs(20)
     shown.scores.copy_(torch.eye(20))
     shown.scores[6, 6] = 0.1
     assert examples.choose(shown)[examples.WORST][0].sentence == shown.texts[6]
@@ -141,7 +149,7 @@ def test_where_all_are_first_the_worst_is_least_ahead() -> None:
 
 def test_examples_of_several_captions_a_video() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6]])
-    shown = Subject(scores, torch.tensor([0, 0, 1]), scores, ["a", "b", "c"], ["x", "y"])
+    shown = ScoredPairs(scores, torch.tensor([0, 0, 1]), scores, ["a", "b", "c"], ["x", "y"])
     assert examples.margins(shown.scores, shown.targets).tolist() == pytest.approx([0.8, -0.6, -0.1])
     assert sum(len(group) for group in examples.choose(shown).values()) == 3
     assert [(q.text, q.rank, q.own, q.found[0][0]) for q in examples.queries(shown, 2)] == [
@@ -200,7 +208,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def picture(i: int, j: int, subtitle: str, levels: bool) -> Any:
         return viz.explain_features(scorer, text, video, list("abcde"), frames, f"{i}, {j}", subtitle, levels)
 
-    shown = subject(1000, frames=photographs, picture=picture)
+    shown = scored_pairs(1000, frames=photographs, picture=picture)
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(render(summarize(shown, evaluation(shown), title="A thousand queries")), encoding="utf-8")
     return path
@@ -256,12 +264,12 @@ def test_the_filter_finds_queries(large: Path, browser: Browser) -> None:
     assert items == 20
     assert first.startswith("“a red car number 0”")
     count, items, first = filtered(browser, "  NUMBER blue 77")
-    expected = [text for text in subject(1000).texts if "blue" in text and "77" in text]
+    expected = [text for text in scored_pairs(1000).texts if "blue" in text and "77" in text]
     assert count.startswith(f"{len(expected)} of 1,000 queries")
     assert first.startswith(f"“{expected[0]}”")
     assert filtered(browser, "no such words")[:2] == ("0 of 1,000 queries", 0)
-    shown = subject(1000)
-    rank = mg.ranks(shown.scores)
+    shown = scored_pairs(1000)
+    rank = mg.metrics.ranks(shown.scores)
     assert filtered(browser, "", "worst")[2].endswith(f"rank {round(float(rank.max()))}")
     assert filtered(browser, "", "best")[2].endswith("rank 1")
     browser.ask("document.getElementById('more').click()")
@@ -343,7 +351,7 @@ def test_the_histograms_show_the_ranks_of_the_table(protocol: str) -> None:
     found = metrics_by_grain({"all": scores}, protocol, targets)
     texts, videos = [f"text {i}" for i in range(120)], [f"video {i}" for i in range(12)]
     of = Evaluation({"all": scores}, targets, list(range(120)), list(range(12)), found)
-    report = summarize(Subject(scores, targets, scores, texts, videos), of, title="")
+    report = summarize(ScoredPairs(scores, targets, scores, texts, videos), of, title="")
     for chart, side in zip(report.charts, ("t2v", "v2t"), strict=True):
         bars, metrics = dict(chart.bars), found["all"][side]
         total = sum(bars.values())

@@ -15,7 +15,7 @@ from typing import overload
 from torch import Tensor
 
 from .. import checks
-from ..models.protocol import Encoder, evaluating, fingerprint
+from ..models.protocol import Encoder, check_encoded, check_encoder, evaluating, fingerprint
 from ..scorer import MultiGrain
 from ..scoring import top_k
 from ..tokens import Features
@@ -74,6 +74,7 @@ def search(
     Warns:
         UserWarning: the extraction has not come to its end.
     """
+    check_encoder(model)
     checks.count("k", k)
     collection = Collection.open(folder)
     collection.check({"model": fingerprint(model)}, "search with the model that made them, or extract them again")
@@ -84,7 +85,7 @@ def search(
         warnings.warn(f"{collection.folder}: the extraction is not finished: some videos are missing", stacklevel=2)
     queries = [sentences] if isinstance(sentences, str) else sentences
     with evaluating(model):
-        text = model.encode_text(queries)
+        text = check_encoded("encode_text", model.encode_text(queries), len(queries))
         scores, indices = _best(model, text, collection, shards, k, block)
         names = collection.videos
         scorer = model.scorer if by_grain and isinstance(model.scorer, MultiGrain) else None

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..aggregators import zero_empty
+from ..aggregators.base import zero_empty
 from ..kernels import dispatch
 from ..reduce import project, softmax, without_autocast
 from ..similarity import Weights, check_sides, nonempty, similarity

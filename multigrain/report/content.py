@@ -1,4 +1,4 @@
-"""What a page shows, as data. All texts are plain; `page.render` escapes them."""
+"""The contents of a page, as data. All texts are plain; `page.render` escapes them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ class Hit:
     """A retrieved video."""
 
     image: bytes | None
-    """its frames side by side; None: there is nothing to show"""
+    """its frames side by side; None if there are none to show"""
     name: str
     score: float
     rank: int
     own: bool
-    """whether it is the one that was looked for"""
+    """True for the video that was looked for"""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A query and what it found."""
+    """A query and the videos that it found."""
 
     sentence: str
     rank: int
-    """of its own video"""
+    """the rank of its own video"""
     hits: Sequence[Hit]
     pictures: Sequence[tuple[bytes, str]] = ()
     """heat maps, each with its caption"""
@@ -39,21 +39,21 @@ class Query:
 
     text: str
     rank: int
-    """of its own video"""
+    """the rank of its own video"""
     own: int
-    """which that is, among `Report.videos`"""
+    """its own video, as an index into `Page.videos`"""
     found: Sequence[tuple[int, float]]
     """the first videos, each with its score"""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars: how many of something are in each bin."""
+    """A histogram: each bin, and the number of values in it."""
 
     title: str
     bars: Sequence[tuple[str, int]]
     axis: str = ""
-    """what the bins are of"""
+    """the quantity that the bins divide"""
 
 
 @dataclass(frozen=True)
@@ -63,22 +63,22 @@ class Hub:
     image: bytes | None
     name: str
     count: int
-    """of queries that have it among their first"""
+    """the number of queries that have it among their first"""
 
 
 @dataclass(frozen=True)
 class Hubs:
-    """How the videos are spread over what the queries find."""
+    """Hubs among the videos, and the distribution of how often a video is found."""
 
     note: str
     chart: Chart
     first: Sequence[Hub]
-    """the greatest"""
+    """the greatest hubs"""
 
 
 @dataclass(frozen=True)
-class Report:
-    """A page; what is empty is left out, with its heading."""
+class Page:
+    """A page; an empty field is left out, with its heading."""
 
     title: str
     verdict: str
@@ -89,15 +89,15 @@ class Report:
     charts: Sequence[Chart] = ()
     similarity: Sequence[tuple[bytes, str]] = ()
     """pictures, each with its caption"""
-    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """of one pair: each grain's score, its weight and what it adds, then the total"""
+    parts: Sequence[tables.Row] = ()
+    """each grain's score, its weight and what it adds, then the total, where the page is about one pair"""
     examples_note: str = ""
     examples: Mapping[str, Sequence[Example]] = field(default_factory=dict[str, Sequence[Example]])
-    """by the heading of their group"""
+    """groups of examples by their heading"""
     hubs: Hubs | None = None
     queries: Sequence[Query] = ()
     videos: Sequence[str] = ()
-    """their names, for the queries"""
+    """names of the videos that the queries find"""
     curves: tuple[bytes, str] | None = None
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
     config: str = ""

@@ -1,4 +1,4 @@
-"""Which queries to show: the surest, some at random and the worst, with what they found; and all of them, in words."""
+"""Choice of the queries that a page shows: the surest, some at random and the worst, and the list of all."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from ..metrics import ranks
 from .content import Example, Hit, Query
-from .images import figure_image, strip
-from .subject import Subject
+from .images import figure_image
+from .scored_pairs import ScoredPairs
 
 BEST, RANDOM, WORST = "Best", "At random", "Worst"
-FOUND = 5  # of each query in the list of all
+FOUND = 5  # videos of each query in the list of all
 
 
-def choose(subject: Subject, each: int = 4, hits: int = 4, seed: int = 0) -> dict[str, list[Example]]:
-    """Examples by heading, no query twice; the surest and the worst with heat maps where there is a picture.
+def choose(pairs: ScoredPairs, each: int = 4, hits: int = 4, seed: int = 0) -> dict[str, list[Example]]:
+    """Choose examples by heading, no query twice; the surest and the worst have heat maps if pairs have pictures.
 
     Args:
-        each: queries of each kind; of few queries, a third.
-        hits: retrieved videos of each query; its own is added where it is not among them.
-        seed: of the random ones.
+        each: queries of each kind; if there are few, a third of them.
+        hits: retrieved videos of each query; its own is added if it is not among them.
+        seed: chooses the random ones.
     """
-    scores, targets = subject.scores, subject.targets
+    scores, targets = pairs.scores, pairs.targets
     rank = ranks(scores, targets)
     ahead = margins(scores, targets)
     by_margin: list[int] = ahead.argsort(descending=True).tolist()
@@ -37,36 +37,36 @@ def choose(subject: Subject, each: int = 4, hits: int = 4, seed: int = 0) -> dic
     for heading, order in ((BEST, by_margin), (RANDOM, shuffled), (WORST, by_rank)):
         chosen = [i for i in order if i not in taken][:each]
         taken.update(chosen)
-        groups[heading] = [_example(subject, i, float(rank[i]), hits, heading != RANDOM) for i in chosen]
+        groups[heading] = [_example(pairs, i, float(rank[i]), hits, heading != RANDOM) for i in chosen]
     return groups
 
 
-def queries(subject: Subject, most: int) -> list[Query]:
-    """The first texts, so many at most, each with the rank of its video and the videos that come first."""
-    scores, targets = subject.scores[:most], subject.targets[:most]
+def queries(pairs: ScoredPairs, most: int) -> list[Query]:
+    """List the first texts, at most so many, each with the rank of its video and the videos that come first."""
+    scores, targets = pairs.scores[:most], pairs.targets[:most]
     rank: list[float] = ranks(scores, targets).tolist()
-    best = scores.topk(min(FOUND, len(subject.videos)), 1)
+    best = scores.topk(min(FOUND, len(pairs.videos)), 1)
     found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [
         Query(text, round(place), own, list(zip(columns, values, strict=True)))
-        for text, place, own, (columns, values) in zip(subject.texts[:most], rank, targets.tolist(), found, strict=True)
+        for text, place, own, (columns, values) in zip(pairs.texts[:most], rank, targets.tolist(), found, strict=True)
     ]
 
 
 def margins(scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"]) -> Float[Tensor, "t"]:
-    """How far each text's own video is ahead of the best other one (negative: behind)."""
+    """Subtract the best other video's score from that of each text's own video."""
     own = scores.gather(1, targets[:, None])
     others = scores.scatter(1, targets[:, None], -torch.inf)
     return own[:, 0] - others.amax(1)
 
 
 def rival(scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], text: int) -> int:
-    """The best video that is not the text's own."""
+    """Find the best video that is not the text's own."""
     return int(scores[text].index_fill(0, targets[text].cpu(), -torch.inf).argmax())
 
 
 def clearest(scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], sizes: Sequence[tuple[int, int]]) -> int:
-    """The text to picture with its video: first both ways, of a size that reads well, ahead by the largest margin.
+    """Find the text to draw with its video: first in both directions, easy to read, ahead by the largest margin.
 
     Args:
         sizes: (words, frames) of every text and its video; 8 to 14 words and at least 8 frames read well.
@@ -81,25 +81,19 @@ def clearest(scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], sizes: Seq
     return int(ahead.argmax())
 
 
-def _example(subject: Subject, query: int, rank: float, hits: int, pictured: bool) -> Example:
-    scores, own = subject.scores[query], int(subject.targets[query])
+def _example(pairs: ScoredPairs, query: int, rank: float, hits: int, pictured: bool) -> Example:
+    scores, own = pairs.scores[query], int(pairs.targets[query])
     order: list[int] = scores.argsort(descending=True, stable=True).tolist()
     shown = order[:hits] + [own] * (own not in order[:hits])
     found = [
-        Hit(
-            None if subject.frames is None else strip(subject.frames(video)),
-            subject.videos[video],
-            float(scores[video]),
-            order.index(video) + 1,
-            video == own,
-        )
+        Hit(pairs.strip(video), pairs.videos[video], float(scores[video]), order.index(video) + 1, video == own)
         for video in shown
     ]
     pictures: list[tuple[bytes, str]] = []
-    if pictured and subject.picture is not None:
+    if pictured and pairs.picture is not None:
         for video in dict.fromkeys([own, order[0]]):
-            whose = "Its own video" if video == own else f"What came first instead: {subject.videos[video]}"
+            whose = "Its own video" if video == own else f"What came first instead: {pairs.videos[video]}"
             place = f"rank {order.index(video) + 1:,}"
-            figure = subject.picture(query, video, f"score {float(scores[video]):.3f}, {place}", False)
+            figure = pairs.picture(query, video, f"score {float(scores[video]):.3f}, {place}", False)
             pictures.append((figure_image(figure), f"{whose}, {place}"))
-    return Example(subject.texts[query], round(rank), found, pictures)
+    return Example(pairs.texts[query], round(rank), found, pictures)

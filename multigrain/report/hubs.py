@@ -1,4 +1,4 @@
-"""Hubs: items that are among the first for far more queries than their share, and those that never are."""
+"""Hubs: items that are among the first for far more queries than their share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIRST = 10
 
 @dataclass(frozen=True)
 class Hubness:
-    """How often each candidate is among the first `k` of a query."""
+    """Numbers of queries that have each candidate among their first `k`."""
 
     counts: Int[Tensor, "c"]
     k: int
@@ -22,9 +22,9 @@ class Hubness:
 
     @property
     def skewness(self) -> float:
-        """Of the counts: 0 where they are spread evenly about their mean, the larger, the more there are of hubs.
+        """Skewness of the counts: 0 if they are spread evenly about their mean, the larger, the more hubs there are.
 
-        The usual measure of hubness (Radovanović et al. 2010).
+        This is the usual measure of hubness (Radovanović et al. 2010).
         """
         x = self.counts.double()
         spread = x.std(correction=0)
@@ -32,38 +32,39 @@ class Hubness:
 
     @property
     def chance(self) -> float:
-        """The skewness that random orders would give: a binomial's."""
+        """Skewness that random orders would give: that of a binomial distribution."""
         share = self.k / len(self.counts)
         spread = self.queries * share * (1 - share)
         return 0.0 if spread == 0 else (1 - 2 * share) / math.sqrt(spread)
 
     @property
     def hubs(self) -> list[int]:
-        """The candidates, the most frequent first."""
+        """Candidates, the most frequent first."""
         return self.counts.argsort(descending=True, stable=True).tolist()
 
 
 def hubness(scores: Float[Tensor, "q c"], k: int = FIRST) -> Hubness:
-    """How often each candidate is among the first k of the queries; of fewer candidates, k is their number."""
+    """Count how often each candidate is among the first k (at most the number of candidates) of a query."""
     k = min(k, scores.shape[1])
     found = scores.topk(k, 1).indices.flatten()
     return Hubness(torch.bincount(found, minlength=scores.shape[1]), k, len(scores))
 
 
 def distribution(values: Tensor, edges: tuple[int, ...]) -> list[tuple[str, int]]:
-    """How many of the values are in each bin, whose last value is an edge; the last bin is open.
+    """Count the values in each bin; every edge is the last value of a bin, and the bin after the last edge is open.
 
     Args:
-        values: numbers; a half, as the rank among ties may be, counts to the lower.
-        edges: ascending integers; a first bin of them alone has one value.
+        values: numbers, rounded down (the mean rank of a tie may end with a half).
+        edges: ascending integers; the first is a bin of its own.
     """
-    whole = values.double().floor()
+    values = values.double().floor()
     bins: list[tuple[str, int]] = []
     low = edges[0]
     for high in edges:
-        bins.append((str(high) if low == high else f"{low:,}–{high:,}", int(((whole >= low) & (whole <= high)).sum())))
+        name = str(high) if low == high else f"{low:,}–{high:,}"
+        bins.append((name, int(((values >= low) & (values <= high)).sum())))
         low = high + 1
-    beyond = int((whole >= low).sum())
+    beyond = int((values >= low).sum())
     while not beyond and len(bins) > 1 and bins[-1][1] == 0:
         bins.pop()
     return [*bins, (f"above {low - 1:,}", beyond)] if beyond else bins

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,37 +12,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-SIDE, FRAMES = 96, 8  # of photographs in a strip: their height in pixels, and how many at most
-GAP = 2
-WEB_DPI = 100  # of figures in a page
+SIDE, FRAMES = 96, 8  # photographs in a strip: their height in pixels, and how many at most
+GAP = 2  # pixels between the frames of a strip
+WEB_DPI = 100  # resolution of figures in a page
 
 
 def figure_png(figure: Figure, dpi: int = 150) -> bytes:
-    """A figure as PNG."""
+    """Draw a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
 def figure_image(figure: Figure, dpi: int = WEB_DPI) -> bytes:
-    """A figure for a page: a tenth of the size of its PNG."""
+    """Draw a figure for a page, in a tenth of the bytes of its PNG."""
     from PIL import Image
 
     return _webp(Image.open(io.BytesIO(figure_png(figure, dpi))).convert("RGB"), 70)
 
 
 def strip(frames: NDArray[np.uint8]) -> bytes:
-    """Frames [n, height, width, 3] side by side, two pixels apart, in some kilobytes.
+    """Put frames [n, height, width, 3] side by side, two pixels apart, in some kilobytes.
 
-    Drawings keep every pixel, in a PNG with a palette; of photographs, at most `FRAMES` at even steps, made smaller.
+    Drawings keep every pixel, in a PNG with a palette. At most `FRAMES` photographs, at even steps, are shown, smaller.
     """
     from PIL import Image
 
-    whole = _side_by_side([Image.fromarray(frame) for frame in frames])
-    if whole.getcolors(256) is not None:
+    row = _side_by_side([Image.fromarray(frame) for frame in frames])
+    if row.getcolors(256) is not None:
         buffer = io.BytesIO()
-        # No more colours than that: nothing is lost.
-        whole.quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+        # There are at most 256 colours, so the palette loses nothing.
+        row.quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
         return buffer.getvalue()
     steps = min(FRAMES, len(frames))
     chosen = [frames[round(i * (len(frames) - 1) / max(1, steps - 1))] for i in range(steps)]
@@ -52,17 +51,14 @@ def strip(frames: NDArray[np.uint8]) -> bytes:
     return _webp(_side_by_side([Image.fromarray(frame).resize(size) for frame in chosen]), 60)
 
 
-def tag(image: bytes, kind: str, text: str, wide: bool = False) -> str:
-    """An `img` with the picture inside; a wide one keeps its size, however narrow the page is."""
+def data_url(image: bytes) -> str:
+    """Return a PNG or WebP picture as an address that holds it."""
     mime = "png" if image.startswith(b"\x89PNG") else "webp"
-    data = base64.b64encode(image).decode()
-    found = f'<img class="{kind}" loading="lazy" alt="{escape(text)}" src="data:image/{mime};base64,{data}">'
-    # No style of its own, which the policy of the page would not apply: something empty holds the place open.
-    return f'<div class="wide"><svg width="{_width(image)}" height="0"></svg>{found}</div>' if wide else found
+    return f"data:image/{mime};base64,{base64.b64encode(image).decode()}"
 
 
-def _width(image: bytes) -> int:
-    """Pixels of a page that a figure takes for its text to be read."""
+def shown_width(image: bytes) -> int:
+    """Return how many pixels of a page a figure takes for its text to be read."""
     from PIL import Image
 
     with Image.open(io.BytesIO(image)) as picture:
@@ -74,10 +70,10 @@ def _side_by_side(pictures: list[Image]) -> Image:
     from PIL import Image
 
     width, height = pictures[0].size
-    whole = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
+    row = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
     for i, picture in enumerate(pictures):
-        whole.paste(picture, (i * (width + GAP), 0))
-    return whole
+        row.paste(picture, (i * (width + GAP), 0))
+    return row
 
 
 def _webp(image: Image, quality: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What a page says of scores: the table, the ranks, the best and the worst queries, the hubs, and all queries."""
+"""Contents of the page of an evaluation: a table, the ranks, the best and the worst queries, the hubs, all queries."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from ..evaluation import tables
 from ..metrics import RetrievalMetrics, ranks, ranks_of_videos
 from ..training import Evaluation
 from . import examples
-from .content import Chart, Hub, Hubs, Report
+from .content import Chart, Hub, Hubs, Page
 from .hubs import FIRST, distribution, hubness
-from .images import strip
-from .subject import Subject
+from .scored_pairs import ScoredPairs
 
 RANKS = (1, 5, 10, 20, 50, 100)  # upper ends of the bins of ranks
-COUNTS = (0, 2, 5, 10, 20, 50, 100)  # and of how many queries have a video among their first
+COUNTS = (0, 2, 5, 10, 20, 50, 100)  # upper ends of the bins of how many queries find a video
 SHOWN = 5  # hubs
-LISTED = 5000  # queries in the list
+LISTED = 5000  # queries in the list of all
 
 _TABLE = (
     "R@K: per cent of the queries whose own item is among the first K; MdR, MnR: median and mean rank (1 is best), "
@@ -32,30 +31,29 @@ _CORRECTED = "The scores were corrected by {} (transductive: by those of the oth
 _NO_MAPS = "There are no heat maps: no words and frames whose similarities would add up to these scores."
 
 
-def summarize(subject: Subject, evaluation: Evaluation, lead: Sequence[str] = (), **more: Any) -> Report:
-    """The page of an evaluation, with more of what a `Report` has."""
-    metrics, videos = evaluation.metrics, len(subject.videos)
+def summarize(pairs: ScoredPairs, evaluation: Evaluation, lead: Sequence[str] = (), **more: Any) -> Page:
+    """Return the page of an evaluation; `more` are further fields of `Page`."""
+    metrics, videos = evaluation.metrics, len(pairs.videos)
     rows = tables.rows(metrics, videos)
     note = _TABLE + _GRAINS * (len(metrics) > 2) + _CHANCE * any(row.kind == "chance" for row in rows)
     said = [_CORRECTED.format(evaluation.hubness)] if evaluation.hubness else []
-    said += [_NO_MAPS] if subject.picture is None else []
-    listed = examples.queries(subject, LISTED)
-    return Report(
-        verdict=_verdict(evaluation, len(subject.texts), videos),
+    said += [_NO_MAPS] if pairs.picture is None else []
+    return Page(
+        verdict=_verdict(evaluation, len(pairs.texts), videos),
         lead=[*lead, *said],
         rows=rows,
         table_note=note,
-        charts=_ranks(subject, metrics["all"]),
-        examples=examples.choose(subject),
-        hubs=_hubs(subject) if videos > FIRST else None,  # of fewer, each query finds all
-        queries=listed,
-        videos=subject.videos,
+        charts=_ranks(pairs, metrics["all"]),
+        examples=examples.choose(pairs),
+        hubs=_hubs(pairs) if videos > FIRST else None,  # each query finds all of so few videos
+        queries=examples.queries(pairs, LISTED),
+        videos=pairs.videos,
         **more,
     )
 
 
 def _verdict(evaluation: Evaluation, texts: int, videos: int) -> str:
-    """The result in one sentence."""
+    """State the result in one sentence."""
     found = evaluation.metrics["all"]
     if found["protocol"] == "diagonal":
         return tables.verdict(evaluation.metrics, videos)
@@ -63,19 +61,19 @@ def _verdict(evaluation: Evaluation, texts: int, videos: int) -> str:
     return f"R@1 {recalls}; {texts:,} sentences, {videos:,} videos, protocol {found['protocol']}"
 
 
-def _ranks(subject: Subject, metrics: RetrievalMetrics) -> list[Chart]:
-    """Those that the table sums up."""
+def _ranks(pairs: ScoredPairs, metrics: RetrievalMetrics) -> list[Chart]:
+    """Return the distributions of the ranks that the table sums up."""
     protocol, ties = metrics["protocol"], metrics["ties"]
-    by_video = ranks_of_videos(subject.reverse, subject.targets, protocol, ties)
-    found = {"t2v": ranks(subject.scores, subject.targets, ties), "v2t": by_video}
+    by_video = ranks_of_videos(pairs.reverse, pairs.targets, protocol, ties)
+    found = {"t2v": ranks(pairs.scores, pairs.targets, ties), "v2t": by_video}
     axis = {"t2v": "rank of the own video", "v2t": "rank of the best own sentence"}
     if protocol == "group_max":
         axis["v2t"] = "rank of the video itself, among all videos by the best sentence of each"
     return [Chart(name, distribution(found[side], RANKS), axis[side]) for side, name in tables.DIRECTIONS]
 
 
-def _hubs(subject: Subject) -> Hubs:
-    found = hubness(subject.scores)
+def _hubs(pairs: ScoredPairs) -> Hubs:
+    found = hubness(pairs.scores)
     mean, never = found.queries * found.k / len(found.counts), int((found.counts == 0).sum())
     note = (
         f"A hub is a video that many queries find, whatever they ask for. Each of {found.queries:,} queries has "
@@ -85,12 +83,5 @@ def _hubs(subject: Subject) -> Hubs:
     )
     bars = distribution(found.counts, COUNTS)
     chart = Chart("Videos by how often they are found", bars, f"queries, of {found.queries:,}")
-    first = [
-        Hub(
-            None if subject.frames is None else strip(subject.frames(video)),
-            subject.videos[video],
-            int(found.counts[video]),
-        )
-        for video in found.hubs[:SHOWN]
-    ]
+    first = [Hub(pairs.strip(video), pairs.videos[video], int(found.counts[video])) for video in found.hubs[:SHOWN]]
     return Hubs(note, chart, first)

@@ -1,4 +1,4 @@
-"""Pictures: which frame and which word made a match, with what weight; and training curves.
+"""Pictures of the frames and words that made a match, with their weights; and training curves.
 
     viz.explain(model, "a dog catches a frisbee", "clip.mp4").savefig("why.png")
 

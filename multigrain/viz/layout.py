@@ -1,4 +1,4 @@
-"""Where things go in the picture of a pair: inches from the top left, so that bars, thumbnails and cells align."""
+"""Layout of the picture of a pair, in inches from the top left, so that bars, thumbnails and cells align."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ INK, PALE = "#22252a", "#6b717a"
 ROW, GAP, BAR, SMALL = 0.27, 0.08, 0.55, 0.15
 """inches: a word's row, the gap before the coarse grains, the longest bar, a small row"""
 LABELS = 0.8, 2.2
-"""inches: the least and the most for the words at the left"""
+"""inches: the least and the greatest width of the words at the left"""
 LEGEND, BAR_ROW, PANELS = 1.7, 0.22, 5.4
-"""inches: the least height of the legend, a bar beside it, the least width of what is below the matrix"""
+"""inches: the least height of the legend, a bar beside it, the least width of the panels below the matrix"""
 WORD, TITLE, LINES = 8.5, 11.5, 3
-"""points: a word, the title; and the most lines of a title, whose words are all in the picture too"""
+"""points: a word, the title; and how many lines a title has at most"""
 _NO_FONT = "{} stands for a letter that no font of this machine has."
 
 
-class Page:
-    """A figure for m words and n frames.
+class Canvas:
+    """A figure with a place for each part of the picture of m words and n frames.
 
     Args:
-        coarse: with a row for the sentence and a column for the video.
-        above, beside: with room for bars above and at the right.
-        levels: with room for the inner level's panels at the bottom.
-        thumbnails: with room for a row of them.
-        words: the m words; what of them has no room is cut off.
-        title, subtitle: at the top; a long title is wrapped. Either may be empty.
-        bars: how many stand beside the legend.
+        coarse: leave a row for the sentence and a column for the video.
+        above, beside: leave room for bars above the matrix, and at its right.
+        levels: leave room for the panels of the inner level at the bottom.
+        thumbnails: leave a row for them.
+        words: the m words; a long one is cut off.
+        title, subtitle: text at the top, or nothing; a long title is wrapped.
+        bars: number of bars beside the legend.
         notes: lines at the very bottom.
     """
 
@@ -87,12 +87,12 @@ class Page:
             self.note(0.12, below - 0.06 + 0.17 * i, line, va="center", family=self.family)
 
     def block(self, row: str, column: str) -> Axes:
-        """Axes over a row ("words", "sentence") and a column ("frames", "video")."""
+        """Add axes over a row ("words", "sentence") and a column ("frames", "video")."""
         (x, width), (y, height) = self.columns[column], self.rows[row]
         return self.at(x, y, width, height)
 
     def at(self, x: float, y: float, width: float, height: float) -> Axes:
-        """Bare axes whose top left corner is at (x, y)."""
+        """Add bare axes whose top left corner is at (x, y)."""
         box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
         axes = self.figure.add_axes(box)
         axes.tick_params(length=0, labelsize=8.5, labelcolor=INK, pad=4)
@@ -102,10 +102,10 @@ class Page:
         return axes
 
     def note(self, x: float, y: float, text: str, **style: Any) -> None:
-        """Small pale text at (x, y); a dollar is a dollar."""
+        """Write small pale text at (x, y); a dollar sign starts no formula."""
         style = {"fontsize": 8, "color": PALE, "parse_math": False, **style}
         self.figure.text(x / self.width, 1 - y / self.height, text, **style)
 
     def name_rows(self, axes: Axes, names: Sequence[str], **style: Any) -> None:
-        """Labels at the left of rows."""
+        """Label rows at their left."""
         axes.set_yticks(range(len(names)), names, family=self.family, parse_math=False, **style)

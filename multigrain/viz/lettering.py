@@ -1,4 +1,4 @@
-"""Text in pictures, of any language: its width, and fonts that have its letters."""
+"""Text in pictures, in any language: its width, and fonts that have its letters."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from matplotlib.textpath import text_to_path
 
 from ..checks import whole_text
 
-MISSING = "▯"  # of a letter that no font has
-_LINE = 1000  # letters: no line of a picture holds more, and what is behind them is not measured
+MISSING = "▯"  # stands for a letter that no font has
+_LINE = 1000  # letters: no line of a picture holds more, so the rest of a long text is not measured
 _PLACEHOLDER = "Last Resort"  # Matplotlib's own, which has every letter as a box
 
 
 def families(texts: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Fonts that have the letters of the texts between them, Matplotlib's own first; and the letters that none has."""
+    """Find fonts that together have the letters of the texts, Matplotlib's own first; and the letters that none has."""
     first = FontProperties(family=rcParams["font.family"]).get_name()
     chosen = [first]
     lacking = _lacking(font_manager.findfont(first), {letter for text in texts for letter in text if letter > "~"})
@@ -31,14 +31,14 @@ def families(texts: Sequence[str]) -> tuple[list[str], set[str]]:
 
 
 def inches(text: str, size: float, family: Sequence[str], weight: str = "normal") -> float:
-    """The width of a line of text of that size in points."""
+    """Measure a line of text of that size in points."""
     properties = FontProperties(family=list(family), size=size, weight=weight)
     width, _, _ = text_to_path.get_text_width_height_descent(text, properties, ismath=False)
     return 1.04 * width / 72  # on pixels, letters are a little wider than their outlines
 
 
 def wrap(text: str, width: float, most: int, size: float, family: Sequence[str], weight: str = "normal") -> list[str]:
-    """Lines of at most `width` inches, `most` of them; what is left out is an ellipsis."""
+    """Break a text into at most `most` lines of at most `width` inches; an ellipsis stands for the rest."""
     text = whole_text(text[: most * _LINE])
     letters = max(1, int(len(text) * width / max(inches(text, size, family, weight), 1e-6)))
     while True:
@@ -49,15 +49,15 @@ def wrap(text: str, width: float, most: int, size: float, family: Sequence[str],
 
 
 def shorten(text: str, width: float, size: float, family: Sequence[str]) -> str:
-    """The text, or as much of its beginning as fits, and an ellipsis."""
+    """Return the text, or as much of its beginning as fits, and an ellipsis."""
     text = whole_text(text[: _LINE + 1])
     if len(text) <= _LINE and inches(text, size, family) <= width:
         return text
-    kept = range(min(len(text), _LINE))  # letters; a line is no shorter with one more, so halving finds how many fit
+    kept = range(min(len(text), _LINE))  # one letter more makes no line shorter, so bisecting works
     return text[: bisect(kept, width, key=lambda n: inches(f"{text[: n + 1]}…", size, family))] + "…"
 
 
 def _lacking(path: str, letters: set[str]) -> set[str]:
-    """Those of the letters that a font does not have."""
+    """Return the letters that a font does not have."""
     font = font_manager.get_font(path)
     return {letter for letter in letters if not font.get_char_index(ord(letter))}

@@ -1,9 +1,6 @@
-"""Pictures: which frame and which word made a match, with what weight; and training curves.
+"""Pictures of one pair, in which colour is similarity and ink is weight; and training curves.
 
-    viz.explain(model, "a dog catches a frisbee", "clip.mp4").savefig("why.png")
-
-Colour is similarity and ink is weight. Every function returns a `matplotlib.figure.Figure` of its own; pyplot's
-global state is never touched. Needs the extra ``viz``.
+Every function returns a `matplotlib.figure.Figure` of its own and leaves pyplot's global state alone.
 """
 
 from __future__ import annotations
@@ -18,14 +15,14 @@ from torch import Tensor, nn
 
 from ..explain import Weights
 from ..tokens import Features
-from .pair import Coarse, look, rounded
+from .pair import Coarse, PairView, look
 
 try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     from . import matrix
-    from .layout import INK, PALE, Page
+    from .layout import INK, PALE, Canvas
 except ImportError as error:
     raise ImportError('pictures need Matplotlib: pip install "multigrain[viz]"') from error
 
@@ -36,12 +33,10 @@ if TYPE_CHECKING:
     from ..data.video import Sampling
     from ..models.protocol import Encoder
 
-__all__ = ["Coarse", "Series", "Weights", "curves", "explain", "explain_features", "similarity"]
-
 Series: TypeAlias = Sequence[tuple[float, float]]
 """Points (x, y) of a curve, in the order of x."""
 
-# Okabe and Ito's palette: told apart with any of the common colour blindnesses.
+# Okabe and Ito's palette can be told apart with any of the common colour blindnesses.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -54,13 +49,13 @@ def explain(
     title: str | None = None,
     subtitle: str | None = None,
 ) -> Figure:
-    """Why a model gives a sentence and a video their score: one picture.
+    """Draw why a model gives a sentence and a video their score.
 
     Args:
         video: a file, a folder of frames, or frames [n, height, width, 3] (see multigrain.data.read_video).
-        sampling: which frames; default one a second, at most the model's max_frames, as in training.
-        title: default: the sentence.
-        subtitle: default: the score.
+        sampling: which frames; by default one a second, at most the model's max_frames, as in training.
+        title: by default the sentence.
+        subtitle: by default the score.
 
     Raises:
         ImportError: PyAV is not installed.
@@ -83,29 +78,40 @@ def explain_features(
     subtitle: str | None = None,
     levels: bool = True,
 ) -> Figure:
-    """As `explain`, of the features of any encoders.
+    """Draw why features of any encoders have their score.
 
-    The weights of a grain are drawn where they add up to its score, as those of attention, means, maxima and sums do.
-    What is left out is said at the bottom.
+    The weights of a grain are drawn if they add up to its score, as those of attention, means, maxima and sums do.
+    Remarks at the bottom say which parts of the score are not drawn.
 
     Args:
         scorer: a MultiGrain.
         text, video: features of one item each, with the grains word and frame, and best with sentence and video.
-        words: the real ones.
-        frames: [n, height, width, 3] the real ones; or how many there are, where there is nothing to show of them.
-        title, subtitle: default: the words, and the score.
-        levels: with the inner level's panels.
+        words: the real words.
+        frames: the real frames [n, height, width, 3]; or their number, if there are no images of them.
+        title, subtitle: by default the words and the score.
+        levels: draw the panels of the inner level.
 
     Raises:
         KeyError: no word or no frame among the features.
-        TypeError: what scores is no MultiGrain.
+        TypeError: the scorer is no MultiGrain.
         ValueError: more than one item, or sizes that do not fit each other.
     """
-    pair = look(scorer, text, video, len(words), frames if isinstance(frames, int) else len(frames))
-    subtitle = f"score {matrix.signed(rounded(pair.added)[1])}" if subtitle is None else subtitle
-    shown = None if isinstance(frames, int) else frames
+    view = look(scorer, text, video, len(words), frames if isinstance(frames, int) else len(frames))
+    return draw(view, words, None if isinstance(frames, int) else frames, title, subtitle, levels)
+
+
+def draw(
+    view: PairView,
+    words: Sequence[str],
+    frames: NDArray[np.uint8] | None,
+    title: str | None = None,
+    subtitle: str | None = None,
+    levels: bool = True,
+) -> Figure:
+    """Draw the view of a pair; see `explain_features`."""
+    subtitle = view.score_text if subtitle is None else subtitle
     return similarity(
-        shown, words, pair.sim, pair.weights, pair.coarse, pair.added, title, subtitle, pair.notes, levels
+        frames, words, view.sim, view.weights, view.coarse, view.added, title, subtitle, view.notes, levels
     )
 
 
@@ -121,22 +127,22 @@ def similarity(
     notes: Sequence[str] = (),
     levels: bool = True,
 ) -> Figure:
-    """One pair: its frames as thumbnails against its words, coloured by similarity, dotted by weight.
+    """Draw the frames of a video as thumbnails against words, coloured by similarity, dotted by weight.
 
-    The colours are symmetric about zero, or, where all similarities are positive and close together, as CLIP's are,
-    from the least to the largest.
+    The colours are symmetric about zero. If all similarities are positive and close together, as CLIP's are, they
+    range from the least to the largest instead.
 
     Args:
-        frames: [n, height, width, 3] the real frames, RGB; None shows their numbers alone.
+        frames: the real frames [n, height, width, 3], RGB; None shows their numbers alone.
         words: the m real words.
         sim: cosine of every word with every frame.
         weights: of the pairs of tokens (the area of the dots), of the outer level (the bars) and of the inner level
             (the two panels at the bottom); see `multigrain.explain.token_weights`.
         coarse: adds a row for the sentence and a column for the video.
         parts: what each grain adds to the score, by name.
-        title, subtitle: default: the words, and nothing; an empty title is none.
+        title, subtitle: by default the words and nothing; an empty title is left out.
         notes: remarks at the bottom.
-        levels: whether the inner level is drawn.
+        levels: draw the panels of the inner level.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -146,7 +152,7 @@ def similarity(
         raise ValueError(f"sim: expected [{m}, {n}] for {m} words and {n} frames, got {list(sim.shape)}")
     inner = [] if weights is None or not levels else matrix.panels(weights)
     above, beside = matrix.choices(weights)
-    page = Page(
+    canvas = Canvas(
         m,
         n,
         coarse=coarse is not None,
@@ -162,24 +168,24 @@ def similarity(
     )
     more = [] if coarse is None else [coarse.video, coarse.sentence, torch.tensor(coarse.both)]
     scale = matrix.Scale.of([sim, *more])
-    block = page.block("words", "frames")
+    block = canvas.block("words", "frames")
     matrix.heat(block, sim, scale, None if weights is None else weights.cells)
     block.set_xticks(range(n), [str(j + 1) for j in range(n)])
     block.set_xlabel("frame", color=PALE, fontsize=8)
-    labelled = block if coarse is None else matrix.coarse_blocks(page, coarse, scale)
-    page.name_rows(labelled, page.words)
+    labelled = block if coarse is None else matrix.coarse_blocks(canvas, coarse, scale)
+    canvas.name_rows(labelled, canvas.words)
     if frames is not None:
-        matrix.frame_row(page, frames)
+        matrix.frame_row(canvas, frames)
     dots = [None if weights is None else weights.cells]
     if coarse is not None:
         dots += [coarse.video_weights, coarse.sentence_weights, torch.ones(1) if coarse.counts else None]
-    matrix.legend(page, scale, [x for x in dots if x is not None])
+    matrix.legend(canvas, scale, [x for x in dots if x is not None])
     if weights is not None:
-        matrix.outer_bars(page, weights)
-    matrix.inner_panels(page, inner)
+        matrix.outer_bars(canvas, weights)
+    matrix.inner_panels(canvas, inner)
     if parts is not None:
-        matrix.grain_bars(page, parts)
-    return page.figure
+        matrix.grain_bars(canvas, parts)
+    return canvas.figure
 
 
 def curves(
@@ -188,13 +194,13 @@ def curves(
     chance: float | None = None,
     x_label: str = "epoch",
 ) -> Figure:
-    """Training at a glance: the loss at the left, validation R@1 at the right.
+    """Draw the course of a training: the loss at the left, validation R@1 at the right.
 
     Args:
         losses: curves by name, such as one for each stage.
         recalls: validation R@1 in per cent, by name.
         chance: R@1 of a random order, in per cent: a dotted line.
-        x_label: what x counts.
+        x_label: the quantity along x.
     """
     figure = Figure((9, 3.3), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)

@@ -8,9 +8,10 @@ from pathlib import Path
 from .machine import ROOT
 from .records import Figure, Result
 from .registry import Shape
+from .report import replace_between
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md")
-START = "<!-- Written by `python -m benchmarks report` from here -->\n"
+START = "<!-- Written by `python -m benchmarks report` from here -->"
 END = "<!-- to here -->"
 
 # (what the table calls it, benchmark, section, figure)
@@ -30,27 +31,19 @@ def render(results: Sequence[Result]) -> str:
     Raises:
         ValueError: a result that the table needs is missing.
     """
-    lines = ["", "| word-frame AOSM, 256 texts x 256 videos | beside X-CLIP's formula in PyTorch |"]
+    lines = ["| word-frame AOSM, 256 texts x 256 videos | beside X-CLIP's formula in PyTorch |"]
     lines.append("|---|---|")
     lines += [f"| {label} | {_find(results, *where).value:.1f} times as fast |" for label, *where in ROWS]
     peak = _find(results, *PEAK)
     copy = 4 * LARGE.similarities / 1e9
     place = f"{peak.value:.0f} {peak.unit} in place of several times {copy:.1f} GB"
     lines.append(f"| memory beyond inputs and results, with gradients, {LARGE.texts:,} x {LARGE.videos:,} | {place} |")
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(lines) + "\n"
 
 
 def write(results: Sequence[Result], page: Path) -> None:
-    """Renew the table between the two marks of a page.
-
-    Raises:
-        ValueError: a page without the marks.
-    """
-    text = page.read_text()
-    if START not in text or END not in text:
-        raise ValueError(f"{page}: expected the two lines {START.strip()} and {END}")
-    before, _, rest = text.partition(START)
-    page.write_text(before + START + render(results) + END + rest.partition(END)[2])
+    """Renew the table between the two lines of a page; an error where they are missing."""
+    page.write_text(replace_between(page.read_text(), START, END, render(results), str(page)))
 
 
 def _find(results: Sequence[Result], benchmark: str, section: str, figure: str) -> Figure:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import torch
 
 from . import machine
@@ -30,10 +28,11 @@ def run(benchmark: Benchmark, device: str | None = None, quick: bool = False, ro
         raise Unavailable(f"{benchmark.name} needs a CUDA device, and torch sees none here")
     rounds = rounds or (2 if quick else benchmark.rounds)
     where = machine.machine(device)
-    start = datetime.now(UTC)
+    started = machine.now()
     context = Run(device, quick, rounds)
     context.log(f"{benchmark.name}: {rounds} rounds on {where['gpu'] or where['cpu']}")
-    sections = benchmark.op(benchmark.quick if quick else benchmark.sweep, context)
+    shapes = benchmark.quick if quick else benchmark.sweep
+    sections = [section for shape in shapes for section in benchmark.op(shape, context)]
     # A target belongs to one kind of machine.
     targets = benchmark.targets if torch.device(device).type == benchmark.group else {}
     return Result(
@@ -41,7 +40,7 @@ def run(benchmark: Benchmark, device: str | None = None, quick: bool = False, ro
         device=device,
         quick=quick,
         rounds=rounds,
-        date=start.isoformat(timespec="seconds"),
+        date=started,
         commit=machine.commit(),
         machine=where,
         versions=machine.versions(),

@@ -152,8 +152,7 @@ def metrics(model: XCLIP, split: Split) -> mg.metrics.RetrievalMetrics:
     with evaluating(model):
         parts = zip(split.features.split(BLOCK), split.masks.split(BLOCK), strict=True)
         video = mg.Features.cat([model.video_features(frames, mask) for frames, mask in parts])
-        scorer = model.scorer if model.recipe is None else model.recipe
-        return training.evaluate_features(text, video, scorer).metrics["all"]
+        return training.evaluate_features(text, video, model.recipe).metrics["all"]
 
 
 def train_and_score(config: training.TrainConfig, seed: int, path: Path) -> dict[str, Any]:

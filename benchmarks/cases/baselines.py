@@ -1,4 +1,4 @@
-"""What others compute: their formulas in our words, and their packages where they are installed."""
+"""The rivals: their formulas in our words, and their packages where they are installed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def original_aosm(words: Tensor, frames: Tensor, temperature: float = 0.01) -> T
 
 
 def normalized_original_aosm(words: Tensor, frames: Tensor) -> Tensor:
-    """The same of raw tokens."""
+    """X-CLIP's frame-word score of raw tokens."""
     return original_aosm(F.normalize(words, dim=-1), F.normalize(frames, dim=-1))
 
 
@@ -69,11 +69,9 @@ def maxsim_rivals(query: Tensor, documents: Tensor, mean: bool) -> dict[str, Sco
     for name, (module, build) in PACKAGES.items():
         found = package(module)
         rivals[name] = found if isinstance(found, str) else build(found, query, documents)
-    return {name: _mean(s, query.shape[1]) if mean and callable(s) else s for name, s in rivals.items()}
-
-
-def _mean(score: Scores, tokens: int) -> Scores:
-    return lambda: score() / tokens
+    if not mean:
+        return rivals
+    return {n: s if isinstance(s, str) else lambda s=s: s() / query.shape[1] for n, s in rivals.items()}
 
 
 def _maxsim_cpu(module: ModuleType, query: Tensor, documents: Tensor) -> Scores | str:
@@ -83,21 +81,9 @@ def _maxsim_cpu(module: ModuleType, query: Tensor, documents: Tensor) -> Scores 
     return lambda: torch.from_numpy(module.maxsim_scores(q, c))[None]
 
 
-def _sentence_transformers(module: ModuleType, query: Tensor, documents: Tensor) -> Scores:
-    return lambda: module.maxsim(query, documents)
-
-
-def _colpali_engine(module: ModuleType, query: Tensor, documents: Tensor) -> Scores:
-    return lambda: module.maxsim_inbatch(query, documents)
-
-
-def _pylate(module: ModuleType, query: Tensor, documents: Tensor) -> Scores:
-    return lambda: module.colbert_scores(query, documents)
-
-
 PACKAGES: dict[str, tuple[str, Callable[[ModuleType, Tensor, Tensor], Scores | str]]] = {
     "maxsim-cpu": ("maxsim_cpu", _maxsim_cpu),
-    "sentence-transformers": ("sentence_transformers.util", _sentence_transformers),
-    "colpali-engine": ("colpali_engine.utils.maxsim", _colpali_engine),
-    "PyLate": ("pylate.scores", _pylate),
+    "sentence-transformers": ("sentence_transformers.util", lambda m, q, d: lambda: m.maxsim(q, d)),
+    "colpali-engine": ("colpali_engine.utils.maxsim", lambda m, q, d: lambda: m.maxsim_inbatch(q, d)),
+    "PyLate": ("pylate.scores", lambda m, q, d: lambda: m.colbert_scores(q, d)),
 }

@@ -45,8 +45,8 @@ class Peak:
     checks: list[Check]
 
 
-def peak(prepare: str, shape: Shape, device: str, **options: str) -> Peak:
-    """The peak of the task that a function, given as "module:function", makes of a shape, a device and options.
+def peak(prepare: Callable[..., Task], shape: Shape, device: str, **options: str) -> Peak:
+    """Measure the peak of the task that a module's function makes of a shape, a device and options.
 
     Raises:
         ParityError: the task's check failed.
@@ -55,11 +55,12 @@ def peak(prepare: str, shape: Shape, device: str, **options: str) -> Peak:
     if torch.device(device).type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()  # what this process keeps for later is not there for the other one
-    request = {"prepare": prepare, "shape": asdict(shape), "device": device, "options": options}
-    command = [sys.executable, "-m", "benchmarks.probe", json.dumps(request), str(torch.get_num_threads())]
+    name = f"{prepare.__module__}:{prepare.__qualname__}"
+    request = {"prepare": name, "shape": asdict(shape), "device": device, "options": options}
+    command = [sys.executable, "-m", "benchmarks.harness.probe", json.dumps(request), str(torch.get_num_threads())]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise RuntimeError(f"the probe of {prepare} failed:\n{run.stderr}")
+        raise RuntimeError(f"the probe of {name} failed:\n{run.stderr}")
     answer = json.loads(run.stdout.splitlines()[-1])
     if "parity" in answer:
         raise ParityError(answer["parity"])
@@ -79,7 +80,7 @@ def _measure(task: Task, device: str) -> tuple[int, float, Outputs]:
 
 
 def _reset(device: str) -> tuple[int, Callable[[], int]]:
-    """Memory now, and how to read its highest value since."""
+    """Return the memory now, and a function that reads its highest value since."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()

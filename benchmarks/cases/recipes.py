@@ -8,9 +8,9 @@ from dataclasses import replace
 from multigrain import recipes, training
 from multigrain.training import TrainConfig
 
-from .intervals import difference, interval
-from .report import study_provenance, table
-from .study import Study, StudyResult
+from ..harness.intervals import difference, interval
+from ..harness.report import study_provenance, table
+from ..harness.study import Study, StudyResult
 
 # What trains or is scored slowly comes last: an interrupted study has the others.
 SLOW = ("taco", "matching_head", "clipbert")

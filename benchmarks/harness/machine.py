@@ -6,13 +6,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = (
     "torch",
     "triton",
@@ -25,6 +26,11 @@ PACKAGES = (
 )
 # What a run writes does not make the code that it measured a different one.
 WRITTEN = ("benchmarks/results", "docs/benchmarks.md")
+
+
+def now() -> str:
+    """Date and time to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Of Python and of some packages; by default of those whose speed is at stake."""
+    """Versions of Python and of some packages; by default those whose speed is at stake."""
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 

@@ -67,8 +67,8 @@ class Benchmark:
     """An entry of the registry.
 
     Args:
-        op: measures the points of a sweep; raises `measure.ParityError` where a candidate is wrong.
-        sweep, quick: the shapes; tiny ones for tests.
+        op: measures one shape, a section or more; raises `measure.ParityError` where a candidate is wrong.
+        sweep, quick: the shapes to measure; tiny ones for tests.
         targets: figure name -> what it is to keep.
         rounds: interleaved rounds, the median of which is reported.
         group: "cpu" or "cuda": the machine that the targets speak of; `run GROUP` runs all of a group.
@@ -77,7 +77,7 @@ class Benchmark:
     name: str
     title: str
     about: str
-    op: Callable[[Sequence[Shape], Run], list[Section]]
+    op: Callable[[Shape, Run], list[Section]]
     sweep: Sequence[Shape]
     quick: Sequence[Shape]
     targets: dict[str, Target] = field(default_factory=dict)
@@ -87,11 +87,11 @@ class Benchmark:
 
 def benchmarks() -> dict[str, Benchmark]:
     """All benchmarks by name, in the order of the report."""
-    found = [b for family in FAMILIES for b in importlib.import_module(f"benchmarks.{family}").BENCHMARKS]
+    found = [b for family in FAMILIES for b in importlib.import_module(f"benchmarks.cases.{family}").BENCHMARKS]
     return {benchmark.name: benchmark for benchmark in found}
 
 
 def studies() -> dict[str, Study]:
     """All studies by name: what is trained and scored rather than timed."""
-    found = [importlib.import_module(f"benchmarks.{module}").STUDY for module in STUDIES]
+    found = [importlib.import_module(f"benchmarks.cases.{module}").STUDY for module in STUDIES]
     return {study.name: study for study in found}

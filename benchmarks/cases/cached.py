@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 import multigrain as mg
 
-from .measure import Outputs, check, interleave, ratio
-from .probe import Peak, Task, peak
-from .records import Check, Section, Timing, at_most, figure
-from .registry import Benchmark, Run, Shape
+from ..harness.measure import Outputs, check, interleave, ratio
+from ..harness.probe import Peak, Task, peak
+from ..harness.records import Check, Section, Timing, at_most, figure
+from ..harness.registry import Benchmark, Run, Shape
 
 PLAIN, CACHED, ENCODE = "plain", "cached", "encoding alone"
 CHUNK = 32
@@ -48,7 +48,7 @@ class Towers(nn.Module):
 
 
 class Steps:
-    """Both ways to a gradient, on one batch and with the same dropout."""
+    """Two ways to a gradient, on one batch and with the same dropout."""
 
     def __init__(self, shape: Shape, device: str, batch: int, chunk: int) -> None:
         torch.manual_seed(0)
@@ -59,16 +59,16 @@ class Steps:
         self.chunks: list[Inputs] = list(zip(words.split(chunk), frames.split(chunk), strict=True))
 
     def plain(self) -> Outputs:
-        """Everything with its graph; in the same chunks, so that dropout draws alike."""
+        """Encode everything with its graph; in the same chunks, so that dropout draws alike."""
         text, video = (mg.Features.cat(side) for side in zip(*map(self.towers, self.chunks), strict=True))
         return self._gradients(lambda: self.loss(text, video))
 
     def cached(self) -> Outputs:
-        """Chunk by chunk, twice."""
+        """Encode chunk by chunk, twice."""
         return self._gradients(lambda: mg.CachedLoss(self.loss)(self.towers, self.chunks))
 
     def encode(self) -> None:
-        """Every chunk once, without a graph: what CachedLoss does more."""
+        """Encode every chunk once, without a graph: the work that CachedLoss adds."""
         with torch.no_grad():
             for chunk in self.chunks:
                 self.towers(chunk)
@@ -79,13 +79,13 @@ class Steps:
         return tuple(p.grad for p in self.towers.parameters() if p.grad is not None)
 
     def seeded(self, step: Callable[[], Outputs]) -> Outputs:
-        """A step whose dropout begins the same."""
+        """Take a step whose dropout begins the same."""
         torch.manual_seed(1)
         return step()
 
 
 def prepare(shape: Shape, device: str, who: str) -> Task:
-    """The task of the probe: the whole batch cached, or one chunk plain."""
+    """Make the probe's task: the whole batch cached, or one chunk plain."""
     steps = Steps(shape, device, shape.texts if who == CACHED else CHUNK, CHUNK)
     small = Steps(shape, device, 4, 2)
     step, other = (steps.cached, steps.plain) if who == CACHED else (steps.plain, steps.cached)
@@ -101,19 +101,14 @@ def _peak(shape: Shape, device: str, who: str, environment: dict[str, str]) -> P
     before = dict(os.environ)
     os.environ |= environment
     try:
-        return peak("benchmarks.cached:prepare", shape, device, who=who)
+        return peak(prepare, shape, device, who=who)
     finally:
         os.environ.clear()
         os.environ |= before
 
 
-def op(sweep: Sequence[Shape], run: Run) -> list[Section]:
-    """One section for each shape."""
-    return [section(shape, run) for shape in sweep]
-
-
-def section(shape: Shape, run: Run) -> Section:
-    """Peaks in fresh processes, then times in this one."""
+def op(shape: Shape, run: Run) -> list[Section]:
+    """Measure peaks in fresh processes, then times in this one."""
     run.log(f"  in chunks of {CHUNK}: {shape}")
     peaks = {who: _peak(shape, run.device, who, RETURNED) for who in (PLAIN, CACHED)}
     heap = {who: _peak(shape, run.device, who, {}) for who in (PLAIN, CACHED)}
@@ -124,7 +119,7 @@ def section(shape: Shape, run: Run) -> Section:
     cached, plain, encode = timings = interleave(calls, run.rounds, run.device)
     both = Timing("", [a + b for a, b in zip(plain.seconds, encode.seconds, strict=True)])
     more = (cached.median - plain.median) / encode.median
-    return Section(
+    section = Section(
         f"{shape.texts} pairs in chunks of {CHUNK}",
         str(shape),
         peaks[PLAIN].checks + peaks[CACHED].checks,
@@ -136,6 +131,7 @@ def section(shape: Shape, run: Run) -> Section:
             f"Beyond the plain batch of {shape.texts} it took {more:.2f} times as long as encoding alone",
         ],
     )
+    return [section]
 
 
 BENCHMARKS = (

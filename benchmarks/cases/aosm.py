@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 import multigrain as mg
 
-from . import baselines, inputs
-from .inputs import Pair
-from .measure import Call, Outputs, Score, check, forward, forward_backward, interleave, ratio
-from .records import Check, Figure, Section, Timing, at_least, at_most
-from .registry import Benchmark, Run, Shape
+from ..harness import inputs
+from ..harness.inputs import Pair
+from ..harness.measure import Call, Outputs, Score, check, interleave, passes, ratio
+from ..harness.records import Check, Figure, Section, Timing, at_least, at_most
+from ..harness.registry import Benchmark, Run, Shape
+from . import baselines
 
 OURS, EAGER, GEMM, ORIGINAL, COMPILED = "multigrain", "multigrain, eager", "bare GEMM", "original", "original, compiled"
 
@@ -28,14 +29,14 @@ TOLERANCES = {
 
 
 def scorer(pair: Pair, backend: str | None = None) -> Score:
-    """(words, frames) -> scores, by the library."""
+    """Make the library's function (words, frames) -> scores."""
     grain = mg.FrameWord(mg.AOSM())
     return lambda words, frames: grain(pair.text(words), pair.video(frames), backend)
 
 
-def op(sweep: Sequence[Shape], run: Run) -> list[Section]:
-    """One section for each shape and pass."""
-    return [section(shape, backward, run) for shape in sweep for backward in (False, True)]
+def op(shape: Shape, run: Run) -> list[Section]:
+    """Measure the forward pass, then both passes."""
+    return [section(shape, backward, run) for backward in (False, True)]
 
 
 def section(shape: Shape, backward: bool, run: Run) -> Section:
@@ -43,14 +44,14 @@ def section(shape: Shape, backward: bool, run: Run) -> Section:
     name = "forward and backward" if backward else "forward"
     run.log(f"  {name}: {shape}")
     pair = inputs.pair(shape, run.device)
-    grad = torch.randn(shape.texts, shape.videos, generator=torch.Generator().manual_seed(1)).to(run.device)
+    grad = inputs.score_gradient(shape, run.device) if backward else None
 
     def call(score: Score) -> Call:
-        return forward_backward(score, pair.leaves, grad) if backward else forward(score, pair.leaves)
+        return passes(score, pair.leaves, grad)
 
     calls, checks, absent = candidates(pair, shape, call, run)
     # In both passes, too, the yardstick is one product.
-    calls[GEMM] = forward(baselines.gemm, pair.leaves)
+    calls[GEMM] = passes(baselines.gemm, pair.leaves)
     timings = interleave(calls, run.rounds, run.device)
     title, notes = f"{name}, {'unit' if shape.unit else 'raw'} tokens", list[str]()
     if shape.lengths != "full":
@@ -62,7 +63,7 @@ def section(shape: Shape, backward: bool, run: Run) -> Section:
 def candidates(
     pair: Pair, shape: Shape, call: Callable[[Score], Call], run: Run
 ) -> tuple[dict[str, Call], list[Check], list[Timing]]:
-    """All that compute the scores, their checks against the definition, and what could not run."""
+    """Collect all that compute the scores, their checks against the definition, and what could not run."""
     calls = {OURS: call(scorer(pair)), EAGER: call(scorer(pair, "eager"))}
     expected = calls[EAGER]()
     checks = parity(OURS, calls[OURS](), expected, shape)
@@ -81,7 +82,7 @@ def candidates(
 
 
 def parity(name: str, got: Outputs, expected: Outputs, shape: Shape) -> list[Check]:
-    """Scores and gradients, each within its tolerance."""
+    """Check scores and gradients, each within its tolerance."""
     tolerances = TOLERANCES[shape.dtype, OURS if name == OURS else ORIGINAL]
     checks = [check(name, got[:1], expected[:1], tolerances[0])]
     if len(got) > 1:
@@ -90,7 +91,7 @@ def parity(name: str, got: Outputs, expected: Outputs, shape: Shape) -> list[Che
 
 
 def compile_original(original: Score, call: Callable[[Score], Call], run: Run) -> Call | Timing:
-    """The call of the compiled formula, warm; or a row that says why there is none."""
+    """Warm up and return a call of the compiled formula; or a row that says why there is none."""
     if run.quick:
         return Timing(COMPILED, [], "not run at quick sizes")
     torch.compiler.reset()
@@ -103,7 +104,7 @@ def compile_original(original: Score, call: Callable[[Score], Call], run: Run) -
 
 
 def figures(name: str, timings: list[Timing]) -> list[Figure]:
-    """Our time in GEMMs, and how many times faster we are than each other candidate."""
+    """Report our time in GEMMs, and how many times faster we are than each other candidate."""
     by_name = {timing.name: timing for timing in timings}
     ours = by_name[OURS]
     others = [other for other in (ORIGINAL, COMPILED, EAGER) if other in by_name]

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import Tensor
 import multigrain as mg
 from multigrain import distributed
 
-from . import inputs, measure, traffic
-from .records import Check, Section, Timing, at_most, figure
-from .registry import Benchmark, Run, Shape
+from ..harness import inputs, measure, traffic
+from ..harness.records import Check, Section, Timing, at_most, figure
+from ..harness.registry import Benchmark, Run, Shape
 
 RANKS = 2
 SCORER, STEP = "scorer, local / global", "whole step, local / global"
@@ -27,12 +27,7 @@ COUNTED, LOOPBACK = "bytes handed to collectives / formula", "bytes on the loopb
 TOLERANCE = 1e-4  # of gradients, relative to the largest: rounding errors grow 100-fold at AOSM's temperature
 
 
-def op(sweep: Sequence[Shape], run: Run) -> list[Section]:
-    """One section for each shape."""
-    return [section(shape, run) for shape in sweep]
-
-
-def section(shape: Shape, run: Run) -> Section:
+def op(shape: Shape, run: Run) -> list[Section]:
     """Start the ranks, and put together what they measured."""
     run.log(f"  {RANKS} processes: {shape}")
     context = multiprocessing.get_context("spawn")
@@ -57,7 +52,7 @@ def section(shape: Shape, run: Run) -> Section:
     figures = [figure(SCORER, ratios["scorer"]), figure(STEP, ratios["step"])]
     figures += [figure(COUNTED, found[0]["counted"]), figure(LOOPBACK, found[0]["loopback"])]
     sent = found[0]["formula"]
-    return Section(
+    section = Section(
         f"{shape.texts} x {shape.videos} on {RANKS} processes of one thread",
         str(shape),
         [check for each in found for check in each["checks"]][:2],
@@ -68,6 +63,7 @@ def section(shape: Shape, run: Run) -> Section:
             f"{sent['global'] / 1e6:.3g} MB with global; beside it a header of {found[0]['header']} bytes"
         ],
     )
+    return [section]
 
 
 def _rank(rank: int, store: str, shape: Shape, rounds: int, pipe: Connection) -> None:
@@ -83,21 +79,21 @@ def _rank(rank: int, store: str, shape: Shape, rounds: int, pipe: Connection) ->
 
 
 def _measure(rank: int, shape: Shape, rounds: int) -> dict[str, Any]:
-    """Of one rank: seconds by name and round, bytes, and the checks of its gradients."""
-    everyone = _features(shape)
+    """Measure one rank: seconds by name and round, bytes, and the checks of its gradients."""
+    batch = inputs.four_grains(shape)
     share = slice(rank * shape.texts // RANKS, (rank + 1) * shape.texts // RANKS)
-    own = tuple(side[share] for side in everyone)
+    own = tuple(side[share] for side in batch)
     scorer = mg.MultiGrain(mg.VideoSentence(), mg.VideoWord(), mg.SentenceFrame(), mg.FrameWord())
     losses = {mode: mg.RetrievalLoss(scorer, mg.InfoNCE(), mode) for mode in ("local", "global")}
-    expected = _gradients(mg.RetrievalLoss(scorer, mg.InfoNCE(), "none"), everyone)
+    expected = _gradients(mg.RetrievalLoss(scorer, mg.InfoNCE(), "none"), batch)
     checks: list[Check] = []
     for mode, loss in losses.items():
         # DDP divides by the number of ranks.
         got = tuple(grad / RANKS for grad in _gradients(loss, own))
         checks.append(measure.check(mode, got, tuple(grad[share] for grad in expected), TOLERANCE))
     calls: dict[str, Callable[[], object]] = {
-        "scorer, local": lambda: _scores(scorer, own[0], everyone[1]),
-        "scorer, global": lambda: _scores(scorer, *everyone),
+        "scorer, local": lambda: _scores(scorer, own[0], batch[1]),
+        "scorer, global": lambda: _scores(scorer, *batch),
         "step, local": lambda: _gradients(losses["local"], own),
         "step, global": lambda: _gradients(losses["global"], own),
     }
@@ -115,62 +111,42 @@ def _measure(rank: int, shape: Shape, rounds: int) -> dict[str, Any]:
                 seconds[name].append(elapsed)
             if turn and name == "step, local":
                 on_device.append((traffic.loopback() - before) / (RANKS * formula["local"]))
-    counted = {mode: _counted(loss, own) for mode, loss in losses.items()}
-    for mode, (tensors, _) in counted.items():
-        if tensors != formula[mode]:
-            raise measure.ParityError(f"{mode}: {formula[mode]} bytes by the formula, {tensors} sent")
+    counted: dict[str, traffic.Traffic] = {}
+    for mode, loss in losses.items():
+        with traffic.Traffic() as counted[mode]:
+            _gradients(loss, own)
+        if (sent := counted[mode].tensors) != formula[mode]:
+            raise measure.ParityError(f"{mode}: {formula[mode]} bytes by the formula, {sent} sent")
     return {
         "seconds": seconds,
         "checks": checks,
-        "counted": [tensors / formula[mode] for mode, (tensors, _) in counted.items()],
+        "counted": [sent.tensors / formula[mode] for mode, sent in counted.items()],
         "loopback": on_device,
         "formula": formula,
-        "header": counted["local"][1],
+        "header": counted["local"].objects,
     }
 
 
-def _counted(loss: mg.RetrievalLoss, own: tuple[mg.Features, mg.Features]) -> tuple[int, int]:
-    """Bytes of tensors and of the header that this rank sends in one step."""
-    with traffic.Traffic() as sent:
-        _gradients(loss, own)
-    return sent.tensors, sent.objects
-
-
 def _formula(own: tuple[mg.Features, mg.Features], shape: Shape, mode: str) -> int:
-    """Bytes that a rank sends in one step, forward and backward."""
-    text, video = (_leaves(side) for side in own)
+    """Compute the bytes that a rank sends in one step, forward and backward."""
+    text, video = (inputs.as_leaves(side) for side in own)
     if mode == "global":
         return sum(distributed.wire_bytes((text, video), RANKS, gloo=True))
     # The parts of columns: six numbers of fp32 for each video of another rank, and their gradient.
     return sum(distributed.wire_bytes((video,), RANKS, gloo=True)) + 2 * 6 * 4 * (shape.videos - len(video))
 
 
-def _features(shape: Shape) -> tuple[mg.Features, mg.Features]:
-    """The whole batch: sentences and words, videos and frames."""
-    pair, generator = inputs.pair(shape, "cpu"), torch.Generator().manual_seed(2)
-    sentence, video = (inputs.tokens(size, 1, shape, generator)[:, 0] for size in (shape.texts, shape.videos))
-    text = mg.Features(sentence=mg.Tokens(sentence, unit=shape.unit), word=pair.text()["word"])
-    return text, mg.Features(video=mg.Tokens(video, unit=shape.unit), frame=pair.video()["frame"])
-
-
-def _leaves(features: mg.Features) -> mg.Features:
-    """The same features as leaves that collect gradients."""
-    grains = {name: features[name] for name in features.names}
-    leaves = {n: mg.Tokens(t.features.detach().requires_grad_(), t.mask, unit=t.unit) for n, t in grains.items()}
-    return mg.Features(**leaves)
-
-
 def _gradients(loss: mg.RetrievalLoss, sides: tuple[mg.Features, mg.Features]) -> tuple[Tensor, ...]:
-    """Forward and backward; the gradients by all features."""
-    leaves = [_leaves(side) for side in sides]
+    """Run both passes; return the gradients by all features."""
+    leaves = [inputs.as_leaves(side) for side in sides]
     loss.zero_grad()
     loss(*leaves).backward()
     return tuple(side[name].features.grad for side in leaves for name in side.names)  # type: ignore[misc]
 
 
 def _scores(scorer: mg.MultiGrain, *sides: mg.Features) -> None:
-    """The scorer alone, forward and backward."""
-    scorer(*(_leaves(side) for side in sides)).sum().backward()
+    """Run the scorer alone, forward and backward."""
+    scorer(*(inputs.as_leaves(side) for side in sides)).sum().backward()
 
 
 BENCHMARKS = (

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from multigrain.training import TrainConfig
 
 from . import machine, pretrained
 from .pretrained import Setup
+from .report import replace_between
 
 CACHE = Path("runs/studies")
 SETUP = Setup()
@@ -59,18 +59,13 @@ class Study:
     quick_setup: Setup = QUICK
 
     def rendered(self, result: StudyResult, page: str) -> str:
-        """The page as it is to be, given as it is.
+        """Return the page with this study, given the page as it is.
 
         Raises:
             ValueError: there are no marks.
         """
-        if self.marks is None:
-            return self.render(result)
-        start, end = self.marks
-        if start not in page or end not in page:
-            raise ValueError(f"{self.page}: expected the two lines {start} and {end}")
-        before, _, rest = page.partition(start)
-        return f"{before}{start}\n\n{self.render(result)}\n{end}{rest.partition(end)[2]}"
+        text = self.render(result)
+        return text if self.marks is None else replace_between(page, *self.marks, text, self.page)
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
     Raises:
         KeyboardInterrupt: after saying how much is done.
     """
-    started, commit = _now(), machine.commit()  # of the code that is loaded: files may change while it runs
+    started, commit = machine.now(), machine.commit()  # of the code that is loaded: files may change while it runs
     torch.set_num_threads(1)
     setup, workers = study.quick_setup if quick else study.setup, cores() if workers is None else workers
     base = setup.config()
@@ -161,17 +156,13 @@ def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | N
 def _job(name: str, config: TrainConfig, seed: int, towers: Path, path: Path, commit: str) -> str:
     """One run, written to its file; returns what to say about it."""
     started = time.monotonic()
-    found: dict[str, Any] = {"date": _now(), "commit": commit}
+    found: dict[str, Any] = {"date": machine.now(), "commit": commit}
     found |= pretrained.train_and_score(config, seed, towers)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
     recall = " / ".join(f"{found['metrics'][direction]['R@1']:.1f}" for direction in ("t2v", "v2t"))
     seconds = f"{sum(found['cpu_seconds'].values()):.0f} CPU s in {time.monotonic() - started:.0f} s"
     return f"{name}, seed {seed}: R@1 {recall}, loss {found['loss']:.3f}, {seconds}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def folder_of(cache: Path, kind: str, config: TrainConfig) -> Path:

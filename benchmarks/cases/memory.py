@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
-from . import aosm, baselines, inputs
-from .measure import Outputs, forward_backward
-from .probe import Task, peak
-from .records import Check, Section, at_most, figure
-from .registry import Benchmark, Run, Shape
+from ..harness import inputs
+from ..harness.measure import Outputs, passes
+from ..harness.probe import Task, peak
+from ..harness.records import Check, Section, at_most, figure
+from ..harness.registry import Benchmark, Run, Shape
+from . import aosm, baselines
 
 OURS, ORIGINAL = "multigrain", "original"
 PEAK = "peak beyond inputs, outputs and gradients"
@@ -23,43 +21,38 @@ LARGEST_ORIGINAL = 5e8
 
 
 def prepare(shape: Shape, device: str, who: str) -> Task:
-    """The task of the probe."""
+    """Make the probe's task."""
     pair = inputs.pair(shape, device)
     small = inputs.pair(Shape(16, 16, shape.words, shape.frames, shape.dim, shape.dtype), device)
-    grad = torch.randn(shape.texts, shape.videos, generator=torch.Generator().manual_seed(1)).to(device)
+    grad = inputs.score_gradient(shape, device)
     score = aosm.scorer(pair) if who == OURS else baselines.original_aosm
     score_small = aosm.scorer(small) if who == OURS else baselines.original_aosm
 
     def rows(outputs: Outputs) -> list[Check]:
-        """The gradient of a text depends on its own scores alone, so some rows can be checked without the rest."""
+        """Check some rows without the rest: the gradient of a text depends on its own scores alone."""
         few = replace(pair, words=pair.words[:ROWS], word_mask=pair.word_mask[:ROWS])
-        expected = forward_backward(aosm.scorer(few, "eager"), few.leaves, grad[:ROWS])()
+        expected = passes(aosm.scorer(few, "eager"), few.leaves, grad[:ROWS])()
         return aosm.parity(who, (outputs[0][:ROWS], outputs[1][:ROWS]), expected[:2], shape)
 
     return Task(
-        forward_backward(score_small, small.leaves, grad[:16, :16]),
-        forward_backward(score, pair.leaves, grad),
+        passes(score_small, small.leaves, grad[:16, :16]),
+        passes(score, pair.leaves, grad),
         rows,
     )
 
 
-def op(sweep: Sequence[Shape], run: Run) -> list[Section]:
-    """One section for each shape."""
-    return [section(shape, run) for shape in sweep]
-
-
-def section(shape: Shape, run: Run) -> Section:
-    """The peak of ours and, where it fits, of the original formula."""
+def op(shape: Shape, run: Run) -> list[Section]:
+    """Measure the peak of ours and, where it fits, of the original formula."""
     run.log(f"  forward and backward: {shape}")
-    ours = peak("benchmarks.memory:prepare", shape, run.device, who=OURS)
+    ours = peak(prepare, shape, run.device, who=OURS)
     figures, checks = [figure(PEAK, [ours.bytes / 1e6], "MB")], ours.checks
     notes = [f"One copy of all similarities in fp32 would be {shape.similarities * 4 / 1e6:,.0f} MB"]
     if shape.similarities <= LARGEST_ORIGINAL:
-        original = peak("benchmarks.memory:prepare", shape, run.device, who=ORIGINAL)
+        original = peak(prepare, shape, run.device, who=ORIGINAL)
         checks = checks + original.checks
         figures.append(figure(SHARE, [ours.bytes / original.bytes]))
         notes.append(f"The original formula needs {original.bytes / 1e6:,.0f} MB")
-    return Section(f"{shape.texts} x {shape.videos}", str(shape), checks, figures, notes=notes)
+    return [Section(f"{shape.texts} x {shape.videos}", str(shape), checks, figures, notes=notes)]
 
 
 BENCHMARKS = (

@@ -42,22 +42,15 @@ def check(name: str, got: Outputs, expected: Outputs, tolerance: float, order: f
     return Check(name, error, tolerance)
 
 
-def forward(score: Score, leaves: Sequence[Tensor]) -> Call:
-    """A call of the forward pass alone, without a graph: (scores,)."""
+def passes(score: Score, leaves: Sequence[Tensor], grad: Tensor | None = None) -> Call:
+    """Make a call that returns (scores,), without a graph, or with `grad` (scores, *gradients by the leaves)."""
+    leaves = [leaf.detach().requires_grad_(grad is not None) for leaf in leaves]
 
     def call() -> Outputs:
-        with torch.no_grad():
-            return (score(*leaves),)
-
-    return call
-
-
-def forward_backward(score: Score, leaves: Sequence[Tensor], grad: Tensor) -> Call:
-    """A call of both passes: (scores, *gradients by the leaves)."""
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-
-    def call() -> Outputs:
-        scores = score(*leaves)
+        with torch.set_grad_enabled(grad is not None):
+            scores = score(*leaves)
+        if grad is None:
+            return (scores,)
         return (scores.detach(), *torch.autograd.grad(scores, leaves, grad.to(scores.dtype)))
 
     return call
@@ -101,12 +94,12 @@ def _synchronize(device: str) -> None:
 
 
 def ratio(name: str, numerator: Timing, denominator: Timing) -> Figure:
-    """The median, over rounds, of the ratio of two samples that were taken in the same round."""
+    """Take the median, over rounds, of the ratio of two samples that were taken in the same round."""
     return figure(name, [a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=True)])
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """p of the least-squares fit seconds = c size^p."""
+    """Fit seconds = c size^p by least squares, and return p."""
     x, y = [math.log(size) for size in sizes], [math.log(s) for s in seconds]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))

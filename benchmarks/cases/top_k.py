@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 import multigrain as mg
 
-from . import inputs
-from .measure import Outputs, ParityError, check, interleave, ratio
-from .probe import Task, peak
-from .records import Check, Section, at_most, figure
-from .registry import Benchmark, Run, Shape
+from ..harness import inputs
+from ..harness.measure import Outputs, ParityError, check, interleave, ratio
+from ..harness.probe import Task, peak
+from ..harness.records import Check, Section, at_most, figure
+from ..harness.registry import Benchmark, Run, Shape
 
 K, BLOCK = 10, 256
 PEAK = "peak beyond inputs and result"
@@ -21,12 +20,13 @@ COST = "time / score_matrix"
 
 
 def prepare(shape: Shape, device: str) -> Task:
-    """The task of the probe: the search, and its comparison with the matrix."""
-    text, video = _features(shape, device)
+    """Make the probe's task: the search, and its comparison with the matrix."""
+    pair = inputs.pair(shape, device)
+    text, video = pair.text(), pair.video()
     scorer = mg.MultiGrain(mg.FrameWord())
 
     def identical(outputs: Outputs) -> list[Check]:
-        """The first and the last block of texts against their rows of the matrix, number for number."""
+        """Compare the first and the last block of texts with their rows of the matrix, number for number."""
         last = (len(text) - 1) // BLOCK * BLOCK
         for rows in (slice(0, BLOCK), slice(last, len(text))):
             matrix = mg.score_matrix(scorer, text[rows], video, BLOCK)
@@ -46,26 +46,17 @@ def prepare(shape: Shape, device: str) -> Task:
     )
 
 
-def _features(shape: Shape, device: str) -> tuple[mg.Features, mg.Features]:
-    pair = inputs.pair(shape, device)
-    return pair.text(), pair.video()
-
-
-def op(sweep: Sequence[Shape], run: Run) -> list[Section]:
-    """One section for each shape."""
-    return [section(shape, run) for shape in sweep]
-
-
-def section(shape: Shape, run: Run) -> Section:
-    """The whole search once in a process of its own; two blocks of texts, timed against the matrix."""
+def op(shape: Shape, run: Run) -> list[Section]:
+    """Measure the whole search once in a process of its own; two blocks of texts, timed against the matrix."""
     run.log(f"  {shape}")
-    whole = peak("benchmarks.top_k:prepare", shape, run.device)
+    whole = peak(prepare, shape, run.device)
     pairs = shape.texts * shape.videos
     notes = [
         f"The whole search took {whole.seconds:.1f} s, {pairs / whole.seconds / 1e6:.2f} million pairs a second",
         f"Times are those of the first {2 * BLOCK} texts",
     ]
-    text, video = _features(replace(shape, texts=min(shape.texts, 2 * BLOCK)), run.device)
+    pair = inputs.pair(replace(shape, texts=min(shape.texts, 2 * BLOCK)), run.device)
+    text, video = pair.text(), pair.video()
     scorer = mg.MultiGrain(mg.FrameWord())
     timings = interleave(
         {
@@ -76,7 +67,7 @@ def section(shape: Shape, run: Run) -> Section:
         run.device,
     )
     figures = [figure(PEAK, [whole.bytes / 1e6], "MB"), ratio(COST, *timings)]
-    return Section(f"{shape.texts:,} x {shape.videos:,}", str(shape), whole.checks, figures, timings, notes)
+    return [Section(f"{shape.texts:,} x {shape.videos:,}", str(shape), whole.checks, figures, timings, notes)]
 
 
 BENCHMARKS = (

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..harness.intervals import Estimate, difference, interval
+from ..harness.report import study_provenance, table
 from .ablation_tables import FOUR, TABLES, Recalls, Row, Table
-from .intervals import Estimate, difference, interval
-from .report import study_provenance, table
 
 if TYPE_CHECKING:
-    from .study import StudyResult
+    from ..harness.study import StudyResult
 
 NAMED = 6  # orderings in a sentence of the summary
 WAYS = ("t2v", "v2t", None)

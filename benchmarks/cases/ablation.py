@@ -9,9 +9,9 @@ from typing import Any
 from multigrain.models import GrainConfig, ModelConfig
 from multigrain.training import TrainConfig
 
+from ..harness.pretrained import Setup
+from ..harness.study import Study
 from . import ablation_page
-from .pretrained import Setup
-from .study import Study
 
 GRAINS = {
     "VS": GrainConfig("sentence", "video"),

@@ -10,11 +10,12 @@ from torch import Tensor
 
 import multigrain as mg
 
-from . import aosm, baselines, inputs, memory
-from .measure import Call, Score, check, forward, forward_backward, interleave, ratio
-from .probe import Task, peak
-from .records import Check, Section, Timing, at_least, at_most, figure
-from .registry import Benchmark, Run, Shape
+from ..harness import inputs
+from ..harness.measure import Call, Score, check, interleave, passes, ratio
+from ..harness.probe import Task, peak
+from ..harness.records import Check, Section, Timing, at_least, at_most, figure
+from ..harness.registry import Benchmark, Run, Shape
+from . import aosm, baselines, memory
 
 OURS = aosm.OURS
 ROWS = 8
@@ -36,20 +37,19 @@ RIVALS: dict[str, tuple[str, Fused, Fused]] = {
 }
 
 
-def maxsim(sweep: Sequence[Shape], run: Run) -> list[Section]:
-    """Forward where one side is a single query or few, training where both sides are batches of one size."""
-    return [maxsim_section(shape, shape.texts == shape.videos, run) for shape in sweep]
+def maxsim(shape: Shape, run: Run) -> list[Section]:
+    """Time ours and each installed package on the same unit tokens; its words are ours, its documents our frames.
 
-
-def maxsim_section(shape: Shape, backward: bool, run: Run) -> Section:
-    """Time ours and each installed package on the same unit tokens; its words are ours, its documents our frames."""
+    A single query or a few are scored forward; batches of one size on both sides are trained.
+    """
+    backward = shape.texts == shape.videos
     name = "MaxSim training" if backward else "MaxSim forward"
     run.log(f"  {name}: {shape}")
     pair = inputs.pair(shape, run.device)
-    grad = torch.randn(shape.texts, shape.videos, generator=torch.Generator().manual_seed(1)).to(run.device)
+    grad = inputs.score_gradient(shape, run.device) if backward else None
 
     def call(score: Score) -> Call:
-        return forward_backward(score, pair.leaves, grad) if backward else forward(score, pair.leaves)
+        return passes(score, pair.leaves, grad)
 
     def ours(backend: str | None = None) -> Score:
         grain = mg.Grain("word", "frame", mg.MaxSim())
@@ -70,7 +70,7 @@ def maxsim_section(shape: Shape, backward: bool, run: Run) -> Section:
     timings = interleave(calls, run.rounds, run.device, repeat=10)
     figures = [ratio(f"{name}: speed / {other.name}", other, timings[0]) for other in timings[1:]]
     title = f"{name}, {shape.texts} x {shape.videos}, {shape.words} x {shape.frames} x {shape.dim}"
-    return Section(title, str(shape), checks, figures, timings + absent)
+    return [Section(title, str(shape), checks, figures, timings + absent)]
 
 
 def _unit(name: str, x: Tensor) -> mg.Features:
@@ -78,7 +78,7 @@ def _unit(name: str, x: Tensor) -> mg.Features:
 
 
 def prepare_step(shape: Shape, device: str) -> Task:
-    """The probe's task of one training step: scores, InfoNCE, gradients; texts and videos are pairs by index."""
+    """Make the probe's task of one training step: scores, InfoNCE, gradients; texts and videos are pairs by index."""
     pair, small = inputs.pair(shape, device), inputs.pair(Shape(16, 16, dtype=shape.dtype), device)
 
     def step(score: Score, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -87,10 +87,10 @@ def prepare_step(shape: Shape, device: str) -> Task:
         return (loss.detach()[None], *torch.autograd.grad(loss, leaves))
 
     def check_step(outputs: tuple[Tensor, ...]) -> list[Check]:
-        """The gradients are finite and the scores of some texts are those of the definition."""
+        """Check that gradients are finite and that the scores of some texts are those of the definition."""
         finite = torch.stack([x.isfinite().all() for x in outputs]).float()
         few = inputs.Pair(pair.words[:ROWS], pair.word_mask[:ROWS], pair.frames, pair.frame_mask, pair.unit)
-        got, wanted = (forward(aosm.scorer(few, backend), few.leaves)() for backend in (None, "eager"))
+        got, wanted = (passes(aosm.scorer(few, backend), few.leaves)() for backend in (None, "eager"))
         return [check("finite", (finite,), (torch.ones_like(finite),), 0), check(OURS, got, wanted, 1e-4)]
 
     return Task(
@@ -100,19 +100,16 @@ def prepare_step(shape: Shape, device: str) -> Task:
     )
 
 
-def step(sweep: Sequence[Shape], run: Run) -> list[Section]:
-    """One step of each batch, in a process of its own."""
-    sections: list[Section] = []
-    for shape in sweep:
-        run.log(f"  one step: {shape}")
-        found = peak("benchmarks.cuda:prepare_step", shape, run.device)
-        figures = [
-            figure(TRAINED, [1.0], ""),  # the probe raises otherwise
-            figure("seconds of one step", [found.seconds], "s"),
-            figure("peak beyond inputs and gradients", [found.bytes / 1e6], "MB"),
-        ]
-        sections.append(Section(f"batch {shape.texts}", str(shape), found.checks, figures))
-    return sections
+def step(shape: Shape, run: Run) -> list[Section]:
+    """Measure one step in a process of its own."""
+    run.log(f"  one step: {shape}")
+    found = peak(prepare_step, shape, run.device)
+    figures = [
+        figure(TRAINED, [1.0], ""),  # the probe raises otherwise
+        figure("seconds of one step", [found.seconds], "s"),
+        figure("peak beyond inputs and gradients", [found.bytes / 1e6], "MB"),
+    ]
+    return [Section(f"batch {shape.texts}", str(shape), found.checks, figures)]
 
 
 def _bf16(texts: int, videos: int, words: int = 32, frames: int = 12, dim: int = 512) -> Shape:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,46 +15,33 @@ import torch
 import multigrain as mg
 from multigrain.models import ModelConfig
 
-from . import inputs
-from .measure import ParityError
-from .records import Check, Section, at_most, figure
-from .registry import Benchmark, Run, Shape
+from ..harness import inputs
+from ..harness.measure import ParityError
+from ..harness.records import Check, Section, at_most, figure
+from ..harness.registry import Benchmark, Run, Shape
 
 TIME, PEAK = "time of the whole command", "peak memory"
 CHECKED = 8  # texts whose best videos are compared with the definition
 
 
-def op(sweep: Sequence[Shape], run: Run) -> list[Section]:
-    """One section for each shape."""
-    return [section(shape, run) for shape in sweep]
-
-
-def section(shape: Shape, run: Run) -> Section:
+def op(shape: Shape, run: Run) -> list[Section]:
     """Write features, evaluate them in a process of its own, compare what it found."""
     run.log(f"  {shape}")
     size = f"{shape.texts:,} x {shape.videos:,}"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        text, video = _features(shape)
+        text, video = inputs.four_grains(shape)
         text.save(folder / "text.pt")
         video.save(folder / "video.pt")
         (folder / "targets.json").write_text(json.dumps([i % shape.videos for i in range(shape.texts)]))
         seconds, peak = _command(folder, "diagonal" if shape.texts == shape.videos else "group_max")
         checks = [_check(folder, text, video)]
     figures = [figure(TIME, [seconds], "s"), figure(PEAK, [peak / 1e6], "MB")]
-    return Section(size, str(shape), checks, figures)
-
-
-def _features(shape: Shape) -> tuple[mg.Features, mg.Features]:
-    pair = inputs.pair(shape, "cpu")
-    generator = torch.Generator().manual_seed(2)
-    sentence, video = (inputs.tokens(size, 1, shape, generator)[:, 0] for size in (shape.texts, shape.videos))
-    text = mg.Features(word=pair.text()["word"], sentence=mg.Tokens(sentence, unit=shape.unit))
-    return text, mg.Features(frame=pair.video()["frame"], video=mg.Tokens(video, unit=shape.unit))
+    return [Section(size, str(shape), checks, figures)]
 
 
 def _command(folder: Path, protocol: str) -> tuple[float, int]:
-    """Seconds, and bytes at most resident, of the command, the start of Python included."""
+    """Run the command; return its seconds, the start of Python included, and the bytes at most resident."""
     arguments = ["--text", "text.pt", "--video", "video.pt", "--targets", "targets.json", "--protocol", protocol]
     command = [sys.executable, "-m", "multigrain.cli", "evaluate", *arguments, "--out", "out"]
     environment = {**os.environ, "PYTHONPATH": str(Path(mg.__file__).parent.parent)}
@@ -76,7 +62,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def _check(folder: Path, text: mg.Features, video: mg.Features) -> Check:
-    """The best score of the first texts against the definition."""
+    """Check the best score of the first texts against the definition."""
     scorer = ModelConfig().scorer()
     scorer.backend = "eager"
     with torch.no_grad():

@@ -44,7 +44,7 @@ def load(folder: Path) -> list[Result]:
 
 
 def render(results: Sequence[Result]) -> str:
-    """The page, which depends on the results and the registry alone."""
+    """Render the page, which depends on the results and the registry alone."""
     known = benchmarks()
     parts = [INTRODUCTION, "## Targets\n", *_targets(results)]
     for benchmark in known.values():
@@ -98,7 +98,7 @@ def timing_rows(section: Section) -> list[list[str]]:
 
 
 def footnote(section: Section) -> str:
-    """What parity was found, and what else is to be said."""
+    """Say what parity was found, and the notes."""
     worst = [f"{check.name} {check.error:.0e} (at most {check.tolerance:.0e})" for check in section.checks]
     return ". ".join([f"Errors relative to the largest value: {', '.join(worst)}", *section.notes]) + "."
 
@@ -111,7 +111,7 @@ def provenance(result: Result) -> str:
 
 
 def study_provenance(result: StudyResult) -> str:
-    """The same of a study, whose runs may have been done at several times and commits."""
+    """Machine, versions, commits and dates of a study, whose runs may have been done at several times."""
     quick = "quick sizes, " if result.quick else ""
     dates = sorted(run["date"] for run in result.runs)
     commits = ", ".join(sorted({_short(run["commit"]) for run in result.runs}))
@@ -148,6 +148,18 @@ def _seconds(timing: Timing) -> str:
         return timing.note
     s = timing.median
     return f"{s:.2f} s" if s >= 1 else f"{s * 1e3:.3g} ms"
+
+
+def replace_between(page: str, start: str, end: str, text: str, name: str) -> str:
+    """Renew what stands between two lines of a page that was written by hand.
+
+    Raises:
+        ValueError: a page without the lines.
+    """
+    if start not in page or end not in page:
+        raise ValueError(f"{name}: expected the two lines {start} and {end}")
+    before, _, rest = page.partition(start)
+    return f"{before}{start}\n\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 import multigrain as mg
 
-from . import baselines, inputs
-from .measure import check, interleave, ratio
-from .records import Section, Timing, at_least
-from .registry import Benchmark, Run, Shape
+from ..harness import inputs
+from ..harness.measure import check, interleave, ratio
+from ..harness.records import Section, Timing, at_least
+from ..harness.registry import Benchmark, Run, Shape
+from . import baselines
 
 OURS = "multigrain"
 AGGREGATORS = {"MaxSim": mg.MaxSim, "Mean-Max": mg.MeanMax}
 JUDGED = ("maxsim-cpu", "PyLate's formula")
 
 
-def op(sweep: Sequence[Shape], run: Run) -> list[Section]:
-    """One section for each shape and aggregator."""
-    return [section(shape, name, run) for shape in sweep for name in AGGREGATORS]
+def op(shape: Shape, run: Run) -> list[Section]:
+    """Measure each aggregator."""
+    return [section(shape, name, run) for name in AGGREGATORS]
 
 
 @torch.no_grad()

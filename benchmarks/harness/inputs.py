@@ -27,7 +27,7 @@ class Pair:
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor]:
-        """What a score is differentiated by."""
+        """The tensors by which a score is differentiated."""
         return self.words, self.frames
 
     def text(self, words: Tensor | None = None) -> mg.Features:
@@ -49,6 +49,26 @@ def pair(shape: Shape, device: str, seed: int = 0) -> Pair:
         word_mask = torch.arange(shape.words, device=device) < lengths(shape, seed).to(device)[:, None]
     frame_mask = torch.ones(shape.videos, shape.frames, dtype=torch.bool, device=device)
     return Pair(words, word_mask, frames, frame_mask, shape.unit)
+
+
+def score_gradient(shape: Shape, device: str) -> Tensor:
+    """The gradient [texts, videos] with which a backward pass begins."""
+    return torch.randn(shape.texts, shape.videos, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def four_grains(shape: Shape, device: str = "cpu") -> tuple[mg.Features, mg.Features]:
+    """Texts of words and a sentence, and videos of frames and a video vector."""
+    inputs, generator = pair(shape, device), torch.Generator(device).manual_seed(2)
+    sentence, video = (tokens(size, 1, shape, generator)[:, 0] for size in (shape.texts, shape.videos))
+    text = mg.Features(sentence=mg.Tokens(sentence, unit=shape.unit), word=inputs.text()["word"])
+    return text, mg.Features(video=mg.Tokens(video, unit=shape.unit), frame=inputs.video()["frame"])
+
+
+def as_leaves(features: mg.Features) -> mg.Features:
+    """The same features as leaves that collect gradients."""
+    grains = {name: features[name] for name in features.names}
+    leaves = {n: mg.Tokens(t.features.detach().requires_grad_(), t.mask, unit=t.unit) for n, t in grains.items()}
+    return mg.Features(**leaves)
 
 
 def tokens(items: int, length: int, shape: Shape, generator: torch.Generator) -> Tensor:
