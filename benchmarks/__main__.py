@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from . import headline, report, runner, terminal
-from .measure import ParityError
-from .registry import Benchmark, benchmarks, studies
-from .study import CACHE, Study, StudyResult
-from .study import run as run_study
+from .harness import headline, report, runner, terminal
+from .harness.measure import ParityError
+from .harness.registry import Benchmark, benchmarks, studies
+from .harness.study import CACHE, Study, StudyResult
+from .harness.study import run as run_study
 
 GROUPS = ("cpu", "cuda")
 # Quick sizes show that a benchmark works, not how fast anything is: they stay out of the repository.

@@ -25,18 +25,6 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def features(name: str, value: object) -> Tensor:
-    """A floating tensor [B, D] or [B, L, D] without an empty axis, or an error that names it."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor [B, D] or [B, L, D], got {type(value).__name__}")
-    floating(name, value, "features")
-    if value.ndim not in (2, 3):
-        raise ValueError(f"{name}: expected features of shape [B, D] or [B, L, D], got {shape(value)}")
-    if 0 in value.shape:
-        raise ValueError(f"{name}: expected at least one item, token and channel, got {shape(value)} (empty)")
-    return value
-
-
 def floating(name: str, value: Tensor, what: str) -> None:
     """A dense tensor of numbers to compute with, or an error."""
     dense(name, value)
@@ -48,21 +36,6 @@ def present(name: str, value: Tensor) -> None:
     """A tensor that has values."""
     if value.is_meta:
         raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
-
-
-def mask(name: str, value: object, values: Tensor) -> Tensor:
-    """A bool mask [B, L] (True = a real token) on the device of features [B, L, D], or an error."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} mask: expected a bool tensor or None, got {type(value).__name__}")
-    dense(f"{name} mask", value)
-    expected = (values.shape[0], 1 if values.ndim == 2 else values.shape[1])
-    if value.shape != expected:
-        raise ValueError(f"{name} mask: expected shape {list(expected)}, got {shape(value)}")
-    if value.dtype != torch.bool:
-        raise TypeError(f"{name} mask: expected dtype torch.bool (True = a real token), got {value.dtype}")
-    if value.device != values.device:
-        raise ValueError(f"{name} mask: expected device {values.device} as its features, got {value.device}")
-    return value
 
 
 def no_grain(target: str, names: Sequence[str], source: str) -> None:
@@ -124,7 +97,14 @@ def number(name: str, value: float, least: float = -LARGEST, most: float = LARGE
     return float(value)
 
 
-class NotFinite(ValueError):
+class BadEntry(ValueError):
+    """An entry of a matrix that may not be there, in this row and column."""
+
+    row: int
+    column: int
+
+
+class NotFinite(BadEntry):
     """Scores of which no loss is finite."""
 
 
@@ -276,7 +256,7 @@ def first_bad(
     good: Tensor,
     first_row: int = 0,
     columns: Tensor | None = None,
-    error: type[ValueError] = ValueError,
+    kind: type[BadEntry] = BadEntry,
 ) -> None:
     """That all values of a matrix are good, or an error that names the first other one, its row and its column."""
     present(name, value)
@@ -285,7 +265,9 @@ def first_bad(
         place = column if columns is None else int(columns[row, column])
         got = float(value[row, column])
         got = "NaN" if math.isnan(got) else f"{got:g}"
-        raise error(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
+        error = kind(f"{name}: expected {expected}, got {got} at row {first_row + row}, column {place}")
+        error.row, error.column = first_row + row, place
+        raise error
 
 
 def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scores") -> None:
@@ -305,7 +287,7 @@ def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scor
         f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)",
         x,
         good,
-        error=NotFinite,
+        kind=NotFinite,
     )
 
 

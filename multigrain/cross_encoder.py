@@ -14,14 +14,16 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import checks
-from .aggregators import Aggregator, aggregator_of, zero_empty
+from .aggregators import Aggregator
+from .aggregators.base import aggregator_of, zero_empty
 from .heads.transformer import Transformer
 from .reduce import widen
-from .similarity import check_sides
+from .similarity import check_sides, nonempty
 from .tokens import Features, Tokens
 
 # Numbers in the token sequences of a block of pairs; each layer of the transformer holds about twelve times as many.
@@ -84,8 +86,9 @@ class CrossEncoder(nn.Module):
         again = len(queries) * len(candidates) > 1
 
         def block(a: Tokens, b: Tokens) -> Tensor:
-            every = torch.arange(len(a) * len(b), device=a.device)
-            return _log_odds(self._logits(a[every // len(b)], b[every % len(b)])).view(len(a), len(b))
+            rows, columns = (torch.arange(len(side), device=side.device) for side in (a, b))
+            every = a[repeat(rows, "a -> (a b)", b=len(b))], b[repeat(columns, "b -> (a b)", a=len(a))]
+            return rearrange(_log_odds(self._logits(*every)), "(a b) -> a b", a=len(a))
 
         scores = torch.cat([torch.cat([_computed(block, a, b, again) for b in candidates], 1) for a in queries])
         return zero_empty(scores, q.mask, c.mask)
@@ -107,7 +110,7 @@ class CrossEncoder(nn.Module):
         blocks = zip(_split(q, size), _split(c, size), strict=True)
         logits = torch.cat([_computed(self._logits, a, b, len(q) > size) for a, b in blocks])
         for mask in (q.mask, c.mask):
-            logits = logits if mask is None else torch.where(mask.any(1)[:, None], logits, 0.0)
+            logits = logits if mask is None else torch.where(reduce(mask, "b l -> b 1", "any"), logits, 0.0)
         return widen(logits)
 
     def _tokens(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
@@ -128,13 +131,10 @@ class CrossEncoder(nn.Module):
         """Logits [B, 2] of aligned tokens."""
         scale = query.dim**0.5  # entries of about 1, which the transformer starts from
         sides = [scale * x.features + side for x, side in zip((query, candidate), self.sides, strict=True)]
-        x = torch.cat([self.cls.expand(len(query), 1, -1), *sides], 1)
+        x = torch.cat([repeat(self.cls, "d -> b 1 d", b=len(query)), *sides], 1)
         mask = None
         if query.mask is not None or candidate.mask is not None:
-            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            cls, q, c = real.split((1, query.length, candidate.length), 1)
-            q, c = (m if side.mask is None else side.mask for m, side in ((q, query), (c, candidate)))
-            mask = torch.cat([cls, q, c], 1)
+            mask = F.pad(torch.cat([query.real_mask, candidate.real_mask], 1), (1, 0), value=True)
         return self.head(self.norm(self.transformer.first(x, mask)))
 
 
@@ -200,11 +200,11 @@ class SegmentScorer(nn.Module):
         """Scores [queries, candidates]; 0 where an item has no real token."""
         checks.instances(Features, query=query, candidate=candidate)
         segments, real = self._segments(candidate)
-        sim = self.scorer(query, segments).unflatten(1, (len(candidate), -1))[:, :, None]
+        sim = rearrange(self.scorer(query, segments), "q (c s) -> q c 1 s", c=len(candidate))
         masks = [] if self.reads is None else [query[name].mask for name in sorted(self.reads[0])]
         found = [mask for mask in masks if mask is not None]
         of_query = torch.cat(found, 1) if found and len(found) == len(masks) else None
-        scores = self.aggregator(sim, None, None if real is None else real | ~real.any(1, keepdim=True))
+        scores = self.aggregator(sim, None, nonempty(real))
         return zero_empty(scores, of_query, real)
 
     @property
@@ -218,17 +218,15 @@ class SegmentScorer(nn.Module):
         tokens = candidate[self.grain].tokenwise()
         count = -(-tokens.length // self.length)
         missing = count * self.length - tokens.length
-        mask = tokens.mask
-        if missing and mask is None:
-            mask = torch.ones(len(tokens), tokens.length, dtype=torch.bool, device=tokens.device)
+        mask = tokens.real_mask if missing else tokens.mask
         cut = Tokens(
-            F.pad(tokens.features, (0, 0, 0, missing)).reshape(-1, self.length, tokens.dim),
-            None if mask is None else F.pad(mask, (0, missing)).reshape(-1, self.length),
+            rearrange(F.pad(tokens.features, (0, 0, 0, missing)), "c (s l) d -> (c s) l d", s=count),
+            None if mask is None else rearrange(F.pad(mask, (0, missing)), "c (s l) -> (c s) l", s=count),
             unit=tokens.unit,
         )
-        rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(count)
+        rows = repeat(torch.arange(len(tokens), device=tokens.device), "c -> (c s)", s=count)
         others = {name: candidate[name][rows] for name in candidate.names if name != self.grain}
-        real = None if cut.mask is None else cut.mask.any(1).view(-1, count)
+        real = None if cut.mask is None else reduce(cut.mask, "(c s) l -> c s", "any", s=count)
         return Features(**others, **{self.grain: cut}), real
 
 
@@ -268,7 +266,7 @@ def rerank(
     best = order[:, :k].to(video.device)
     again = widen(torch.cat([scorer(text[i], video[columns]) for i, columns in enumerate(best)])).to(scores.device)
     checks.not_nan(again, columns=order)
-    lowest = again.amin(1, keepdim=True)
+    lowest = reduce(again, "q k -> q 1", "min")
     below = 1 + F.pad(ordered[:, k + 1 :] != ordered[:, k:-1], (1, 0)).cumsum(1)[:, : scores.shape[1] - k]
     # A step is as large as the scores are, for a small one would vanish beside them.
     rest = lowest - lowest.abs().clamp_min(1) * below

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from einops import einsum, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -86,12 +87,12 @@ def explain(scorer: nn.Module, text: Features, video: Features) -> dict[str, Par
     parts: dict[str, Part] = {}
     for grain, share in zip(cast("list[Grain | PooledGrain]", list(scorer.grains)), scorer.weights, strict=True):
         sim = grain.similarity(text, video)[0, 0]
-        sim = sim[_real(text[grain.query])][:, _real(video[grain.candidate])]
+        sim = sim[text[grain.query].real_mask[0]][:, video[grain.candidate].real_mask[0]]
         if isinstance(grain, PooledGrain):
             weights = Weights(_contributions(grain, text, video, scores[grain.name]))
         else:
             sides = zip(grain.token_weights(text, video), (text[grain.query], video[grain.candidate]), strict=True)
-            given = [None if w is None else w[0][_real(side)] for w, side in sides]
+            given = [None if w is None else w[0][side.real_mask[0]] for w, side in sides]
             weights = token_weights(grain.aggregator, sim, *given)
         parts[grain.name] = Part(grain.query, grain.candidate, sim, weights, float(scores[grain.name]), float(share))
     return parts
@@ -120,30 +121,21 @@ def token_weights(
     terms: list[Tensor] = []
     if aggregator.direction != "candidate":
         query = _levels(aggregator, sim, "candidate", "query", query_weights)
-        terms.append(query.outer[:, None] * query.inner)
+        terms.append(einsum(query.outer, query.inner, "m, m n -> m n"))
     if aggregator.direction != "query":
         turned = _levels(aggregator, sim.T, "query", "candidate", candidate_weights)
         candidate = Levels(turned.inner.T, turned.outer)
-        terms.append(candidate.outer * candidate.inner)
-    return Weights(torch.stack(terms).mean(0), query, candidate)
+        terms.append(einsum(candidate.outer, candidate.inner, "n, m n -> m n"))
+    return Weights(reduce(terms, "direction m n -> m n", "mean"), query, candidate)
 
 
 def _contributions(grain: PooledGrain, text: Features, video: Features, score: Tensor) -> Tensor:
     """[1, n]: the score, less that without the token, for each of a single item's real ones."""
     tokens = video[grain.candidate].tokenwise()
-    real = _real(tokens)
-    slots = real.nonzero()[:, 0]
-    without = real.repeat(len(slots), 1)
-    without[torch.arange(len(slots)), slots] = False
-    each = Tokens(tokens.features.expand(len(slots), -1, -1), without, unit=tokens.unit)
+    real = tokens.real_mask[0]
+    others = ~torch.eye(len(real), dtype=torch.bool, device=real.device)[real] & real
+    each = Tokens(repeat(tokens.features, "1 n d -> k n d", k=len(others)), others, unit=tokens.unit)
     return score - grain(text, Features(**{grain.candidate: each}))
-
-
-def _real(tokens: Tokens) -> Tensor:
-    """Which token slots of a single item are real."""
-    if tokens.mask is None:
-        return torch.ones(tokens.length, dtype=torch.bool, device=tokens.device)
-    return tokens.mask[0]
 
 
 def _levels(aggregator: TwoLevel, x: Tensor, inner_side: str, outer_side: str, given: Tensor | None) -> Levels:

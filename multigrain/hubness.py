@@ -18,11 +18,14 @@ import math
 from collections.abc import Callable
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
 from . import checks
 from .reduce import widen
+
+__all__ = ["TRANSDUCTIVE", "dual_softmax", "dynamic_inverted_softmax", "inverted_softmax", "sinkhorn"]
 
 
 def dual_softmax(scores: Float[Tensor, "q c"], beta: float = 100.0) -> Float[Tensor, "q c"]:
@@ -44,7 +47,7 @@ def dual_softmax(scores: Float[Tensor, "q c"], beta: float = 100.0) -> Float[Ten
         tensor([1, 0])
     """
     x, beta = _checked(scores, beta)
-    return x * (beta * (x - x.amax(0))).softmax(0)
+    return x * (beta * (x - reduce(x, "q c -> 1 c", "max"))).softmax(0)
 
 
 def inverted_softmax(
@@ -86,8 +89,8 @@ def dynamic_inverted_softmax(
     x, beta = _checked(scores, beta)
     bank = _bank(bank, x)
     k = checks.count("k", k, at_most=x.shape[1])
-    hubs = (bank >= bank.topk(k, 1).values[:, -1:]).any(0)
-    led_by_hub = ((x == x.amax(1, keepdim=True)) & hubs).any(1, keepdim=True)
+    hubs = reduce(bank >= bank.topk(k, 1).values[:, -1:], "b c -> 1 c", "any")
+    led_by_hub = reduce((x == reduce(x, "q c -> q 1", "max")) & hubs, "q c -> q 1", "any")
     return torch.where(led_by_hub, x - _soft_mean(bank, beta, 0), x)
 
 
@@ -119,6 +122,7 @@ TRANSDUCTIVE: dict[str, Callable[[Tensor], Tensor]] = {
     "inverted_softmax": lambda scores: inverted_softmax(scores, scores),
     "sinkhorn": sinkhorn,
 }
+"""Corrections that see all queries of a test, by name."""
 
 
 def _soft_mean(x: Tensor, beta: float, dim: int) -> Tensor:

@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterator
 from typing import NotRequired, TypedDict
 
 import torch
+from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from . import checks
 from .hubness import TRANSDUCTIVE
 
+__all__ = ["PROTOCOLS", "RetrievalMetrics", "ranks", "ranks_of_videos", "retrieval_metrics", "summarize"]
+
 TIES = {"optimistic": 0.0, "mean": 0.5, "pessimistic": 1.0}
 PROTOCOLS = ("diagonal", "group_max", "all_captions")
+"""Names of how the captions of one video are counted, see `retrieval_metrics`."""
 RECALLS = (1, 5, 10)
 _ELEMENTS = 1 << 20  # compared at a time: the comparison of a large matrix would otherwise be as large again
 
@@ -78,15 +82,16 @@ def _blocks(scores: Tensor) -> Iterator[slice]:
 def _ranks(scores: Tensor, positives: Tensor, share: float, first_row: int) -> Tensor:
     checks.not_nan(scores, first_row)
     if positives.dtype != torch.bool:
-        best = scores.gather(1, positives[:, None].long())
-        better, equal = (scores > best).sum(1), (scores == best).sum(1) - 1
+        best = scores.gather(1, rearrange(positives, "q -> q 1").long())
+        better, equal = (reduce(x, "q c -> q", "sum") for x in (scores > best, scores == best))
+        equal = equal - 1  # the positive itself
     else:
-        lonely = ~positives.any(1)
+        lonely = ~reduce(positives, "q c -> q", "any")
         if lonely.any():
             row = first_row + int(lonely.nonzero()[0])
             raise ValueError(f"positives: expected one for every query, got none for query {row}")
-        best = torch.where(positives, scores, -torch.inf).amax(1, keepdim=True)
-        better, equal = ((scores > best) & ~positives).sum(1), ((scores == best) & ~positives).sum(1)
+        best = reduce(torch.where(positives, scores, -torch.inf), "q c -> q 1", "max")
+        better, equal = (reduce(x & ~positives, "q c -> q", "sum") for x in (scores > best, scores == best))
     return 1 + better.double() + share * equal.double()
 
 
@@ -156,18 +161,18 @@ def ranks_of_videos(
         targets = torch.arange(len(scores), device=scores.device)
     for rows in _blocks(scores):
         checks.not_nan(scores[rows], rows.start)
-    own = scores.gather(1, targets[:, None])[:, 0]
+    own = rearrange(scores.gather(1, rearrange(targets, "t -> t 1")), "t 1 -> t")
     best = largest(scores.new_full((scores.shape[1],), -torch.inf).scatter_reduce(0, targets, own, "amax"))
     rivals, owners = scores, targets
     if protocol == "group_max":
         owners, places = targets.unique(return_inverse=True)
         rivals = scores.new_full((len(owners), scores.shape[1]), -torch.inf)
-        rivals.scatter_reduce_(0, places[:, None].expand_as(scores), scores, "amax")
+        rivals.scatter_reduce_(0, repeat(places, "t -> t v", v=scores.shape[1]), scores, "amax")
     videos = torch.arange(scores.shape[1], device=scores.device)
     counts = torch.zeros(2, len(videos), dtype=torch.long, device=scores.device)
     for rows in _blocks(rivals):
-        others, x = owners[rows, None] != videos, rivals[rows]
-        counts += torch.stack([((x > best) & others).sum(0), ((x == best) & others).sum(0)])
+        others, x = rearrange(owners[rows], "t -> t 1") != videos, rivals[rows]
+        counts += reduce([(x > best) & others, (x == best) & others], "better_or_equal t v -> better_or_equal v", "sum")
     better, equal = total(counts).double()
     return 1 + better + TIES[ties] * equal
 

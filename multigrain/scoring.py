@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import torch
+from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from . import checks
 from .tokens import Features
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @torch.no_grad()
@@ -21,7 +23,7 @@ def score_matrix(
     candidate: Features,
     block: int = 256,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Float[Tensor, "q c"]:
     """All scores [queries, candidates], computed block by block without a graph.
 
@@ -48,66 +50,77 @@ def score_matrix(
 def top_k(
     scorer: nn.Module,
     query: Features,
-    candidate: Features,
+    candidate: Features | Iterable[Features],
     k: int,
     block: int = 256,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
     """The k best candidates of each query, best first; of equal scores the lower index. Never holds the matrix.
 
     Args:
-        k: from 1 to the number of candidates.
-        scorer, query, candidate, block, device, progress: as for `score_matrix`.
+        candidate: the collection, or an iterable of its parts in order, of which one is held at a time, such as
+            features that are loaded file by file. Indices count through all parts.
+        k: from 1 to the number of candidates, of which parts are known to have too few only after the last.
+        scorer, query, block, device: as for `score_matrix`.
+        progress: called with (pairs done, pairs in all) after each block; of parts, all so far.
 
     Returns:
         Scores [queries, k] and candidate indices [queries, k].
 
     Raises:
-        ValueError: k or block out of range, a score that is NaN (its row and column are named), or whatever the
-            scorer raises.
+        ValueError: k or block out of range, no part, a score that is NaN (a BadEntry: its row and column are named), or
+            whatever the scorer raises.
     """
-    scores, indices = best(scorer, query, candidate, k, block, device, progress)
+    checks.instance("query", query, Features)
+    single = isinstance(candidate, Features | Tensor) or not isinstance(candidate, Iterable)  # or no candidates at all
+    parts = cast("Iterable[Features]", [candidate] if single else candidate)
+    checks.count("k", k, at_most=len(candidate) if isinstance(candidate, Features) else None)
+    best: dict[int, tuple[Tensor, Tensor]] = {}  # first query of a block -> its scores and indices [q, k]
+    count = 0
+    for part in parts:
+        for rows, columns, scores in _blocks(scorer, query, part, block, progress, count):
+            indices = torch.arange(count + columns.start, count + columns.stop, device=scores.device)
+            best[rows.start] = _merged(best.get(rows.start), scores, indices, k)
+        count += len(part)
+        del part  # before the next one is made
+    if not best:
+        raise ValueError("candidate: expected at least one Features, got none")
+    checks.count("k", k, at_most=count)
+    scores, indices = (torch.cat([x.to(device) for x in found]) for found in zip(*best.values(), strict=True))
     checks.not_nan(scores, columns=indices)
     return scores, indices
 
 
-@torch.no_grad()
-def best(
-    scorer: nn.Module,
-    query: Features,
-    candidate: Features,
-    k: int,
-    block: int = 256,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
-) -> tuple[Tensor, Tensor]:
-    """As `top_k`, but for NaN, which sorts first and so is among what comes back."""
-    checks.instances(Features, query=query, candidate=candidate)
-    checks.count("k", k, at_most=len(candidate))
-    done: list[tuple[Tensor, Tensor]] = []
-    found: tuple[Tensor, Tensor] | None = None
-    for _, columns, scores in _blocks(scorer, query, candidate, block, progress):
-        indices = torch.arange(columns.start, columns.stop, device=scores.device).expand_as(scores)
-        if found is not None:
-            scores, indices = torch.cat([found[0], scores], 1), torch.cat([found[1], indices], 1)
-        # A stable sort, so that equal scores stay in the order of their indices whatever the block size.
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        found = scores[:, :k], indices.gather(1, order[:, :k])
-        if columns.stop == len(candidate):
-            done.append((found[0].to(device), found[1].to(device)))
-            found = None
-    return torch.cat([s for s, _ in done]), torch.cat([i for _, i in done])
+def _merged(
+    best: tuple[Tensor, Tensor] | None, scores: Float[Tensor, "q c"], indices: Int[Tensor, "c"], k: int
+) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
+    """The k best of those so far and of further candidates with these indices; NaN counts as the highest score."""
+    indices = repeat(indices, "c -> q c", q=len(scores))
+    if best is not None:
+        scores, indices = torch.cat([best[0], scores], 1), torch.cat([best[1], indices], 1)
+    # A stable sort, so that equal scores stay in the order of their indices whatever the block size.
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return scores[:, :k].clone(), indices.gather(1, order[:, :k])  # not a view, which would hold the whole block
 
 
 def _blocks(
-    scorer: nn.Module, query: Features, candidate: Features, block: int, progress: Progress | None
+    scorer: nn.Module,
+    query: Features,
+    candidate: Features,
+    block: int,
+    progress: ProgressCallback | None,
+    before: int = 0,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Row by row of blocks: (queries, candidates, their scores)."""
+    """Row by row of blocks: (queries, candidates, their scores).
+
+    Args:
+        before: how many candidates were scored in earlier parts.
+    """
     checks.scorer("scorer", scorer)
     checks.instances(Features, query=query, candidate=candidate)
     checks.count("block", block)
-    done, total = 0, len(query) * len(candidate)
+    done, total = len(query) * before, len(query) * (before + len(candidate))
     for i in range(0, len(query), block):
         rows = slice(i, min(i + block, len(query)))
         queries = query[rows]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -53,7 +53,7 @@ def aggregate(
 
 def nonempty(mask: Bool[Tensor, "b l"] | None) -> Bool[Tensor, "b l"] | None:
     """The mask, where an item without a real token passes as one of zeros: nothing meets an empty softmax."""
-    return None if mask is None else mask | ~mask.any(1, keepdim=True)
+    return None if mask is None else mask | ~reduce(mask, "b l -> b 1", "any")
 
 
 def check_sides(grain: str, query: Tokens, candidate: Tokens) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import multigrain as mg
 from multigrain.models import XCLIP
+from multigrain.models.recipe import own_recipe
 
 RGB = {"red": (1, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1), "yellow": (1, 1, -1), "purple": (1, -1, 1)}
 
@@ -43,4 +44,4 @@ class ColourWords(nn.Module):
 
 def colour_model(masked: bool = True, max_frames: int = 4) -> XCLIP:
     scorer = mg.MultiGrain(mg.VideoSentence(), mg.VideoWord(), mg.SentenceFrame(), mg.FrameWord(), weights=[4, 1, 2, 1])
-    return XCLIP(ColourFrames(), ColourWords(), None, scorer, masked=masked, max_frames=max_frames)
+    return XCLIP(ColourFrames(), ColourWords(), own_recipe(scorer), masked=masked, max_frames=max_frames)

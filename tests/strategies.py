@@ -35,7 +35,7 @@ class Case:
     def build(self, **more: Any) -> mg.Aggregator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # for those with an MLP
-            return mg.build_aggregator(self.name, **(self.options | more)).double()
+            return mg.aggregators.build_aggregator(self.name, **(self.options | more)).double()
 
     def judge(self, sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None, **more: Any) -> Tensor:
         """Scores [q, c] by the oracle, one pair after the other."""
@@ -60,7 +60,7 @@ def _cases() -> list[Case]:
     cases = []
     for name in sorted(aggregator_names()):
         assert name in oracle.AGGREGATORS, f"aggregator {name!r} is registered, but tests/oracle.py cannot judge it"
-        assert "direction" in inspect.signature(type(mg.build_aggregator(name))).parameters
+        assert "direction" in inspect.signature(type(mg.aggregators.build_aggregator(name))).parameters
         cases += [Case(name, {"direction": direction}) for direction in DIRECTIONS]
     return cases
 

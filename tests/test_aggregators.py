@@ -180,7 +180,9 @@ def test_property_aosm_tends_to_mean_mean_and_to_max_max(direction, device, prob
 @pytest.mark.parametrize("name", ["mean_mean", "max_max", "logsumexp"])
 @given(sims())
 def test_property_order_free_aggregators_have_one_value_in_every_direction(name, device, problem):
-    query, candidate, both = (mg.build_aggregator(name, direction=d)(*problem.to(device)) for d in DIRECTIONS)
+    query, candidate, both = (
+        mg.aggregators.build_aggregator(name, direction=d)(*problem.to(device)) for d in DIRECTIONS
+    )
     close(query, candidate, 1e-13)
     close(query, both, 1e-13)
 
@@ -214,7 +216,7 @@ def test_property_mixed_isa_equals_oracle(direction, device, problem, data):
         problem = Sims(problem.sim[..., :1], problem.query_mask, None)
     if sides == "candidate":
         problem = Sims(problem.sim[:, :, :1], None, problem.candidate_mask)
-    aggregator = randomise(mg.ISA(0.3, direction, *sizes).double())
+    aggregator = randomise(mg.aggregators.ISA(0.3, direction, *sizes).double())
     case = Case("isa", {"direction": direction, "temperature": 0.3})
     matrices = {name: w.tolist() for name, w in aggregator.named_parameters()}
     close(aggregator.to(device)(*problem.to(device)), case.judge(*problem, **matrices))
@@ -222,30 +224,33 @@ def test_property_mixed_isa_equals_oracle(direction, device, problem, data):
 
 def test_isa_says_how_many_tokens_it_mixes():
     with pytest.raises(ValueError, match=r"at most 2 query tokens .the size of ISA's mixing matrix.*, got 3"):
-        mg.ISA(query_tokens=2, candidate_tokens=9)(torch.zeros(1, 1, 3, 4))
+        mg.aggregators.ISA(query_tokens=2, candidate_tokens=9)(torch.zeros(1, 1, 3, 4))
 
 
 @every_direction
 @given(sims())
 def test_property_isa_of_identical_matrices_is_isa(direction, device, problem):
     m, n = problem.sim.shape[2:]
-    mixed = mg.ISA(0.1, direction, m, n).double().to(device)
-    close(mixed(*problem.to(device)), mg.ISA(0.1, direction)(*problem.to(device)), 1e-13)
+    mixed = mg.aggregators.ISA(0.1, direction, m, n).double().to(device)
+    close(mixed(*problem.to(device)), mg.aggregators.ISA(0.1, direction)(*problem.to(device)), 1e-13)
 
 
 @every_direction
 @given(sims())
 def test_property_top_k_of_all_is_mean_max_and_of_one_is_max_max(direction, device, problem):
     problem = problem.to(device)
-    for all_of_them in (mg.TopK(5, direction=direction), mg.TopK(share=1.0, direction=direction)):
+    for all_of_them in (
+        mg.aggregators.TopK(5, direction=direction),
+        mg.aggregators.TopK(share=1.0, direction=direction),
+    ):
         close(all_of_them(*problem), mg.MeanMax(direction)(*problem), 1e-13)
-    close(mg.TopK(1, direction=direction)(*problem), mg.MaxMax()(*problem), 1e-13)
+    close(mg.aggregators.TopK(1, direction=direction)(*problem), mg.MaxMax()(*problem), 1e-13)
 
 
 @every_direction
 @given(sims(), st.integers(1, 5))
 def test_property_fewer_tokens_score_higher(direction, device, problem, k):
-    fewer, more = (mg.TopK(n, direction=direction)(*problem.to(device)) for n in (k, k + 1))
+    fewer, more = (mg.aggregators.TopK(n, direction=direction)(*problem.to(device)) for n in (k, k + 1))
     assert (fewer >= more - 1e-14).all()
     close(fewer, Case("top_k", {"direction": direction}).judge(*problem, k=k))
 
@@ -261,7 +266,7 @@ def test_property_fewer_tokens_score_higher(direction, device, problem, k):
 )
 def test_top_k_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
-        mg.TopK(**settings)
+        mg.aggregators.TopK(**settings)
 
 
 @given(sims(tokens=4))
@@ -276,7 +281,10 @@ def test_property_log_sum_exp_lies_above_the_maximum_by_at_most_its_entropy(devi
 def test_property_normalized_softmax_weighs_alike_at_any_scale(device, problem, scale):
     problem = problem.to(device)
     scaled = Sims(scale * problem.sim, problem.query_mask, problem.candidate_mask)
-    close(mg.NormalizedSoftmax(direction="query")(*scaled), scale * mg.NormalizedSoftmax(direction="query")(*problem))
+    close(
+        mg.aggregators.NormalizedSoftmax(direction="query")(*scaled),
+        scale * mg.aggregators.NormalizedSoftmax(direction="query")(*problem),
+    )
 
 
 def judge_weighted(aggregator, text, video):
@@ -419,10 +427,10 @@ def test_token_weighted_says_what_does_not_fit():
 
 def test_a_loss_carries_given_weights_along():
     """Only the grains that a scorer reads travel between ranks; weights are among them."""
-    from multigrain.losses.retrieval import _scored
+    from multigrain.losses.batch import select_read
 
     scorer = mg.MultiGrain(mg.Grain("word", "frame", mg.TokenWeighted(query_weights="idf")))
     text = mg.Features(word=torch.randn(2, 3, 4), idf=torch.rand(2, 3, 1), other=torch.randn(2, 4))
-    kept, _ = _scored(scorer, text, mg.Features(frame=torch.randn(2, 2, 4)))
+    kept, _ = select_read(scorer.reads, text, mg.Features(frame=torch.randn(2, 2, 4)))
     assert kept.names == ("word", "idf")
     assert mg.RetrievalLoss(scorer, mg.InfoNCE())(text, mg.Features(frame=torch.randn(2, 2, 4))).isfinite()

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cuda, headline, machine, measure, memory, probe, report
 from benchmarks.__main__ import main
-from benchmarks.measure import ParityError
-from benchmarks.records import Check, Figure, Result, Timing, at_least, at_most, figure
-from benchmarks.registry import Benchmark, Run, Shape, benchmarks, studies
-from benchmarks.study import StudyResult
+from benchmarks.cases import cuda, memory
+from benchmarks.harness import headline, machine, measure, probe, report
+from benchmarks.harness.measure import ParityError
+from benchmarks.harness.records import Check, Figure, Result, Timing, at_least, at_most, figure
+from benchmarks.harness.registry import Benchmark, Run, Shape, benchmarks, studies
+from benchmarks.harness.study import StudyResult
 from multigrain.kernels.blocked import scores as blocked
 
 ALL = benchmarks()
@@ -53,7 +54,8 @@ def test_a_quick_run_leaves_a_valid_result(name: str, tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize("name", ["cuda_aosm", "cuda_maxsim"])
 def test_what_is_meant_for_a_gpu_runs_at_all(name: str) -> None:
-    sections = ALL[name].op(ALL[name].quick, Run("cpu", quick=True))
+    run = Run("cpu", quick=True)
+    sections = [section for shape in ALL[name].quick for section in ALL[name].op(shape, run)]
     assert unmatched(ALL[name], {f.name for s in sections for f in s.figures}) == set()
 
 
@@ -122,13 +124,13 @@ def holding(shape: Shape, device: str, wrong: str) -> probe.Task:
 
 
 def test_the_probe_finds_what_a_call_holds() -> None:
-    found = probe.peak("tests.test_benchmarks:holding", Shape(1, 1), "cpu", wrong="0")
+    found = probe.peak(holding, Shape(1, 1), "cpu", wrong="0")
     assert MEGABYTES <= found.bytes / 1e6 < MEGABYTES + 8
 
 
 def test_the_probe_passes_a_refusal_on() -> None:
     with pytest.raises(ParityError, match="holding: relative error"):
-        probe.peak("tests.test_benchmarks:holding", Shape(1, 1), "cpu", wrong="1")
+        probe.peak(holding, Shape(1, 1), "cpu", wrong="1")
 
 
 def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:

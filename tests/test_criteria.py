@@ -18,12 +18,12 @@ from tests import oracle
 from tests.strategies import close, pairs
 from tests.test_losses import labelled, squares
 
-CRITERIA: dict[str, Callable[..., mg.Criterion]] = {
+CRITERIA: dict[str, Callable[..., mg.losses.Criterion]] = {
     "info_nce": lambda **s: mg.InfoNCE(1.0, label_smoothing=0.1, **s),
     "sigmoid": lambda **s: mg.Sigmoid(1.0, -0.5, **s),
-    "hinge": lambda **s: mg.MarginRanking(0.4, **s),
-    "hard hinge": lambda **s: mg.MarginRanking(0.4, hard_pool=2, over="sum", **s),
-    "lse": lambda **s: mg.MarginRanking(0.4, form="lse", **s),
+    "hinge": lambda **s: mg.losses.MarginRanking(0.4, **s),
+    "hard hinge": lambda **s: mg.losses.MarginRanking(0.4, hard_pool=2, over="sum", **s),
+    "lse": lambda **s: mg.losses.MarginRanking(0.4, form="lse", **s),
 }
 every_criterion = pytest.mark.parametrize("make", CRITERIA.values(), ids=CRITERIA)
 
@@ -170,7 +170,7 @@ def test_sigmoid_starts_as_published():
 def test_property_margin_ranking_equals_oracle(form, over, hard_pool, device, problem):
     scores, queries, candidates = problem
     positives = queries[:, None] == candidates
-    criterion = mg.MarginRanking(0.3, hard_pool, 3.3, 0.1, form, over)
+    criterion = mg.losses.MarginRanking(0.3, hard_pool, 3.3, 0.1, form, over)
     found = criterion.rows(scores.to(device), positives.to(device))
     rows = zip(scores.tolist(), positives.tolist(), strict=True)
     expected = [oracle.ranking_row(*row, 0.3, hard_pool, 3.3, 0.1, form, over) for row in rows]
@@ -179,27 +179,27 @@ def test_property_margin_ranking_equals_oracle(form, over, hard_pool, device, pr
 
 def test_hero_s_hinge_by_hand(device):
     scores, pairs = torch.tensor([[0.9, 0.5], [0.85, 0.9]], dtype=torch.float64, device=device), torch.eye(2) > 0
-    criterion = mg.MarginRanking(margin=0.1)
+    criterion = mg.losses.MarginRanking(margin=0.1)
     expected = torch.tensor([[0.0, 0.05], [0.05, 0.0]], dtype=torch.float64)
     close(criterion.rows(scores, pairs.to(device)), expected[0], 1e-12)
     close(criterion.rows(scores.T, pairs.to(device)), expected[1], 1e-12)
     close(criterion(scores), expected.mean(), 1e-12)
-    close(mg.MarginRanking(margin=0.1, reduction="sum")(scores), expected.mean(1).sum(), 1e-12)
+    close(mg.losses.MarginRanking(margin=0.1, reduction="sum")(scores), expected.mean(1).sum(), 1e-12)
 
 
 @given(squares())
 def test_property_a_pool_of_one_is_the_hardest_negative(device, scores):
     scores, size = scores.to(device), len(scores)
-    found = mg.MarginRanking(0.2, 1, 1.0, 0.0, over="sum", direction="query")(scores)
+    found = mg.losses.MarginRanking(0.2, 1, 1.0, 0.0, over="sum", direction="query")(scores)
     others = scores.masked_fill(torch.eye(size, dtype=torch.bool, device=device), -torch.inf).amax(1)
     close(found, (0.2 + others - scores.diagonal()).clamp_min(0).mean(), 1e-12)
-    everything = mg.MarginRanking(0.2, size, 1.0, 7.0)  # a pool of all
-    close(everything(scores), mg.MarginRanking(0.2)(scores), 1e-12)
+    everything = mg.losses.MarginRanking(0.2, size, 1.0, 7.0)  # a pool of all
+    close(everything(scores), mg.losses.MarginRanking(0.2)(scores), 1e-12)
 
 
 def test_negatives_that_tie_are_hard_alike(device):
     scores = torch.tensor([[0.0, 1.0, 1.0, 0.5]], device=device)
-    losses = mg.MarginRanking(0.0, 1, 10.0, 1.0, over="sum")
+    losses = mg.losses.MarginRanking(0.0, 1, 10.0, 1.0, over="sum")
     assert losses.rows(scores, torch.tensor([[True, False, False, False]], device=device)).tolist() == [20.5]
 
 
@@ -243,9 +243,9 @@ def test_sums_carry_parameters_settings_and_copies():
     text = mg.Features(sentence=torch.randn(3, 4))
     video = mg.Features(video=torch.randn(3, 4), frame=torch.randn(3, 2, 4))
     scorer = mg.MultiGrain(mg.VideoSentence())
-    loss = mg.RetrievalLoss(scorer, mg.InfoNCE()) + 0.5 * mg.TokenNCE("sentence", "frame", None)
+    loss = mg.RetrievalLoss(scorer, mg.InfoNCE()) + 0.5 * mg.losses.TokenNCE("sentence", "frame", None)
     assert len(list(loss.parameters())) == 2
-    queue = mg.FeatureQueue(4)
+    queue = mg.losses.FeatureQueue(4)
     queue.push(mg.Features(video=torch.randn(4, 4)))
     plain, more = loss(text, video), loss(text, video, video_queue=queue)  # TokenNCE takes no queue
     assert more > plain and list(loss.terms) == ["RetrievalLoss", "TokenNCE"]

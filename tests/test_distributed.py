@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import multigrain as mg
-from benchmarks.traffic import Traffic
+from benchmarks.harness.traffic import Traffic
 from multigrain import distributed
 from multigrain.aggregators import aggregator_names
 from tests.training_parts import CRITERIA, LOSSES, Case, Model, assert_same, gradients, parts, shard

@@ -262,11 +262,11 @@ def test_a_correction_of_hubness_is_named_wherever_it_is_shown(tmp_path: Path, c
     found = json.loads((out / "sinkhorn" / "metrics.json").read_text())
     assert found["hubness"] == {"correction": "sinkhorn", "transductive": True}
     scores = ModelConfig().scorer()(text, video)
-    t2v, v2t = mg.sinkhorn(scores), mg.sinkhorn(scores.T)
+    t2v, v2t = mg.hubness.sinkhorn(scores), mg.hubness.sinkhorn(scores.T)
     assert found["metrics"]["all"]["t2v"] == rounded(mg.retrieval_metrics(t2v)["t2v"])
     assert found["metrics"]["all"]["v2t"] == rounded(mg.retrieval_metrics(v2t)["t2v"])
     lines = [json.loads(line) for line in (out / "sinkhorn" / "rankings.jsonl").read_text().splitlines()]
-    for line, row, rank in zip(lines, [*t2v, *v2t], [*mg.ranks(t2v), *mg.ranks(v2t)], strict=True):
+    for line, row, rank in zip(lines, [*t2v, *v2t], [*mg.metrics.ranks(t2v), *mg.metrics.ranks(v2t)], strict=True):
         assert line["rank"] == rank
         assert [item["item"] for item in line["found"]] == [str(i) for i in row.argsort(descending=True).tolist()]
     with pytest.raises(SystemExit):

@@ -54,7 +54,7 @@ class Own(mg.Aggregator):
         return sim.mean()
 
 
-class Rows(mg.Criterion):
+class Rows(mg.losses.Criterion):
     def rows(self, scores, positives):
         return scores.masked_fill(positives, 0.0)
 
@@ -103,16 +103,16 @@ ERRORS = {
     "features of 8 bits": (lambda: mg.Features(word=ones(2, 3).to(torch.float8_e4m3fn)), TypeError, "word", "16 to 64 bits", "torch.float8_e4m3fn"),
     "complex features": (lambda: mg.Features(word=ones(2, 3) * 1j), TypeError, "word", "floating", "torch.complex64"),
     "features of True": (lambda: mg.Features(word=ones(2, 3).bool()), TypeError, "word", "floating", "torch.bool"),
-    "no module to follow": (lambda: mg.momentum_update(ones(2), torch.nn.Linear(2, 2)), TypeError, "online", "Module", "Tensor"),
-    "a copy of another shape": (lambda: mg.momentum_update(torch.nn.Linear(2, 2), torch.nn.Linear(3, 2)), ValueError, "target", "weight", "[2, 3]", "[2, 2]"),
-    "a copy of another module": (lambda: mg.momentum_update(torch.nn.Linear(2, 2), mg.CrossEncoder(8, 1, 2)), ValueError, "target", "other names", "and 15 more"),
-    "ranks without values": (lambda: mg.ranks(ones(2, 2, device="meta")), ValueError, "scores", "meta"),
+    "no module to follow": (lambda: mg.losses.momentum_update(ones(2), torch.nn.Linear(2, 2)), TypeError, "online", "Module", "Tensor"),
+    "a copy of another shape": (lambda: mg.losses.momentum_update(torch.nn.Linear(2, 2), torch.nn.Linear(3, 2)), ValueError, "target", "weight", "[2, 3]", "[2, 2]"),
+    "a copy of another module": (lambda: mg.losses.momentum_update(torch.nn.Linear(2, 2), mg.cross_encoder.CrossEncoder(8, 1, 2)), ValueError, "target", "other names", "and 15 more"),
+    "ranks without values": (lambda: mg.metrics.ranks(ones(2, 2, device="meta")), ValueError, "scores", "meta"),
     "an index out of range": (lambda: text()[3], IndexError, "-3 to 2", "got 3"),
     "nothing to join": (lambda: mg.Features.cat([]), ValueError, "parts", "at least one", "none"),
     "parts of two widths": (lambda: mg.Features.cat([video(), video(frame=ones(2, 4, 5))]), ValueError, "parts[1], grain 'frame'", "width 8", "got 5"),
     "parts that differ": (lambda: mg.Features.cat([text(), video()]), ValueError, "parts[1]", "['sentence', 'word']", "['frame', 'video']"),
     # aggregators
-    "an unknown aggregator": (lambda: mg.build_aggregator("soft"), ValueError, "aggregator", "mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp, aosm", "'soft'"),
+    "an unknown aggregator": (lambda: mg.aggregators.build_aggregator("soft"), ValueError, "aggregator", "mean_mean, mean_max, max_mean, max_max, max_sim, logsumexp, aosm", "'soft'"),
     "an unknown aggregator in a grain": (lambda: mg.Grain("word", "frame", "soft"), ValueError, "aggregator", "aosm, isa", "'soft'"),
     "a registered name again": (lambda: mg.register_aggregator("aosm")(mg.MeanMax), ValueError, "'aosm'", "taken", "AOSM"),
     "registering a function": (lambda: mg.register_aggregator("new")(len), TypeError, "'new'", "subclass of Aggregator", "len"),
@@ -135,13 +135,13 @@ ERRORS = {
     "a sim mask in a list": (lambda: mg.AOSM()(SIM, [[True]]), TypeError, "query_mask", "Tensor", "list"),
     # grains
     "an aggregator's class": (lambda: mg.FrameWord(mg.MeanMax), TypeError, "aggregator", "Aggregator", "the class MeanMax"),
-    "an aggregator's class for segments": (lambda: mg.SegmentScorer(SCORER, 2, mg.MaxMax), TypeError, "aggregator", "the class MaxMax"),
+    "an aggregator's class for segments": (lambda: mg.cross_encoder.SegmentScorer(SCORER, 2, mg.MaxMax), TypeError, "aggregator", "the class MaxMax"),
     "an aggregator for a name": (lambda: mg.Grain("word", mg.AOSM()), TypeError, "candidate", "str", "AOSM"),
     "a tensor for features": (lambda: mg.FrameWord()(ones(3, 5, 8), video()), TypeError, "query", "Features", "Tensor"),
-    "a pooler's class": (lambda: mg.Pool("frame", "video", mg.MeanPool), TypeError, "pooler", "Pooler", "the class MeanPool"),
-    "a tensor to pool": (lambda: mg.Pool("frame", "all", mg.MeanPool())(ones(2, 4, 8)), TypeError, "features", "Features", "Tensor"),
+    "a pooler's class": (lambda: mg.heads.Pool("frame", "video", mg.heads.MeanPool), TypeError, "pooler", "Pooler", "the class MeanPool"),
+    "a tensor to pool": (lambda: mg.heads.Pool("frame", "all", mg.heads.MeanPool())(ones(2, 4, 8)), TypeError, "features", "Features", "Tensor"),
     "a grain that a head makes": (lambda: mg.recipes.Encode("frame", "video", torch.nn.Identity())(video()), ValueError, "target", "without 'video'", "features.only"),
-    "a tensor to pool by the query": (lambda: mg.PooledGrain("sentence", "frame", mg.SoftmaxPool())(text(), ones(2, 4, 8)), TypeError, "candidate", "Tensor"),
+    "a tensor to pool by the query": (lambda: mg.grains.PooledGrain("sentence", "frame", mg.grains.SoftmaxPool())(text(), ones(2, 4, 8)), TypeError, "candidate", "Tensor"),
     "widths that differ": (lambda: mg.FrameWord()(text(), video(frame=ones(2, 4, 6))), ValueError, "'word-frame'", "same width", "8 and 6"),
     "sides on two devices": (lambda: mg.VideoSentence()(text(), video().to("meta")), ValueError, "'sentence-video'", "same device", "cpu and meta"),
     "a bilinear of another width": (lambda: mg.FrameWord(bilinear=6)(text(), video()), ValueError, "'word-frame'", "width 6", "got 8"),
@@ -155,7 +155,7 @@ ERRORS = {
     "a grain's class": (lambda: mg.MultiGrain(mg.Grain), TypeError, "grains[0]", "Grain", "the class Grain"),
     "a dictionary for features": (lambda: SCORER(text(), {"video": ones(2, 8)}), TypeError, "candidate", "Features", "dict"),
     "weights by name": (lambda: mg.MultiGrain(mg.FrameWord(), weights={"word-frame": 1.0}), TypeError, "weights", "1 numbers", "{'word-frame': 1.0}"),
-    "tensors to read together": (lambda: mg.CrossEncoder(8, 1, 2).pairs(text(), ones(3, 4, 8)), TypeError, "candidate", "Features", "Tensor"),
+    "tensors to read together": (lambda: mg.cross_encoder.CrossEncoder(8, 1, 2).pairs(text(), ones(3, 4, 8)), TypeError, "candidate", "Features", "Tensor"),
     "a width of half": (lambda: mg.recipes.xclip(8.5), TypeError, "width", "integer", "8.5"),
     "grains of one name": (lambda: mg.MultiGrain(mg.FrameWord(), mg.FrameWord("max_max")), ValueError, "grains", "distinct", "word-frame"),
     "too few weights": (lambda: mg.MultiGrain(mg.FrameWord(), weights=[0.5, 0.5]), ValueError, "weights", "1 finite number", "[0.5, 0.5]"),
@@ -180,25 +180,25 @@ ERRORS = {
     "a criterion for a scorer": (lambda: mg.RetrievalLoss(mg.InfoNCE(), SCORER), TypeError, "scorer", "MultiGrain", "got InfoNCE"),
     "an aggregator for a scorer": (lambda: mg.RetrievalLoss(mg.AOSM(), mg.InfoNCE()), TypeError, "scorer", "got AOSM"),
     "a scorer for a criterion": (lambda: mg.RetrievalLoss(SCORER, SCORER), TypeError, "criterion", "loss of scores", "got MultiGrain"),
-    "a loss of words for a criterion": (lambda: mg.RetrievalLoss(SCORER, mg.InfoNCE() + mg.TokenNCE()), TypeError, "criterion", "got TokenNCE", "text"),
+    "a loss of words for a criterion": (lambda: mg.RetrievalLoss(SCORER, mg.InfoNCE() + mg.losses.TokenNCE()), TypeError, "criterion", "got TokenNCE", "text"),
     "tensors for a loss": (lambda: mg.RetrievalLoss(SCORER, mg.InfoNCE())(ones(2, 8), video()), TypeError, "text", "Features", "Tensor"),
-    "tensors for words": (lambda: mg.TokenNCE(weights=None)(text(), ones(3, 4, 8)), TypeError, "video", "Features", "Tensor"),
-    "tensors to match": (lambda: mg.Matching(mg.CrossEncoder(8, 1, 2))(ones(3, 5, 8), video()), TypeError, "text", "Features", "Tensor"),
-    "a matching scorer's class": (lambda: mg.Matching(mg.CrossEncoder), TypeError, "scorer", "CrossEncoder", "the class CrossEncoder"),
-    "a teacher's class": (lambda: mg.Distillation(SCORER, mg.MultiGrain), TypeError, "teacher", "the class MultiGrain"),
+    "tensors for words": (lambda: mg.losses.TokenNCE(weights=None)(text(), ones(3, 4, 8)), TypeError, "video", "Features", "Tensor"),
+    "tensors to match": (lambda: mg.losses.Matching(mg.cross_encoder.CrossEncoder(8, 1, 2))(ones(3, 5, 8), video()), TypeError, "text", "Features", "Tensor"),
+    "a matching scorer's class": (lambda: mg.losses.Matching(mg.cross_encoder.CrossEncoder), TypeError, "scorer", "CrossEncoder", "the class CrossEncoder"),
+    "a teacher's class": (lambda: mg.losses.Distillation(SCORER, mg.MultiGrain), TypeError, "teacher", "the class MultiGrain"),
     "features for a queue": (lambda: mg.RetrievalLoss(SCORER, mg.InfoNCE())(video(), video(), text_queue=video()), TypeError, "text_queue", "FeatureQueue", "Features"),
     "one side of keys": (lambda: mg.RetrievalLoss(SCORER, mg.InfoNCE())(video(), video(), keys=video()), ValueError, "keys", "(text, video)", "Features(video"),
     "keys of tensors": (lambda: mg.RetrievalLoss(SCORER, mg.InfoNCE())(video(), video(), keys=(ones(2, 8), video())), TypeError, "keys", "Features", "Tensor"),
-    "ids to match in a list": (lambda: mg.Matching(mg.CrossEncoder(8, 1, 2))(text(), text(), [0, 1, 2]), TypeError, "ids", "Tensor", "list"),
-    "a tensor to push": (lambda: mg.FeatureQueue(2).push(ones(2, 8)), TypeError, "features", "Features", "Tensor"),
-    "one name of weights": (lambda: mg.Decorrelation(weights="idf"), ValueError, "weights", "two names", "'idf'"),
+    "ids to match in a list": (lambda: mg.losses.Matching(mg.cross_encoder.CrossEncoder(8, 1, 2))(text(), text(), [0, 1, 2]), TypeError, "ids", "Tensor", "list"),
+    "a tensor to push": (lambda: mg.losses.FeatureQueue(2).push(ones(2, 8)), TypeError, "features", "Features", "Tensor"),
+    "one name of weights": (lambda: mg.losses.Decorrelation(weights="idf"), ValueError, "weights", "two names", "'idf'"),
     "a cached loss's class": (lambda: mg.CachedLoss(mg.RetrievalLoss), TypeError, "loss", "Module", "the class RetrievalLoss"),
     "one side encoded": (lambda: mg.CachedLoss(mg.RetrievalLoss(SCORER, mg.InfoNCE()))(lambda _: text(), [0]), ValueError, "encode", "(text, video)", "sentence"),
-    "a margin in words": (lambda: mg.MarginRanking("wide"), TypeError, "margin", "number", "'wide'"),
+    "a margin in words": (lambda: mg.losses.MarginRanking("wide"), TypeError, "margin", "number", "'wide'"),
     "a bias of NaN": (lambda: mg.Sigmoid(init_logit_bias=NAN), ValueError, "init_logit_bias", "finite", "nan"),
     "three ids": (lambda: mg.InfoNCE()(ones(2, 2), (torch.arange(2),) * 3), ValueError, "ids", "a pair", "3"),
     "targets in a list": (lambda: mg.InfoNCE()(ones(2, 2), targets=[[1.0]]), TypeError, "targets", "Tensor", "list"),
-    "positives in a list": (lambda: mg.random_negatives([[True]]), TypeError, "positives", "Tensor", "list"),
+    "positives in a list": (lambda: mg.losses.random_negatives([[True]]), TypeError, "positives", "Tensor", "list"),
     "a temperature of no loss": (lambda: mg.recipes.frozen_in_time(0.0), ValueError, "temperature", "positive", "0.0"),
     "scores of rank 3": (lambda: mg.InfoNCE()(ones(2, 2, 2)), ValueError, "scores", "[queries, candidates]", "[2, 2, 2]"),
     "scores that are no square": (lambda: mg.InfoNCE()(ones(2, 3)), ValueError, "scores", "square", "[2, 3]", "a pair of ids"),
@@ -219,20 +219,20 @@ ERRORS = {
     "ids in a list": (lambda: mg.InfoNCE()(ones(2, 2), [0, 1]), TypeError, "ids of the queries", "Tensor", "list"),
     "scores in a list": (lambda: mg.retrieval_metrics([[1.0]]), TypeError, "scores", "Tensor", "list"),
     # metrics
-    "positives to rank in a list": (lambda: mg.ranks(ones(2, 2), [0, 1]), TypeError, "positives", "Tensor", "list"),
+    "positives to rank in a list": (lambda: mg.metrics.ranks(ones(2, 2), [0, 1]), TypeError, "positives", "Tensor", "list"),
     "an unknown correction": (lambda: mg.retrieval_metrics(ones(2, 2), hubness="qb"), ValueError, "hubness", "dual_softmax, inverted_softmax, sinkhorn", "'qb'"),
     "NaN among scores": (lambda: mg.retrieval_metrics(bad((3, 3), (1, 2))), ValueError, "scores", "NaN", "row 1", "column 2"),
-    "NaN among ranked scores": (lambda: mg.ranks(bad((2, 3), (0, 1)), torch.tensor([0, 0])), ValueError, "scores", "NaN", "row 0", "column 1"),
+    "NaN among ranked scores": (lambda: mg.metrics.ranks(bad((2, 3), (0, 1)), torch.tensor([0, 0])), ValueError, "scores", "NaN", "row 0", "column 1"),
     "metrics of no square": (lambda: mg.retrieval_metrics(ones(2, 3)), ValueError, "scores", "square", "[2, 3]", "pass targets"),
-    "ranks of no square": (lambda: mg.ranks(ones(2, 3)), ValueError, "scores", "square", "[2, 3]", "pass positives"),
-    "an unknown tie rule": (lambda: mg.ranks(ones(2, 2), ties="random"), ValueError, "ties", "optimistic, mean, pessimistic", "'random'"),
+    "ranks of no square": (lambda: mg.metrics.ranks(ones(2, 3)), ValueError, "scores", "square", "[2, 3]", "pass positives"),
+    "an unknown tie rule": (lambda: mg.metrics.ranks(ones(2, 2), ties="random"), ValueError, "ties", "optimistic, mean, pessimistic", "'random'"),
     "an unknown protocol": (lambda: mg.retrieval_metrics(ones(2, 2), protocol="best"), ValueError, "protocol", "diagonal, group_max, all_captions", "'best'"),
     "targets for the diagonal": (lambda: mg.retrieval_metrics(ones(2, 2), torch.arange(2)), ValueError, "targets", "None", "diagonal"),
     "no targets": (lambda: mg.retrieval_metrics(ones(3, 2), protocol="group_max"), ValueError, "targets", "video of each text", "None"),
     "a target out of range": (lambda: mg.retrieval_metrics(ones(3, 2), torch.tensor([0, 1, 2]), "group_max"), ValueError, "targets", "from 0 to 1", "got 2", "position 2"),
     "a video without a text": (lambda: mg.retrieval_metrics(ones(2, 2), torch.tensor([0, 0]), "all_captions"), ValueError, "targets", "every video", "video 1"),
-    "positives of another shape": (lambda: mg.ranks(ones(2, 3), ones(2, 2).bool()), ValueError, "positives", "[2, 3]", "[2, 2]"),
-    "a query without a positive to rank": (lambda: mg.ranks(ones(2, 2), holding([1, 0], [0, 0])), ValueError, "positives", "query 1"),
+    "positives of another shape": (lambda: mg.metrics.ranks(ones(2, 3), ones(2, 2).bool()), ValueError, "positives", "[2, 3]", "[2, 2]"),
+    "a query without a positive to rank": (lambda: mg.metrics.ranks(ones(2, 2), holding([1, 0], [0, 0])), ValueError, "positives", "query 1"),
 }  # fmt: skip
 
 
@@ -248,9 +248,9 @@ def test_bad_input_is_one_error_that_says_what_was_expected_and_what_came(wrong)
 
 
 def test_numbers_of_numpy_are_numbers():
-    assert mg.FeatureQueue(np.int64(3)).size == 3
+    assert mg.losses.FeatureQueue(np.int64(3)).size == 3
     assert mg.AOSM(np.float32(0.5)).inner.temperature == 0.5
-    assert mg.MarginRanking(np.float32(0.5)).margin == 0.5
+    assert mg.losses.MarginRanking(np.float32(0.5)).margin == 0.5
 
 
 def test_nan_behind_a_mask_is_no_error_in_strict_mode():

@@ -61,7 +61,7 @@ def test_rankings_are_those_of_the_whole_matrix():
     found = training.evaluate_features(text, video, SCORER, targets, "all_captions")
     lines = list(rankings(found, names, list("xyz"), k=2))
     for line, row, rank, own in zip(
-        lines, found.scores["all"], mg.ranks(found.scores["all"], targets), targets, strict=False
+        lines, found.scores["all"], mg.metrics.ranks(found.scores["all"], targets), targets, strict=False
     ):
         best = row.topk(2)
         assert line["rank"] == rank
@@ -91,7 +91,7 @@ text, video = (mg.Features(**{{a: torch.randn(n, 4), b: torch.randn(n, 2, 4)}}) 
                (("sentence", "word", 20_000), ("video", "frame", 1000)))
 text.save("text.pt"), video.save("video.pt")
 json.dump([i % 1000 for i in range(20_000)], open("targets.json", "w"))
-mg.ranks(mg.score_matrix(commands.ModelConfig().scorer(), text[:300], video[:300]))  # what torch itself takes
+mg.metrics.ranks(mg.score_matrix(commands.ModelConfig().scorer(), text[:300], video[:300]))  # what torch itself takes
 before = memory("VmRSS")
 files = ["--text", "text.pt", "--video", "video.pt", "--targets", "targets.json"]
 assert cli.main(["evaluate", *files, "--protocol", {protocol!r}, "--out", "out"]) == 0

@@ -148,7 +148,7 @@ def test_scorers_without_grains_are_refused() -> None:
 
 
 def test_a_pooled_grain_has_its_part() -> None:
-    model = mg.MultiGrain(mg.PooledGrain("sentence", "frame", mg.SoftmaxPool()), mg.FrameWord())
+    model = mg.MultiGrain(mg.grains.PooledGrain("sentence", "frame", mg.grains.SoftmaxPool()), mg.FrameWord())
     text, video = features()
     view = look(model, text, video, 5, 4)
     with torch.no_grad():

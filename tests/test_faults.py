@@ -31,9 +31,10 @@ from multigrain import files, training
 from multigrain.data.prepare import prepare as prepare_manifest
 from multigrain.data.video import VideoError
 from multigrain.evaluation.results import write_results
+from multigrain.files import write as file_writing
 from multigrain.gallery import extraction
 from multigrain.gallery.collection import Collection
-from multigrain.models import XCLIP
+from multigrain.models import XCLIP, encoding
 from multigrain.models.pretrained import write_folder
 from tests.colours import colour_model
 from tests.data.test_prepare import write as annotations
@@ -71,7 +72,7 @@ class Faults:
             for name in ("open", "write", "fsync", "replace", "link", "mkdir", "truncate"):
                 patch.setattr(os, name, self.wrap(name, getattr(os, name)))
             for name in ("write", "truncate"):
-                patch.setattr(files._Raw, name, self.wrap(name, getattr(files._Raw, name)))
+                patch.setattr(file_writing._Raw, name, self.wrap(name, getattr(file_writing._Raw, name)))
             yield self.calls
 
 
@@ -153,7 +154,7 @@ def read(path: str, *_: object) -> torch.Tensor:
 def extract(folder: Path) -> object:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that shards are made again
-        patch.setattr(extraction, "read_video", read)
+        patch.setattr(encoding, "read_video", read)
         return extraction.extract(colour_model(), VIDEOS, folder / "out", shard_size=2, workers=1)
 
 

@@ -15,13 +15,13 @@ import multigrain as mg
 from tests import oracle
 from tests.strategies import POISONS, Pair, close, gradients, leaves, numbers, pairs, poisoned
 
-LOSSES: dict[str, Callable[[], mg.Loss]] = {
-    "token": lambda: mg.TokenNCE(),
-    "token, unweighted": lambda: mg.TokenNCE(weights=None),
-    "decorrelation": lambda: mg.Decorrelation(),
-    "weighted decorrelation": lambda: mg.Decorrelation(weights=("word_weight", "frame_weight")),
-    "pearson": lambda: mg.Distillation(mg.VideoSentence(), mg.FrameWord("mean_max"), scale=4.0),
-    "kl": lambda: mg.Distillation(mg.FrameWord("mean_max"), mg.VideoSentence(), "kl", 4.0, 2.0),
+LOSSES: dict[str, Callable[[], mg.losses.Loss]] = {
+    "token": lambda: mg.losses.TokenNCE(),
+    "token, unweighted": lambda: mg.losses.TokenNCE(weights=None),
+    "decorrelation": lambda: mg.losses.Decorrelation(),
+    "weighted decorrelation": lambda: mg.losses.Decorrelation(weights=("word_weight", "frame_weight")),
+    "pearson": lambda: mg.losses.Distillation(mg.VideoSentence(), mg.FrameWord("mean_max"), scale=4.0),
+    "kl": lambda: mg.losses.Distillation(mg.FrameWord("mean_max"), mg.VideoSentence(), "kl", 4.0, 2.0),
 }
 every_loss = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 
@@ -116,7 +116,9 @@ def test_every_loss_of_features_passes_gradcheck(make, seed, device):
         text = mg.Features(sentence=sentence, word=(word, mask), word_weight=weights[0])
         return loss(text, mg.Features(video=video, frame=frame, frame_weight=weights[1]))
 
-    if isinstance(loss, mg.Distillation):  # to a teacher's features its loss is a constant, whatever they do to it
+    if isinstance(
+        loss, mg.losses.Distillation
+    ):  # to a teacher's features its loss is a constant, whatever they do to it
         taught = (0, 2) if loss.kind == "pearson" else (1, 3)
         inputs = [x if i in taught else x.detach() for i, x in enumerate(inputs)]
     assert torch.autograd.gradcheck(value, inputs)
@@ -147,7 +149,7 @@ def test_one_token_of_weight_one_is_info_nce_of_max_scores(device):
     chosen = mg.Features(word=text["word"].features[range(4), [0, 3, 2, 2]])
     for settings_ in ({}, {"direction": "query"}, {"direction": "candidate"}, {"label_smoothing": 0.1}):
         criterion = mg.InfoNCE(**settings_).double().to(device)
-        loss = mg.TokenNCE(criterion=criterion)
+        loss = mg.losses.TokenNCE(criterion=criterion)
         for ids in (None, torch.tensor([5, 6, 5, 7], device=device)):
             expected = criterion(mg.Grain("word", "frame", mg.MaxMax())(chosen, video), ids)
             close(loss(text, video, ids), expected, 1e-12)
@@ -157,7 +159,7 @@ def test_one_token_of_weight_one_is_info_nce_of_max_scores(device):
 def test_property_token_nce_equals_oracle(device, pair, data):
     text, video = pair.to(device)
     ids = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=len(text), max_size=len(text))), device=device)
-    loss, weights = mg.TokenNCE().double().to(device), text["word_weight"].features[..., 0].clone()
+    loss, weights = mg.losses.TokenNCE().double().to(device), text["word_weight"].features[..., 0].clone()
     if text["word"].mask is not None:
         weights[~text["word"].mask] = 0
     chosen = weights > 0
@@ -180,7 +182,7 @@ def test_property_token_nce_equals_oracle(device, pair, data):
 @given(batches())
 def test_property_decorrelation_equals_loops_over_channels(device, pair):
     text, video = pair.to(device)
-    loss = mg.Decorrelation(on_diagonal=0.7, off_diagonal=0.2).double().to(device)
+    loss = mg.losses.Decorrelation(on_diagonal=0.7, off_diagonal=0.2).double().to(device)
     query, candidate, dim = text["word"].normalized(), video["frame"].normalized(), pair.dim
     c = torch.zeros(dim, dim, dtype=torch.float64, device=device)
     for a, b, transposed in ((query, candidate, False), (candidate, query, True)):
@@ -200,7 +202,7 @@ def test_property_decorrelation_equals_loops_over_channels(device, pair):
     close(loss(text, video), 0.7 * (c.diagonal() - 1).square().sum() + 0.2 * off.square().sum(), 1e-8)
     ones = [mg.Features(**{g: f[g], f"{g}_weight": 3 * torch.ones_like(f[g].features[..., :1])}) for f, g in
             ((text, "word"), (video, "frame"))]  # fmt: skip
-    weighted = mg.Decorrelation("word", "frame", ("word_weight", "frame_weight"), 0.7, 0.2)
+    weighted = mg.losses.Decorrelation("word", "frame", ("word_weight", "frame_weight"), 0.7, 0.2)
     close(weighted(*ones), loss(text, video), 1e-9)
 
 
@@ -209,24 +211,24 @@ def test_property_decorrelation_by_learned_weights_is_that_by_the_same_weights_g
     text, video = pair.to(device)
     torch.manual_seed(0)
     tokens = mg.TokenWeighted(pair.dim).double().to(device)
-    learned = mg.Decorrelation(weights=tokens)
+    learned = mg.losses.Decorrelation(weights=tokens)
     assert learned.reads == (frozenset({"word"}), frozenset({"frame"}))
     given_weights = [
         mg.Features(**{grain: side[grain], f"{grain}_weight": tokens.weigh(name, side, grain)[..., None].detach()})
         for name, side, grain in (("query", text, "word"), ("candidate", video, "frame"))
     ]
-    close(learned(text, video), mg.Decorrelation(weights=("word_weight", "frame_weight"))(*given_weights), 1e-12)
+    close(learned(text, video), mg.losses.Decorrelation(weights=("word_weight", "frame_weight"))(*given_weights), 1e-12)
     idf = mg.TokenWeighted(query_weights="word_weight", direction="query")
-    assert mg.Decorrelation(weights=idf).reads == (frozenset({"word", "word_weight"}), frozenset({"frame"}))
+    assert mg.losses.Decorrelation(weights=idf).reads == (frozenset({"word", "word_weight"}), frozenset({"frame"}))
 
 
 def test_decorrelation_is_zero_where_sides_agree_and_channels_do_not(device):
     signs = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], device=device)
     text, video = mg.Features(word=signs), mg.Features(frame=signs)
-    assert mg.Decorrelation()(text, video).item() == pytest.approx(0, abs=1e-6)
-    assert mg.Decorrelation()(text, mg.Features(frame=-signs)).item() == pytest.approx(2 * 2**2, rel=1e-5)
+    assert mg.losses.Decorrelation()(text, video).item() == pytest.approx(0, abs=1e-6)
+    assert mg.losses.Decorrelation()(text, mg.Features(frame=-signs)).item() == pytest.approx(2 * 2**2, rel=1e-5)
     constant = leaves(mg.Features(word=torch.ones(4, 2, device=device)))
-    loss = mg.Decorrelation()(constant, video)
+    loss = mg.losses.Decorrelation()(constant, video)
     loss.backward()
     assert loss == 2 and (constant["word"].features.grad == 0).all()
 
@@ -236,7 +238,7 @@ def test_decorrelation_is_zero_where_sides_agree_and_channels_do_not(device):
 def test_property_a_student_like_its_teacher_has_nothing_to_learn(kind, device, pair, scale):
     text, video = (leaves(x) for x in pair.to(device))
     scorer = mg.MultiGrain(mg.FrameWord("mean_max"))
-    loss = mg.Distillation(scorer, scorer, kind, scale)
+    loss = mg.losses.Distillation(scorer, scorer, kind, scale)
     value, scores = loss(text, video), scorer(text, video).detach()
     spread = [(x - x[:, :1]).abs().amax(1) for x in (scores, scores.T)]
     if kind == "kl" or min(x.min() for x in spread) > 1e-6:
@@ -253,15 +255,15 @@ def test_property_distillation_equals_its_formula(device, pair):
     student, teacher = mg.VideoSentence(), mg.FrameWord("mean_max")
     p, t = 4.0 * student(text, video), 2.0 * teacher(text, video)
     kl = [F.kl_div(a.log_softmax(1), b.softmax(1), reduction="batchmean") for a, b in ((p, t), (p.T, t.T))]
-    close(mg.Distillation(student, teacher, "kl", 4.0, 2.0)(text, video), sum(kl), 1e-10)
-    close(mg.Distillation(student, teacher, "kl", 4.0, 2.0, "mean")(text, video), sum(kl) / 2, 1e-10)
+    close(mg.losses.Distillation(student, teacher, "kl", 4.0, 2.0)(text, video), sum(kl), 1e-10)
+    close(mg.losses.Distillation(student, teacher, "kl", 4.0, 2.0, "mean")(text, video), sum(kl) / 2, 1e-10)
     for direction, (a, b) in {"query": (p, t), "candidate": (p.T, t.T)}.items():
         if len(a) == 1 or a.shape[1] == 1:
             continue
         stacked = [torch.stack(rows) for rows in zip(a.softmax(1), b.softmax(1), strict=True)]
         rho = torch.stack([torch.corrcoef(rows)[0, 1] for rows in stacked])
         if all(rows.std(1).min() > 1e-9 for rows in stacked):
-            loss = mg.Distillation(student, teacher, "pearson", 4.0, 2.0, direction=direction)
+            loss = mg.losses.Distillation(student, teacher, "pearson", 4.0, 2.0, direction=direction)
             close(loss(text, video), (1 - rho).mean(), 1e-8)
 
 
@@ -270,7 +272,7 @@ def test_the_teacher_gets_no_gradient(kind, device):
     text = leaves(mg.Features(sentence=loud(4, 3), teacher_sentence=loud(4, 6)).to(device))
     video = leaves(mg.Features(video=loud(4, 3), teacher_video=loud(4, 6)).to(device))
     teacher = mg.Grain("teacher_sentence", "teacher_video", bilinear=6).double().to(device)
-    mg.Distillation(mg.VideoSentence(), teacher, kind)(text, video).backward()
+    mg.losses.Distillation(mg.VideoSentence(), teacher, kind)(text, video).backward()
     for features in (text, video):
         assert [features[name].features.grad is None for name in features.names] == [False, True]
     assert teacher.bilinear.grad is None
@@ -279,20 +281,20 @@ def test_the_teacher_gets_no_gradient(kind, device):
 def test_what_does_not_fit_is_named():
     text, video = mg.Features(word=torch.randn(2, 3, 4)), mg.Features(frame=torch.randn(2, 3, 4))
     with pytest.raises(KeyError, match="no grain 'word_weight': these features have word"):
-        mg.TokenNCE()(text, video)
+        mg.losses.TokenNCE()(text, video)
     bad = mg.Features(word=torch.randn(2, 3, 4), word_weight=torch.ones(2, 3))
     with pytest.raises(
         ValueError, match=r"word_weight: expected weights of shape \[2, 3, 1\], .* word, got \[2, 1, 3\]"
     ):
-        mg.TokenNCE()(bad, video)
+        mg.losses.TokenNCE()(bad, video)
     with pytest.raises(ValueError, match=r"expected as many videos as texts \(2"):
-        mg.Decorrelation()(text, video[:1])
+        mg.losses.Decorrelation()(text, video[:1])
     with pytest.raises(ValueError, match=r"video: expected as many as texts \(2\), text i with video i, got 1"):
-        mg.Decorrelation()(text, video[:1], (torch.zeros(2).long(), torch.zeros(1).long()))
+        mg.losses.Decorrelation()(text, video[:1], (torch.zeros(2).long(), torch.zeros(1).long()))
     with pytest.raises(ValueError, match="grain 'word-frame': expected query and candidate features of the same width"):
-        mg.Decorrelation()(text, mg.Features(frame=torch.randn(2, 3, 5)))
+        mg.losses.Decorrelation()(text, mg.Features(frame=torch.randn(2, 3, 5)))
     with pytest.raises(ValueError, match="ids: expected a positive for every query, got none for query 1"):
-        mg.TokenNCE(weights=None)(text, video, (torch.tensor([0, 7]), torch.tensor([0, 0])))
+        mg.losses.TokenNCE(weights=None)(text, video, (torch.tensor([0, 7]), torch.tensor([0, 0])))
 
 
 class Given(torch.nn.Module):
@@ -314,16 +316,18 @@ def test_distillation_leaves_out_pairs_of_minus_infinity(kind, out):
     with torch.no_grad():
         student.scores[0, 1] = teacher.scores[0, 1] = out
     features = mg.Features(a=torch.ones(3, 2)), mg.Features(b=torch.ones(4, 2))
-    loss = mg.Distillation(student, teacher, kind, 4.0, direction="query")(
+    loss = mg.losses.Distillation(student, teacher, kind, 4.0, direction="query")(
         *features, (torch.arange(3), torch.arange(4))
     )
     loss.backward()
     dropped = [Given(x.scores.detach()[:1, [0, 2, 3]]) for x in (student, teacher)]
     rest = [Given(x.scores.detach()[1:]) for x in (student, teacher)]
     if kind == "kl":  # a correlation counts a share of 0 too
-        parts = [mg.Distillation(*x, kind, 4.0, direction="query").whole(*features, None) for x in (dropped, rest)]
+        parts = [
+            mg.losses.Distillation(*x, kind, 4.0, direction="query").compute(*features, None) for x in (dropped, rest)
+        ]
         close(loss, (parts[0] + 2 * parts[1]) / 3, 1e-9)
     assert loss.isfinite() and student.scores.grad.isfinite().all()
     student.scores.data[2, 3] = torch.nan
     with pytest.raises(ValueError, match=r"scores of student: .* got NaN at row 2, column 3"):
-        mg.Distillation(student, teacher, kind).whole(*features, None)
+        mg.losses.Distillation(student, teacher, kind).compute(*features, None)

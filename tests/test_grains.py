@@ -190,7 +190,7 @@ def test_property_sides_of_two_dtypes_score_in_the_wider(case, other, device, pa
 @given(pairs())
 def test_property_an_aggregator_by_name_is_the_aggregator(case, device, pair):
     default = mg.Grain("word", "frame", case.name).to(device)
-    instance = mg.Grain("word", "frame", mg.build_aggregator(case.name))
+    instance = mg.Grain("word", "frame", mg.aggregators.build_aggregator(case.name))
     assert type(default.aggregator) is type(instance.aggregator)
     close(default(*pair.to(device)), instance(*pair.to(device)), 0.0)
 
@@ -209,7 +209,7 @@ def test_a_registered_aggregator_of_the_user_s_own_works_like_the_others():
         again = type("FirstToken", (FirstToken,), {"__module__": FirstToken.__module__})  # a cell that runs again
         for cls in (again, FirstToken):
             assert mg.register_aggregator("first_token")(cls) is cls
-        assert isinstance(mg.build_aggregator("first_token"), FirstToken)
+        assert isinstance(mg.aggregators.build_aggregator("first_token"), FirstToken)
         text = mg.Features(word=(torch.randn(3, 4, 8), torch.tensor([[True] * 4, [True] * 4, [False] * 4])))
         video = mg.Features(frame=torch.randn(5, 2, 8))
         scorer = mg.MultiGrain(mg.Grain("word", "frame", "first_token"))

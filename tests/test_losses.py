@@ -218,7 +218,7 @@ def test_momentum_distillation_by_hand(alpha):
     torch.manual_seed(0)
     s, v, s_keys, v_keys = (unit(3, 4).requires_grad_() for _ in range(4))
     s_old, v_old, ids, old = unit(5, 4), unit(5, 4), torch.tensor([7, 8, 7]), torch.tensor([8, 1, 2, 3, 4])
-    queues = {"text_queue": mg.FeatureQueue(5), "video_queue": mg.FeatureQueue(5)}
+    queues = {"text_queue": mg.losses.FeatureQueue(5), "video_queue": mg.losses.FeatureQueue(5)}
     queues["text_queue"].push(mg.Features(sentence=s_old), old)
     queues["video_queue"].push(mg.Features(video=v_old), old)
     sides, keys = [(mg.Features(sentence=a), mg.Features(video=b)) for a, b in ((s, v), (s_keys, v_keys))]

@@ -31,8 +31,8 @@ def aligned(pair: Pair, device: torch.device) -> tuple[mg.Features, mg.Features]
     return text[:size], video[:size]
 
 
-def scorer_of(pair: Pair, device: torch.device) -> mg.CrossEncoder:
-    return randomise(mg.CrossEncoder(pair.dim, 1, 1)).double().to(device)  # type: ignore[return-value]
+def scorer_of(pair: Pair, device: torch.device) -> mg.cross_encoder.CrossEncoder:
+    return randomise(mg.cross_encoder.CrossEncoder(pair.dim, 1, 1)).double().to(device)  # type: ignore[return-value]
 
 
 class Log(nn.Module):
@@ -64,9 +64,11 @@ def items(count: int, device: torch.device) -> mg.Features:
 def test_property_negatives_are_no_positives_and_differ(device, kind, problem, k):
     scores, positives = (x.to(device) for x in problem)
     if kind == "random":
-        chosen, real = mg.random_negatives(positives, k)
+        chosen, real = mg.losses.random_negatives(positives, k)
     else:
-        chosen, real = (mg.hard_negatives if kind == "hard" else mg.cascade_negatives)(scores, positives, k)
+        chosen, real = (mg.losses.hard_negatives if kind == "hard" else mg.losses.cascade_negatives)(
+            scores, positives, k
+        )
     assert chosen.shape == real.shape == (len(scores), min(k, scores.shape[1]))
     for row, mask, belongs in zip(chosen.tolist(), real.tolist(), positives.tolist(), strict=True):
         found = [column for column, is_real in zip(row, mask, strict=True) if is_real]
@@ -77,7 +79,7 @@ def test_property_negatives_are_no_positives_and_differ(device, kind, problem, k
 @given(labelled(), st.integers(1, 8))
 def test_property_the_cascade_keeps_the_best_in_their_order(device, problem, k):
     scores, positives = problem
-    chosen, real = (x.cpu() for x in mg.cascade_negatives(scores.to(device), positives.to(device), k))
+    chosen, real = (x.cpu() for x in mg.losses.cascade_negatives(scores.to(device), positives.to(device), k))
     for row, mask, values, belongs in zip(chosen, real, scores.tolist(), positives.tolist(), strict=True):
         negatives = sorted((j for j in range(len(values)) if not belongs[j]), key=lambda j: -values[j])
         assert row[mask].tolist() == negatives[:k]
@@ -88,13 +90,13 @@ def test_hard_negatives_are_drawn_from_the_softmax_over_those_of_other_ids(devic
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, 5.0]], device=device)
     positives = torch.tensor([[False, False, False, False, True]], device=device)
     draws = 4000
-    chosen, real = mg.hard_negatives(logits.expand(draws, 5), positives.expand(draws, 5))
+    chosen, real = mg.losses.hard_negatives(logits.expand(draws, 5), positives.expand(draws, 5))
     assert real.all()
     shares = torch.bincount(chosen[:, 0], minlength=5).double() / draws
     expected = F.pad(logits[0, :4].double().softmax(0), (0, 1))
     assert shares[4] == 0
     assert ((shares - expected).abs() < 4 * (expected * (1 - expected) / draws).sqrt() + 1e-9).all()
-    even = torch.bincount(mg.random_negatives(positives.expand(draws, 5))[0][:, 0], minlength=5).double() / draws
+    even = torch.bincount(mg.losses.random_negatives(positives.expand(draws, 5))[0][:, 0], minlength=5).double() / draws
     assert even[4] == 0
     assert ((even[:4] - 0.25).abs() < 4 * math.sqrt(0.25 * 0.75 / draws)).all()
 
@@ -108,7 +110,7 @@ def test_a_thousand_draws_never_share_the_id(device, dtype):
     for size in (1.0, torch.finfo(dtype).max):
         scores = torch.where(positives, size, -size).to(dtype)
         for _ in range(500):
-            chosen, real = mg.hard_negatives(scores, positives)
+            chosen, real = mg.losses.hard_negatives(scores, positives)
             assert real.all()
             assert (ids[chosen[:, 0]] != ids).all()
 
@@ -118,7 +120,7 @@ def test_the_seed_decides_what_is_drawn(device):
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        draws.append((mg.hard_negatives(scores, positives)[0], mg.random_negatives(positives)[0]))
+        draws.append((mg.losses.hard_negatives(scores, positives)[0], mg.losses.random_negatives(positives)[0]))
     assert all(torch.equal(a, b) for a, b in zip(*draws[:2], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(*draws[1:], strict=True))
 
@@ -131,9 +133,11 @@ def test_the_seed_decides_what_is_drawn(device):
 def test_undecided_logits_lose_the_logarithm_of_two(device, kind, direction):
     blind = Log(torch.zeros(5, 5, dtype=torch.float64, device=device))
     text = items(5, device)
-    loss = mg.Matching(blind, kind, direction=direction)(text, text, torch.tensor([0, 1, 1, 2, 3], device=device))
+    loss = mg.losses.Matching(blind, kind, direction=direction)(
+        text, text, torch.tensor([0, 1, 1, 2, 3], device=device)
+    )
     close(loss, torch.tensor(math.log(2), dtype=torch.float64), 1e-12)
-    choice = mg.Matching(blind, kind, k=3, direction=direction, contrastive=True)
+    choice = mg.losses.Matching(blind, kind, k=3, direction=direction, contrastive=True)
     close(choice(text, text), torch.tensor(math.log(4), dtype=torch.float64), 1e-12)
 
 
@@ -144,7 +148,7 @@ def test_which_pairs_are_asked(device):
     text = items(4, device)
     for direction, wrong in (("both", 8), ("query", 4), ("candidate", 4)):
         log = Log(torch.randn(4, 4, device=device))
-        mg.Matching(log, "random", direction=direction)(text, text, ids)
+        mg.losses.Matching(log, "random", direction=direction)(text, text, ids)
         assert log.asked[:4] == [(i, i) for i in range(4)]
         assert len(log.asked) == 4 + wrong
         assert all(ids[i] != ids[j] for i, j in log.asked[4:])
@@ -169,7 +173,7 @@ def test_property_the_cascade_s_losses_by_hand(device, numbers_seed, size, k):
     by_video = [torch.stack([odds[j, j], *(odds[i, j] for i in videos[j])]).logsumexp(0) for j in range(size)]
     choice = (torch.stack(by_text) / 2 + torch.stack(by_video) / 2 - odds.diag()).mean()
     for contrastive, expected in ((False, binary), (True, choice)):
-        loss = mg.Matching(Log(odds.to(device)), "cascade", Log(cheap.to(device)), k, contrastive=contrastive)
+        loss = mg.losses.Matching(Log(odds.to(device)), "cascade", Log(cheap.to(device)), k, contrastive=contrastive)
         close(loss(items(size, device), items(size, device), ids.to(device)), expected)
 
 
@@ -178,7 +182,7 @@ def test_property_all_negatives_are_the_contrast_of_all_pairs(device, pair):
     """With every negative, the cascade is InfoNCE of the cross-encoder's scores."""
     text, video = aligned(pair, device)
     scorer = scorer_of(pair, device)
-    loss = mg.Matching(scorer, "cascade", mg.VideoSentence(), k=len(text), contrastive=True)
+    loss = mg.losses.Matching(scorer, "cascade", mg.VideoSentence(), k=len(text), contrastive=True)
     close(loss(text, video), mg.InfoNCE(0.0, learn_logit_scale=False).double().to(device)(scorer(text, video)))
 
 
@@ -186,7 +190,7 @@ def test_property_all_negatives_are_the_contrast_of_all_pairs(device, pair):
 @given(pair=pairs(), random=st.randoms(use_true_random=False))
 def test_property_the_order_of_pairs_changes_no_matching_loss(device, contrastive, pair, random):
     text, video = aligned(pair, device)
-    loss = mg.Matching(scorer_of(pair, device), "cascade", mg.VideoSentence(), 2, contrastive=contrastive)
+    loss = mg.losses.Matching(scorer_of(pair, device), "cascade", mg.VideoSentence(), 2, contrastive=contrastive)
     order = torch.tensor(random.sample(range(len(text)), len(text)), device=device)
     ids = torch.arange(len(text), device=device) // 2
     close(loss(text[order], video[order], ids[order]), loss(text, video, ids))
@@ -202,7 +206,7 @@ def test_property_poisoned_padding_changes_no_matching_loss_and_no_gradient(devi
         text, video = (leaves(f) for f in features)
         scorer.zero_grad()
         torch.manual_seed(seed)
-        loss = mg.Matching(scorer, kind, ranker, k=2)(text, video)
+        loss = mg.losses.Matching(scorer, kind, ranker, k=2)(text, video)
         loss.backward()
         results.append([loss, *gradients(text, video), *(p.grad for p in scorer.parameters())])
     for plain, spoiled in zip(*results, strict=True):
@@ -215,7 +219,7 @@ def test_property_poisoned_padding_changes_no_matching_loss_and_no_gradient(devi
 def test_property_matching_passes_gradcheck(device, pair, contrastive):
     text, video = aligned(pair, device)
     scorer = scorer_of(pair, device)
-    criterion = mg.Matching(scorer, "cascade", mg.VideoSentence(), 2, contrastive=contrastive)
+    criterion = mg.losses.Matching(scorer, "cascade", mg.VideoSentence(), 2, contrastive=contrastive)
 
     def loss(w: Tensor, f: Tensor, *_: Tensor) -> Tensor:
         words = mg.Features(sentence=text["sentence"], word=(w, text["word"].mask))
@@ -230,7 +234,7 @@ def test_the_ranker_learns_nothing(device):
     ranker = mg.Grain("sentence", "video", bilinear=8).to(device)
     text = leaves(mg.Features(sentence=torch.randn(4, 8, device=device), word=torch.randn(4, 3, 8, device=device)))
     video = leaves(mg.Features(video=torch.randn(4, 8, device=device), frame=torch.randn(4, 5, 8, device=device)))
-    mg.Matching(mg.CrossEncoder(8, 1, 2).to(device), "hard", ranker)(text, video).backward()
+    mg.losses.Matching(mg.cross_encoder.CrossEncoder(8, 1, 2).to(device), "hard", ranker)(text, video).backward()
     assert ranker.bilinear is not None
     assert ranker.bilinear.grad is text["sentence"].features.grad is video["video"].features.grad is None
     assert text["word"].features.grad is not None
@@ -241,7 +245,9 @@ def test_a_batch_without_negatives_has_a_loss(device, contrastive):
     text = items(3, device)
     torch.manual_seed(0)
     odds = torch.randn(3, 3, dtype=torch.float64, device=device)
-    loss = mg.Matching(Log(odds), "hard", contrastive=contrastive)(text, text, torch.zeros(3, device=device).long())
+    loss = mg.losses.Matching(Log(odds), "hard", contrastive=contrastive)(
+        text, text, torch.zeros(3, device=device).long()
+    )
     close(loss, odds.diag().new_zeros(()) if contrastive else F.softplus(-odds.diag()).mean())
 
 
@@ -250,7 +256,7 @@ def test_a_batch_without_negatives_has_a_loss(device, contrastive):
 def test_huge_logits_lose_finitely_with_finite_gradients(device, dtype, kind):
     odds = torch.full((4, 4), -3e4, dtype=dtype, device=device).fill_diagonal_(3e4).requires_grad_()
     for sign, contrastive in ((1, False), (-1, False), (-1, True)):
-        loss = mg.Matching(Log(sign * odds), kind, contrastive=contrastive)(items(4, device), items(4, device))
+        loss = mg.losses.Matching(Log(sign * odds), kind, contrastive=contrastive)(items(4, device), items(4, device))
         (gradient,) = torch.autograd.grad(loss, odds)
         assert loss.dtype == torch.float32
         assert loss.isfinite()
@@ -260,20 +266,24 @@ def test_huge_logits_lose_finitely_with_finite_gradients(device, dtype, kind):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda s, t: mg.Matching(mg.VideoSentence()), TypeError, "scorer: expected one with a method pairs"),
-        (lambda s, t: mg.Matching(s, "easy"), ValueError, "negatives: expected one of random, hard, cascade"),
-        (lambda s, t: mg.Matching(s, k=0), ValueError, "k: expected an integer from 1, got 0"),
-        (lambda s, t: mg.Matching(s, temperature=0.0), ValueError, "temperature: expected a positive finite"),
-        (lambda s, t: mg.Matching(s, direction="t2v"), ValueError, "direction: expected one of both, query"),
-        (lambda s, t: mg.Matching(s)(t, t[:2]), ValueError, "video: expected as many videos as texts, 3, got 2"),
-        (lambda s, t: mg.Matching(s)(t, t, torch.arange(2)), ValueError, r"ids: expected shape \[3\], got \[2\]"),
+        (lambda s, t: mg.losses.Matching(mg.VideoSentence()), TypeError, "scorer: expected one with a method pairs"),
+        (lambda s, t: mg.losses.Matching(s, "easy"), ValueError, "negatives: expected one of random, hard, cascade"),
+        (lambda s, t: mg.losses.Matching(s, k=0), ValueError, "k: expected an integer from 1, got 0"),
+        (lambda s, t: mg.losses.Matching(s, temperature=0.0), ValueError, "temperature: expected a positive finite"),
+        (lambda s, t: mg.losses.Matching(s, direction="t2v"), ValueError, "direction: expected one of both, query"),
+        (lambda s, t: mg.losses.Matching(s)(t, t[:2]), ValueError, "video: expected as many videos as texts, 3, got 2"),
         (
-            lambda s, t: mg.Matching(s)(t, t, (torch.arange(3),) * 2),
+            lambda s, t: mg.losses.Matching(s)(t, t, torch.arange(2)),
+            ValueError,
+            r"ids: expected shape \[3\], got \[2\]",
+        ),
+        (
+            lambda s, t: mg.losses.Matching(s)(t, t, (torch.arange(3),) * 2),
             ValueError,
             "ids: expected integers .* got 'a pair'",
         ),
-        (lambda s, t: mg.hard_negatives(torch.rand(2, 2), torch.eye(2) > 0, 0), ValueError, "k: expected"),
-        (lambda s, t: mg.hard_negatives(torch.rand(2, 3), torch.eye(2) > 0), ValueError, "positives: expected"),
+        (lambda s, t: mg.losses.hard_negatives(torch.rand(2, 2), torch.eye(2) > 0, 0), ValueError, "k: expected"),
+        (lambda s, t: mg.losses.hard_negatives(torch.rand(2, 3), torch.eye(2) > 0), ValueError, "positives: expected"),
     ],
 )
 def test_bad_input_is_named(make, error, message):

@@ -50,10 +50,10 @@ def test_property_ranks_equal_brute_force(ties, device, scores, data, chunk):
     expected = judged(scores, many, ties)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_ELEMENTS", chunk * c)
-        close(mg.ranks(scores.to(device), own.to(device), ties), expected, 0.0)
-        close(mg.ranks(scores.to(device), many.to(device), ties), expected, 0.0)
+        close(mg.metrics.ranks(scores.to(device), own.to(device), ties), expected, 0.0)
+        close(mg.metrics.ranks(scores.to(device), many.to(device), ties), expected, 0.0)
         many |= torch.tensor(data.draw(st.lists(st.booleans(), min_size=q * c, max_size=q * c))).view(q, c)
-        close(mg.ranks(scores.to(device), many.to(device), ties), judged(scores, many, ties), 0.0)
+        close(mg.metrics.ranks(scores.to(device), many.to(device), ties), judged(scores, many, ties), 0.0)
 
 
 @every_rule
@@ -105,16 +105,16 @@ def test_property_protocols_agree_on_one_caption_a_video(ties, device, scores):
 def test_property_ranks_follow_items_and_depend_on_order_alone(ties, device, scores, random, factor):
     scores = scores.to(device)
     order = torch.tensor(random.sample(range(len(scores)), len(scores)), device=device)
-    ranks = mg.ranks(scores, ties=ties)
-    close(mg.ranks(scores[order][:, order], ties=ties), ranks[order], 0.0)
-    close(mg.ranks((factor * scores).exp(), ties=ties), ranks, 0.0)
+    ranks = mg.metrics.ranks(scores, ties=ties)
+    close(mg.metrics.ranks(scores[order][:, order], ties=ties), ranks[order], 0.0)
+    close(mg.metrics.ranks((factor * scores).exp(), ties=ties), ranks, 0.0)
 
 
 @given(tables(square=True))
 def test_property_tie_rules_bracket_the_mean_and_leave_the_scores_alone(device, scores):
     scores = scores.to(device)
     before = scores.clone()
-    best, middle, worst = (mg.ranks(scores, ties=ties) for ties in ("optimistic", "mean", "pessimistic"))
+    best, middle, worst = (mg.metrics.ranks(scores, ties=ties) for ties in ("optimistic", "mean", "pessimistic"))
     close((best + worst) / 2, middle, 0.0)
     assert (best >= 1).all()
     assert (worst <= len(scores)).all()

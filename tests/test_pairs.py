@@ -17,8 +17,8 @@ from multigrain import cross_encoder as pairs_module
 from tests.strategies import POISONS, Pair, close, gradients, leaves, map_grains, numbers, pairs, poisoned, randomise
 
 
-def encoder(pair: Pair, device: torch.device, seed: int = 0, **settings: Any) -> mg.CrossEncoder:
-    made = mg.CrossEncoder(pair.dim, depth=2, heads=1, **settings)
+def encoder(pair: Pair, device: torch.device, seed: int = 0, **settings: Any) -> mg.cross_encoder.CrossEncoder:
+    made = mg.cross_encoder.CrossEncoder(pair.dim, depth=2, heads=1, **settings)
     return randomise(made, seed).double().to(device)  # type: ignore[return-value]
 
 
@@ -143,7 +143,7 @@ def test_property_cross_encoder_passes_gradcheck(device, pair):
 @given(pairs())
 def test_property_pair_gradients_are_finite_at_extremes(device, dtype, size, pair):
     torch.manual_seed(0)
-    scorer = mg.CrossEncoder(pair.dim, depth=1, heads=1).to(device)
+    scorer = mg.cross_encoder.CrossEncoder(pair.dim, depth=1, heads=1).to(device)
     extreme = [map_grains(f, lambda t: mg.Tokens((size * t.features.sign()).to(dtype), t.mask)) for f in pair]
     text, video = (leaves(f.to(device)) for f in extreme)
     scores = scorer(text, video)
@@ -158,7 +158,7 @@ def test_half_parameters_and_autocast_score_in_fp32(device):
     torch.manual_seed(0)
     text = mg.Features(word=torch.randn(3, 4, 8, device=device))
     video = mg.Features(frame=torch.randn(2, 5, 8, device=device))
-    scorer = mg.CrossEncoder(8, 1, 2).to(device)
+    scorer = mg.cross_encoder.CrossEncoder(8, 1, 2).to(device)
     scores = scorer(text, video)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         close(scorer(text, video), scores, 0.05)
@@ -169,7 +169,7 @@ def test_training_holds_the_inside_of_one_block_at_a_time(device, monkeypatch: p
     """Tensors that autograd saves, outside of checkpoints, are the features and the scores."""
     text = mg.Features(word=torch.randn(8, 6, 16, device=device, requires_grad=True))
     video = mg.Features(frame=torch.randn(8, 5, 16, device=device, requires_grad=True))
-    scorer = mg.CrossEncoder(16, 3, 2).to(device)
+    scorer = mg.cross_encoder.CrossEncoder(16, 3, 2).to(device)
 
     def count(elements: int) -> int:
         monkeypatch.setattr(pairs_module, "ELEMENTS", elements)
@@ -191,7 +191,7 @@ def test_dropout_of_a_block_is_the_same_when_it_is_computed_again(device, monkey
     torch.manual_seed(0)
     text = mg.Features(word=torch.randn(3, 6, 16, device=device, dtype=torch.float64))
     video = mg.Features(frame=torch.randn(3, 5, 16, device=device, dtype=torch.float64))
-    scorer = mg.CrossEncoder(16, 1, 2, dropout=0.5).double().to(device)
+    scorer = mg.cross_encoder.CrossEncoder(16, 1, 2, dropout=0.5).double().to(device)
     scorer.cls.requires_grad_()
 
     def loss(cls: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def test_a_cross_encoder_learns_what_no_product_of_features_shows(device):
     axes = torch.eye(8, device=device)
     text = mg.Features(word=torch.stack([axes[:1].expand(2, 8), signs * axes[1]], 1))
     video = mg.Features(frame=(signs * axes[2])[:, None])
-    scorer = mg.CrossEncoder(8, 1, 2).to(device)
+    scorer = mg.cross_encoder.CrossEncoder(8, 1, 2).to(device)
     optimizer = torch.optim.Adam(scorer.parameters(), 0.02)
     for _ in range(60):
         loss = mg.InfoNCE(init_logit_scale=0.0, learn_logit_scale=False).to(device)(scorer(text, video))
@@ -239,7 +239,7 @@ def cut(video: mg.Features, length: int) -> list[mg.Features]:
 def test_property_segments_are_scored_as_videos_of_their_own(device, name, pair, length):
     pair = pair.to(device)
     inner = mg.MultiGrain(mg.FrameWord("mean_max"), mg.VideoSentence())
-    scores = mg.SegmentScorer(inner, length, name)(*pair)
+    scores = mg.cross_encoder.SegmentScorer(inner, length, name)(*pair)
     pool = {"mean_mean": torch.mean, "max_max": torch.amax, "logsumexp": lambda x, d: 0.1 * (x / 0.1).logsumexp(d)}
     for j, video in enumerate(pair.video):
         parts = cut(video, length)
@@ -255,17 +255,17 @@ def test_an_empty_query_scores_zero_against_any_number_of_segments(device):
     torch.manual_seed(0)
     text = mg.Features(word=(torch.randn(2, 2, 8, device=device), query))
     video = mg.Features(frame=(torch.randn(2, 5, 8, device=device), frames))
-    scorer = mg.SegmentScorer(mg.CrossEncoder(8, 1, 2).to(device), 2, mg.LogSumExp(1.0))
+    scorer = mg.cross_encoder.SegmentScorer(mg.cross_encoder.CrossEncoder(8, 1, 2).to(device), 2, mg.LogSumExp(1.0))
     scores = scorer(text, video)
     assert (scores[1] == 0).all() and (scores[0] != 0).all()
 
 
 def test_scorers_of_pairs_tell_what_they_read():
-    cross = mg.CrossEncoder(8, 1, 2, query="phrase", candidate="patch")
+    cross = mg.cross_encoder.CrossEncoder(8, 1, 2, query="phrase", candidate="patch")
     assert cross.reads == (frozenset({"phrase"}), frozenset({"patch"}))
-    segments = mg.SegmentScorer(mg.MultiGrain(mg.VideoSentence(), mg.FrameWord()), 2)
+    segments = mg.cross_encoder.SegmentScorer(mg.MultiGrain(mg.VideoSentence(), mg.FrameWord()), 2)
     assert segments.reads == (frozenset({"sentence", "word"}), frozenset({"video", "frame"}))
-    assert mg.SegmentScorer(lambda query, candidate: None, 2).reads is None
+    assert mg.cross_encoder.SegmentScorer(lambda query, candidate: None, 2).reads is None
 
 
 @given(pairs(tokens=6), st.integers(1, 7))
@@ -273,7 +273,8 @@ def test_property_pooled_segments_bound_each_other_and_one_segment_is_no_segment
     pair = pair.to(device)
     inner = mg.Grain("word", "frame", "mean_max")
     mean, largest, smooth = (
-        mg.SegmentScorer(inner, length, pool)(*pair) for pool in (mg.MeanMean(), mg.MaxMax(), mg.LogSumExp(1.0))
+        mg.cross_encoder.SegmentScorer(inner, length, pool)(*pair)
+        for pool in (mg.MeanMean(), mg.MaxMax(), mg.LogSumExp(1.0))
     )
     frames = mask_of(pair.video["frame"])
     count = torch.stack([part.any(1) for part in frames.split(length, 1)]).sum(0)
@@ -291,7 +292,7 @@ def test_property_pooled_segments_bound_each_other_and_one_segment_is_no_segment
 @given(pairs(tokens=5), st.integers(1, 4), st.integers(1, 9), st.sampled_from(POISONS))
 def test_property_padded_segments_change_nothing(device, pair, length, more, poison):
     pair = pair.to(device)
-    scorer = mg.SegmentScorer(mg.Grain("word", "frame", "mean_max"), length, "logsumexp")
+    scorer = mg.cross_encoder.SegmentScorer(mg.Grain("word", "frame", "mean_max"), length, "logsumexp")
     frames = pair.video["frame"]
     features = F.pad(frames.features, (0, 0, 0, more), value=poison)
     mask = F.pad(mask_of(frames).to(device), (0, more))
@@ -311,7 +312,7 @@ def test_property_clipbert_s_lse_loss_is_cross_entropy_of_pooled_logits(device, 
     pair = pair.to(device)
     text, video = aligned(pair)
     scorer = encoder(pair, device)
-    pooled = mg.SegmentScorer(scorer, length, mg.LogSumExp(1.0))(text, video)
+    pooled = mg.cross_encoder.SegmentScorer(scorer, length, mg.LogSumExp(1.0))(text, video)
     by_segment = torch.stack([torch.cat([scorer(text, part) for part in cut(v, length)], 1) for v in video], 1)
     labels = torch.arange(len(text), device=device)
     of_label = by_segment[labels, labels].logsumexp(1)
@@ -388,14 +389,20 @@ def test_the_rest_stays_in_order_beside_scores_of_any_size(device, dtype):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda t, v: mg.CrossEncoder(0), "dim: expected an integer from 1, got 0"),
-        (lambda t, v: mg.CrossEncoder(8, depth=0), "depth: expected an integer from 1, got 0"),
-        (lambda t, v: mg.CrossEncoder(8, heads=3), "heads: expected a divisor of width 8, got 3"),
-        (lambda t, v: mg.CrossEncoder(4)(t, v), "heads: expected a divisor"),
-        (lambda t, v: mg.CrossEncoder(4, heads=2)(t, v), "grain 'word-frame': expected features of width 4, got 8"),
-        (lambda t, v: mg.CrossEncoder(8).pairs(t, v), "candidate: expected as many items as queries, 2, got 3"),
-        (lambda t, v: mg.SegmentScorer(mg.FrameWord(), 0), "length: expected an integer from 1, got 0"),
-        (lambda t, v: mg.SegmentScorer(mg.FrameWord(), 2, "lse"), "aggregator: expected one of"),
+        (lambda t, v: mg.cross_encoder.CrossEncoder(0), "dim: expected an integer from 1, got 0"),
+        (lambda t, v: mg.cross_encoder.CrossEncoder(8, depth=0), "depth: expected an integer from 1, got 0"),
+        (lambda t, v: mg.cross_encoder.CrossEncoder(8, heads=3), "heads: expected a divisor of width 8, got 3"),
+        (lambda t, v: mg.cross_encoder.CrossEncoder(4)(t, v), "heads: expected a divisor"),
+        (
+            lambda t, v: mg.cross_encoder.CrossEncoder(4, heads=2)(t, v),
+            "grain 'word-frame': expected features of width 4, got 8",
+        ),
+        (
+            lambda t, v: mg.cross_encoder.CrossEncoder(8).pairs(t, v),
+            "candidate: expected as many items as queries, 2, got 3",
+        ),
+        (lambda t, v: mg.cross_encoder.SegmentScorer(mg.FrameWord(), 0), "length: expected an integer from 1, got 0"),
+        (lambda t, v: mg.cross_encoder.SegmentScorer(mg.FrameWord(), 2, "lse"), "aggregator: expected one of"),
         (lambda t, v: mg.rerank(torch.rand(2, 3), mg.FrameWord(), 4, t, v), "k: expected an integer from 1 to 3"),
         (lambda t, v: mg.rerank(torch.rand(3, 2), mg.FrameWord(), 1, t, v), r"scores: expected shape \[2, 3\]"),
     ],
@@ -408,11 +415,13 @@ def test_bad_input_is_named(make, message):
 
 def test_a_missing_grain_is_listed():
     with pytest.raises(KeyError, match="no grain 'frame': these features have word"):
-        mg.SegmentScorer(mg.FrameWord(), 2)(mg.Features(word=torch.randn(2, 8)), mg.Features(word=torch.randn(2, 8)))
+        mg.cross_encoder.SegmentScorer(mg.FrameWord(), 2)(
+            mg.Features(word=torch.randn(2, 8)), mg.Features(word=torch.randn(2, 8))
+        )
 
 
 def test_scores_start_near_zero_log_odds(device):
     torch.manual_seed(0)
     text = mg.Features(word=torch.randn(5, 4, 32, device=device))
     video = mg.Features(frame=torch.randn(5, 3, 32, device=device))
-    assert mg.CrossEncoder(32, 1, 4).to(device)(text, video).abs().max() < math.log(100)
+    assert mg.cross_encoder.CrossEncoder(32, 1, 4).to(device)(text, video).abs().max() < math.log(100)

@@ -155,7 +155,7 @@ def evaluated(rank: int, size: int, state: Any, out: Path) -> list[tuple[Evaluat
     for protocol in PROTOCOLS:
         own = None if protocol == "diagonal" else targets
         found.append(training.evaluate_features(text[: 60 if own is not None else 21], video, scorer, own, protocol))
-    return [(part, part.whole()) for part in found]
+    return [(part, part.gathered()) for part in found]
 
 
 def write(out: Path, found: Evaluation) -> None:
@@ -536,6 +536,7 @@ def test_a_rank_that_stops_answering_is_named(tmp_path: Path, stopped: int):
 import os, signal, sys, torch
 from multigrain import cli
 from multigrain.cli import commands
+from multigrain.distributed.collectives import all_gather_object
 from multigrain.training import parallel
 
 def run(options, overrides):

@@ -16,15 +16,15 @@ from tests import oracle
 from tests.strategies import POISONS, close, gradients, items, leaves, numbers, pairs, poisoned, randomise
 
 POOLERS = {
-    "mean": lambda dim: mg.MeanPool(),
-    "mean of units": lambda dim: mg.MeanPool(normalize=True),
-    "attention": mg.AttentionPool,
+    "mean": lambda dim: mg.heads.MeanPool(),
+    "mean of units": lambda dim: mg.heads.MeanPool(normalize=True),
+    "attention": mg.heads.AttentionPool,
 }
 QUERY_POOLERS = {
-    "softmax": lambda dim: mg.SoftmaxPool(),
-    "hot softmax": lambda dim: mg.SoftmaxPool(1.0),
-    "cross-attention": mg.CrossAttentionPool,
-    "two heads": lambda dim: mg.CrossAttentionPool(2 * (dim // 2), heads=2),
+    "softmax": lambda dim: mg.grains.SoftmaxPool(),
+    "hot softmax": lambda dim: mg.grains.SoftmaxPool(1.0),
+    "cross-attention": mg.grains.CrossAttentionPool,
+    "two heads": lambda dim: mg.grains.CrossAttentionPool(2 * (dim // 2), heads=2),
 }
 every_pooler = pytest.mark.parametrize("kind", POOLERS)
 every_query_pooler = pytest.mark.parametrize("kind", QUERY_POOLERS)
@@ -45,13 +45,13 @@ def pooler(kind, dim, device):
 
 
 def pool_by_oracle(pool, tokens):
-    if isinstance(pool, mg.AttentionPool):
+    if isinstance(pool, mg.heads.AttentionPool):
         return oracle.attention_pool(tokens, pool.score.weight[0].tolist())
     return oracle.mean_pool([oracle.normalise(t) for t in tokens] if pool.normalize else tokens)
 
 
 def pool_for_query_by_oracle(pool, query, tokens):
-    if isinstance(pool, mg.SoftmaxPool):
+    if isinstance(pool, mg.grains.SoftmaxPool):
         return oracle.softmax_pool(query, tokens, pool.temperature)
     layers, norms = (
         {name: (layer.weight.tolist(), layer.bias.tolist()) for name, layer in named.items()}
@@ -71,7 +71,7 @@ def test_property_pooling_equals_oracle(kind, device, pair):
     for tokens, mask in items(pair.video["frame"]):
         real = [tokens[i] for i in oracle.real(mask)]
         expected.append(pool_by_oracle(pool, real) if real else [0.0] * pair.dim)
-    pooled = mg.Pool("frame", "all", pool)(pair.to(device).video)["all"]
+    pooled = mg.heads.Pool("frame", "all", pool)(pair.to(device).video)["all"]
     close(pooled.features, torch.tensor(expected, dtype=torch.float64))
     if pair.video["frame"].mask is not None:
         assert torch.equal(pooled.mask.cpu()[:, 0], pair.video["frame"].mask.any(1))
@@ -91,7 +91,7 @@ def test_property_query_pooling_equals_oracle(kind, device, pair):
             if real:
                 vector = pool_for_query_by_oracle(pool, query, real)
                 expected[q, c] = oracle.dot(oracle.normalise(query), oracle.normalise(vector))
-    grain = mg.PooledGrain("sentence", "frame", pool)
+    grain = mg.grains.PooledGrain("sentence", "frame", pool)
     for backend in ("eager", "blocked", "auto"):
         # A vector that nearly vanishes has a direction that rounding decides: layer norms of two channels.
         close(grain(*pair.to(device), backend), expected, 1e-6 if "softmax" not in kind else 1e-9)
@@ -102,9 +102,9 @@ def outcome(kind, pair, device):
     pool = pooler(kind, pair.dim, device)
     text, video = leaves(pair.text), leaves(pair.video)
     if kind in POOLERS:
-        out = mg.Pool("frame", "all", pool)(video)["all"].features
+        out = mg.heads.Pool("frame", "all", pool)(video)["all"].features
     else:
-        out = mg.PooledGrain("sentence", "frame", pool)(text, video)
+        out = mg.grains.PooledGrain("sentence", "frame", pool)(text, video)
     (out**2).sum().backward()
     return [out.detach(), *gradients(text, video), *(p.grad for p in pool.parameters() if p.grad is not None)]
 
@@ -139,7 +139,7 @@ def test_property_neither_padding_nor_order_changes_a_pooled_vector(kind, device
 def test_property_an_item_without_a_real_frame_scores_zero_and_moves_nothing(kind, device, pair):
     pair = even(pair, kind).to(device)
     text, video = leaves(pair.text), leaves(pair.video)
-    scores = mg.PooledGrain("sentence", "frame", pooler(kind, pair.dim, device))(text, video)
+    scores = mg.grains.PooledGrain("sentence", "frame", pooler(kind, pair.dim, device))(text, video)
     scores.sum().backward()
     dead = ~video["frame"].mask.any(1)
     assert dead.any()
@@ -157,7 +157,7 @@ def test_a_pooled_grain_passes_gradcheck(kind, device):
     pool = pooler(kind, 4, device)
 
     def score(query, candidate, *_):
-        grain = mg.PooledGrain("sentence", "frame", pool)
+        grain = mg.grains.PooledGrain("sentence", "frame", pool)
         return grain(mg.Features(sentence=query), mg.Features(frame=(candidate, mask)), "blocked")
 
     inputs = (query.requires_grad_(), frames.requires_grad_(), *pool.parameters())
@@ -174,8 +174,8 @@ def test_half_tokens_are_pooled_in_fp32_and_autocast_changes_nothing(kind, half,
 
     def vectors(text, video):
         if kind in POOLERS:
-            return mg.Pool("frame", "all", pool)(video)["all"].features
-        return mg.PooledGrain("sentence", "frame", pool)(text, video)
+            return mg.heads.Pool("frame", "all", pool)(video)["all"].features
+        return mg.grains.PooledGrain("sentence", "frame", pool)(text, video)
 
     out = vectors(text, video)
     assert out.dtype == torch.float32
@@ -193,7 +193,7 @@ def test_extreme_tokens_have_finite_scores_and_gradients(kind, dtype, scale, dev
     x, y = (scale * torch.randn(*shape, generator=generator) for shape in ((3, 8), (4, 5, 8)))
     x[0], y[0], y[1, 1:] = 0.0, 0.0, 0.0
     query, frame = (t.to(device, dtype).requires_grad_() for t in (x, y))
-    scores = mg.PooledGrain("sentence", "frame", pool)(mg.Features(sentence=query), mg.Features(frame=frame))
+    scores = mg.grains.PooledGrain("sentence", "frame", pool)(mg.Features(sentence=query), mg.Features(frame=frame))
     scores.sum().backward()
     assert scores.isfinite().all()
     # 1 / length of a gradient by short tokens leaves the range of fp16, of which a loss scale takes care.
@@ -207,8 +207,8 @@ def test_property_softmax_pool_tends_to_the_mean_and_to_the_best(device, pair):
     sentence, frame = pair.text["sentence"].features, pair.video["frame"]
     q, tokens = sentence.to(device), frame.to(device).filled()
     mask = None if frame.mask is None else (frame.mask | ~frame.mask.any(1, keepdim=True)).to(device)
-    hot, cold = (mg.SoftmaxPool(t)(q, tokens, mask) for t in (1e9, 1e-9))
-    close(hot, mg.MeanPool()(tokens, mask).expand_as(hot), 1e-6)
+    hot, cold = (mg.grains.SoftmaxPool(t)(q, tokens, mask) for t in (1e9, 1e-9))
+    close(hot, mg.heads.MeanPool()(tokens, mask).expand_as(hot), 1e-6)
     cosines = torch.nn.functional.cosine_similarity(q[:, None, None], tokens[None], dim=-1)
     best = (cosines if mask is None else cosines.masked_fill(~mask, -2.0)).argmax(-1)
     close(cold, tokens[torch.arange(len(tokens), device=device), best], 1e-9)
@@ -233,18 +233,18 @@ def test_property_aosm_of_sentence_and_frames_is_hitchhiker_s_scores_mode(temper
 def test_property_of_one_frame_softmax_pool_is_its_cosine(kind, device, pair):
     if "softmax" in kind:
         frames = mg.Features(frame=pair.video["frame"].features)
-        grain = mg.PooledGrain("sentence", "frame", pooler(kind, pair.dim, device))
+        grain = mg.grains.PooledGrain("sentence", "frame", pooler(kind, pair.dim, device))
         close(grain(pair.to(device).text, frames.to(device)), mg.Grain("sentence", "frame")(pair.text, frames))
 
 
 def test_cross_attention_begins_as_identities():
-    pool = mg.CrossAttentionPool(6, heads=2)
+    pool = mg.grains.CrossAttentionPool(6, heads=2)
     for layer in (pool.query, pool.key, pool.value, pool.output, pool.linear):
         assert torch.equal(layer.weight, torch.eye(6))
         assert not layer.bias.any()
     query, tokens = torch.randn(2, 6), torch.randn(3, 4, 6)
     norm = torch.nn.functional.layer_norm
-    one_head = mg.CrossAttentionPool(6)(query, tokens)
+    one_head = mg.grains.CrossAttentionPool(6)(query, tokens)
     q, x = norm(query, [6]), norm(tokens, [6])
     attention = (torch.einsum("qd,cnd->qcn", q, x) / 6**0.5).softmax(-1)
     out = norm(torch.einsum("qcn,cnd->qcd", attention, x), [6])
@@ -253,7 +253,7 @@ def test_cross_attention_begins_as_identities():
 
 def test_dropout_is_that_of_training_alone_and_the_same_in_the_backward_pass():
     torch.manual_seed(0)
-    grain = mg.PooledGrain("sentence", "frame", mg.CrossAttentionPool(8, dropout=0.5))
+    grain = mg.grains.PooledGrain("sentence", "frame", mg.grains.CrossAttentionPool(8, dropout=0.5))
     text, video = mg.Features(sentence=torch.randn(3, 8)), mg.Features(frame=torch.randn(4, 5, 8))
     assert not torch.equal(grain(text, video), grain(text, video))
     found = []
@@ -286,7 +286,7 @@ def test_no_tensor_is_larger_than_a_few_blocks(kind, monkeypatch):
     monkeypatch.setattr(recompute, "ELEMENTS", 4096)
     text = mg.Features(sentence=torch.randn(60, 8, requires_grad=True))
     video = mg.Features(frame=(torch.randn(50, 6, 8, requires_grad=True), torch.rand(50, 6) < 0.8))
-    grain = mg.PooledGrain("sentence", "frame", QUERY_POOLERS[kind](8))
+    grain = mg.grains.PooledGrain("sentence", "frame", QUERY_POOLERS[kind](8))
     largest = Largest()
     with largest:
         grain(text, video, "blocked").sum().backward()
@@ -294,13 +294,13 @@ def test_no_tensor_is_larger_than_a_few_blocks(kind, monkeypatch):
 
 
 def test_a_head_adds_one_grain():
-    class Shifted(mg.AttentionPool):
+    class Shifted(mg.heads.AttentionPool):
         def forward(self, tokens, mask=None):
             return 1 + super().forward(tokens, mask)
 
     mask = torch.tensor([[True, True, False], [False, False, False]])
     features = mg.Features(frame=(torch.randn(2, 3, 4), mask))
-    more = mg.Pool("frame", "video", Shifted(4))(features)
+    more = mg.heads.Pool("frame", "video", Shifted(4))(features)
     assert more.names == ("frame", "video")
     assert more["video"].mask.tolist() == [[True], [False]]
     assert not more["video"].features[1].any()
@@ -312,14 +312,17 @@ def test_a_head_adds_one_grain():
 def test_the_mean_of_clip4clip_is_that_of_unit_frames():
     frames, sentence = torch.randn(4, 5, 8), torch.randn(3, 8)
     unit = torch.nn.functional.normalize
-    video = mg.Pool("frame", "video", mg.MeanPool(normalize=True))(mg.Features(frame=frames))
+    video = mg.heads.Pool("frame", "video", mg.heads.MeanPool(normalize=True))(mg.Features(frame=frames))
     expected = unit(sentence, dim=-1) @ unit(unit(frames, dim=-1).mean(1), dim=-1).T
     close(mg.VideoSentence()(mg.Features(sentence=sentence), video), expected, 1e-6)
 
 
 def test_a_pooled_grain_works_beside_others():
     scorer = mg.MultiGrain(
-        mg.VideoSentence(), mg.PooledGrain("sentence", "frame", mg.SoftmaxPool()), weights="learned", strict=True
+        mg.VideoSentence(),
+        mg.grains.PooledGrain("sentence", "frame", mg.grains.SoftmaxPool()),
+        weights="learned",
+        strict=True,
     )
     text = mg.Features(sentence=torch.randn(6, 8), unused=torch.randn(6, 2))
     video = mg.Features(video=torch.randn(6, 8), frame=torch.randn(6, 5, 8))
@@ -336,41 +339,41 @@ def test_what_cannot_be_pooled_is_said():
     text = mg.Features(sentence=torch.randn(2, 4), word=torch.randn(2, 3, 4))
     video = mg.Features(frame=torch.randn(5, 2, 4))
     with pytest.raises(TypeError, match="pooler: expected a Pooler, got SoftmaxPool"):
-        mg.Pool("frame", "video", mg.SoftmaxPool())
+        mg.heads.Pool("frame", "video", mg.grains.SoftmaxPool())
     with pytest.raises(TypeError, match="pooler: expected a QueryPooler, got MeanPool"):
-        mg.PooledGrain("sentence", "frame", mg.MeanPool())
+        mg.grains.PooledGrain("sentence", "frame", mg.heads.MeanPool())
     with pytest.raises(ValueError, match="target: expected features without 'frame', which is made of"):
-        mg.Pool("frame", "frame", mg.MeanPool())(video)
+        mg.heads.Pool("frame", "frame", mg.heads.MeanPool())(video)
     with pytest.raises(KeyError, match="no grain 'patch'"):
-        mg.Pool("patch", "video", mg.MeanPool())(video)
+        mg.heads.Pool("patch", "video", mg.heads.MeanPool())(video)
     with pytest.raises(ValueError, match="grain 'word-frame': expected one query token, got 3"):
-        mg.PooledGrain("word", "frame", mg.SoftmaxPool())(text, video)
+        mg.grains.PooledGrain("word", "frame", mg.grains.SoftmaxPool())(text, video)
     with pytest.raises(ValueError, match="AttentionPool: expected features of width 8, got 4"):
-        mg.Pool("frame", "video", mg.AttentionPool(8))(video)
+        mg.heads.Pool("frame", "video", mg.heads.AttentionPool(8))(video)
     with pytest.raises(ValueError, match="CrossAttentionPool: expected features of width 8, got 4"):
-        mg.PooledGrain("sentence", "frame", mg.CrossAttentionPool(8))(text, video)
+        mg.grains.PooledGrain("sentence", "frame", mg.grains.CrossAttentionPool(8))(text, video)
     with pytest.raises(ValueError, match=r"heads: expected a divisor of dim \(8\), got 3"):
-        mg.CrossAttentionPool(8, heads=3)
+        mg.grains.CrossAttentionPool(8, heads=3)
     with pytest.raises(ValueError, match="temperature: expected a positive finite number, got 0"):
-        mg.SoftmaxPool(0)
+        mg.grains.SoftmaxPool(0)
     with pytest.raises(Unsupported, match="triton serves two-level aggregators"):
-        mg.PooledGrain("sentence", "frame", mg.SoftmaxPool())(text, video, "triton")
+        mg.grains.PooledGrain("sentence", "frame", mg.grains.SoftmaxPool())(text, video, "triton")
 
 
 def test_a_user_s_own_poolers_work_like_the_others():
-    class First(mg.QueryPooler):
+    class First(mg.grains.QueryPooler):
         def forward(self, query, tokens, mask=None):
             return tokens[:, 0].expand(len(query), -1, -1)
 
     frames, text = torch.randn(5, 2, 4), mg.Features(sentence=torch.randn(3, 4))
-    scores = mg.PooledGrain("sentence", "frame", First())(text, mg.Features(frame=frames))
+    scores = mg.grains.PooledGrain("sentence", "frame", First())(text, mg.Features(frame=frames))
     close(scores, mg.Grain("sentence", "first")(text, mg.Features(first=frames[:, 0])), 1e-6)
 
 
 @given(st.data())
 def test_property_pooled_scores_of_a_sub_batch_are_the_batch_s_own(device, data):
     query, frames = numbers(data.draw, 4, 6).to(device), numbers(data.draw, 5, 3, 6).to(device)
-    grain = mg.PooledGrain("sentence", "frame", pooler("cross-attention", 6, device))
+    grain = mg.grains.PooledGrain("sentence", "frame", pooler("cross-attention", 6, device))
     whole = grain(mg.Features(sentence=query), mg.Features(frame=frames))
     q, c = (data.draw(st.lists(st.integers(0, k - 1), min_size=1, max_size=4)) for k in (4, 5))
     close(grain(mg.Features(sentence=query[q]), mg.Features(frame=frames[c])), whole[q][:, c], 1e-9)

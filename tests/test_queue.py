@@ -24,7 +24,7 @@ def items(*values: int, length: int = 1, dim: int = 2, grain: str = "video") -> 
     return mg.Features(**{grain: torch.tensor(values, dtype=torch.float64)[:, None, None].expand(-1, length, dim)})
 
 
-def held(queue: mg.FeatureQueue, grain: str = "video") -> list[float]:
+def held(queue: mg.losses.FeatureQueue, grain: str = "video") -> list[float]:
     assert queue.features is not None
     return queue.features[grain].features[:, 0, 0].tolist()
 
@@ -34,7 +34,7 @@ def unit(*shape: int) -> Tensor:
 
 
 def test_the_oldest_leave_first() -> None:
-    queue = mg.FeatureQueue(6)
+    queue = mg.losses.FeatureQueue(6)
     assert len(queue) == 0 and queue.features is None
     for start, expected in ((0, [0, 1, 2, 3]), (4, [2, 3, 4, 5, 6, 7]), (8, [6, 7, 8, 9, 10, 11])):
         queue.push(items(*range(start, start + 4)), ids=torch.arange(start, start + 4))
@@ -45,7 +45,7 @@ def test_the_oldest_leave_first() -> None:
 
 def test_it_keeps_copies_without_a_graph() -> None:
     x = torch.ones(2, 3, requires_grad=True)
-    queue = mg.FeatureQueue(4)
+    queue = mg.losses.FeatureQueue(4)
     queue.push(mg.Features(video=x))
     assert queue.features is not None and not queue.features["video"].features.requires_grad
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_it_keeps_copies_without_a_graph() -> None:
 
 
 def test_lengths_may_differ_and_masks_come_along() -> None:
-    queue = mg.FeatureQueue(3)
+    queue = mg.losses.FeatureQueue(3)
     queue.push(items(1, 2, length=2))
     mask = torch.tensor([[True, False, True]])
     queue.push(mg.Features(video=(items(3, length=3)["video"].features, mask)))
@@ -65,13 +65,13 @@ def test_lengths_may_differ_and_masks_come_along() -> None:
 
 
 def test_its_state_round_trips(tmp_path: Path) -> None:
-    queue, empty = mg.FeatureQueue(6), mg.FeatureQueue(6)
+    queue, empty = mg.losses.FeatureQueue(6), mg.losses.FeatureQueue(6)
     empty.load_state_dict(empty.state_dict())
     assert len(empty) == 0
     mask = torch.tensor([[True, False], [True, True]])
     queue.push(mg.Features(word=mg.Tokens(unit(2, 2, 3), mask, unit=True), text=unit(2, 3)), ids=torch.tensor([5, 6]))
     torch.save(queue.state_dict(), tmp_path / "queue.pt")
-    other = mg.FeatureQueue(6)
+    other = mg.losses.FeatureQueue(6)
     other.load_state_dict(torch.load(tmp_path / "queue.pt", weights_only=True))
     for each in (queue, other):
         each.push(
@@ -83,7 +83,7 @@ def test_its_state_round_trips(tmp_path: Path) -> None:
         mine, theirs = queue.features[name], other.features[name]
         assert torch.equal(mine.features, theirs.features) and mine.unit == theirs.unit
     with pytest.raises(ValueError, match="state: expected that of a queue of size 7, got 6"):
-        mg.FeatureQueue(7).load_state_dict(queue.state_dict())
+        mg.losses.FeatureQueue(7).load_state_dict(queue.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_its_state_round_trips(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_named_and_changes_nothing(features: mg.Features, ids: Any, message: str) -> None:
-    queue = mg.FeatureQueue(4)
+    queue = mg.losses.FeatureQueue(4)
     queue.push(items(1, 2), torch.arange(2))
     with pytest.raises(ValueError, match=message):
         queue.push(features, ids)
@@ -113,7 +113,7 @@ def loss_of(scorer: mg.MultiGrain | None = None, **settings: Any) -> mg.Retrieva
 
 def test_an_empty_queue_changes_nothing() -> None:
     text, video = mg.Features(sentence=unit(4, 3)), mg.Features(video=unit(4, 3))
-    loss, queue = loss_of(label_smoothing=0.1), mg.FeatureQueue(5)
+    loss, queue = loss_of(label_smoothing=0.1), mg.losses.FeatureQueue(5)
     close(loss(text, video, text_queue=queue, video_queue=queue), loss(text, video))
     ids = torch.tensor([0, 1, 0, 2])
     for given in (ids, (ids, ids)):
@@ -124,7 +124,7 @@ def test_loss_is_cross_entropy_over_batch_and_queue() -> None:
     """BriVL: per direction CE(cat[q k+, q Queue] / 0.07, 0), summed; the other keys of the batch are negatives too."""
     s, v, s_keys, v_keys = (unit(3, 4) for _ in range(4))
     s_old, v_old = unit(5, 4), unit(2, 4)
-    texts, videos = mg.FeatureQueue(5), mg.FeatureQueue(5)
+    texts, videos = mg.losses.FeatureQueue(5), mg.losses.FeatureQueue(5)
     texts.push(mg.Features(sentence=s_old))
     videos.push(mg.Features(video=v_old))
     got = loss_of(reduction="sum")(
@@ -142,7 +142,7 @@ def test_loss_is_cross_entropy_over_batch_and_queue() -> None:
 
 def test_a_memory_of_past_batches_adds_to_rows_and_columns() -> None:
     s, v, s_old, v_old = unit(3, 4), unit(3, 4), unit(2, 4), 5 * unit(4, 4)
-    texts, videos = mg.FeatureQueue(2), mg.FeatureQueue(4)
+    texts, videos = mg.losses.FeatureQueue(2), mg.losses.FeatureQueue(4)
     texts.push(mg.Features(sentence=s_old))
     videos.push(mg.Features(video=mg.Tokens(v_old, unit=True)))  # scores far above those of the batch
     sides = mg.Features(sentence=s), mg.Features(video=mg.Tokens(v, unit=True))
@@ -155,7 +155,7 @@ def test_a_memory_of_past_batches_adds_to_rows_and_columns() -> None:
 def test_ids_make_positives_of_queued_items_and_share_their_mass() -> None:
     s, v, v_old = unit(3, 4), unit(3, 4), unit(2, 4)
     ids, old = torch.tensor([4, 5, 4]), torch.tensor([5, 9])
-    queue = mg.FeatureQueue(8)
+    queue = mg.losses.FeatureQueue(8)
     queue.push(mg.Features(video=v_old), old)
     criterion = mg.InfoNCE(1.0, label_smoothing=0.2).double()
     got = mg.RetrievalLoss(mg.MultiGrain(mg.VideoSentence()), criterion)(
@@ -173,7 +173,7 @@ def test_ids_make_positives_of_queued_items_and_share_their_mass() -> None:
 def test_no_gradient_reaches_keys_or_queue() -> None:
     leaves = [unit(3, 4).requires_grad_() for _ in range(4)]
     s, v, s_keys, v_keys = leaves
-    queue = mg.FeatureQueue(5)
+    queue = mg.losses.FeatureQueue(5)
     queue.push(mg.Features(video=unit(4, 4)))
     keys = mg.Features(sentence=s_keys), mg.Features(video=v_keys)
     loss_of()(mg.Features(sentence=s), mg.Features(video=v), keys=keys, video_queue=queue).backward()
@@ -182,7 +182,7 @@ def test_no_gradient_reaches_keys_or_queue() -> None:
 
 
 def test_what_a_loss_cannot_use_is_named() -> None:
-    text, video, queue = mg.Features(sentence=unit(2, 3)), mg.Features(video=unit(2, 3)), mg.FeatureQueue(3)
+    text, video, queue = mg.Features(sentence=unit(2, 3)), mg.Features(video=unit(2, 3)), mg.losses.FeatureQueue(3)
     queue.push(mg.Features(video=unit(2, 3)), torch.arange(2))
     with pytest.raises(ValueError, match=r"ids: expected them for both .* for neither, got them for the queue alone"):
         loss_of()(text, video, video_queue=queue)
@@ -208,15 +208,15 @@ def test_momentum_by_hand() -> None:
         online.weight.copy_(torch.tensor([3.0, 5.0]))
         target.weight.copy_(torch.tensor([1.0, 2.0]))
         online.running_mean.fill_(7.0)
-    mg.momentum_update(online, target.requires_grad_(False), 0.99)
+    mg.losses.momentum_update(online, target.requires_grad_(False), 0.99)
     close(target.weight, torch.tensor([0.99 * 1 + 0.01 * 3, 0.99 * 2 + 0.01 * 5]), 1e-6)
     assert (target.running_mean == 7).all() and online.weight.tolist() == [3, 5]
-    mg.momentum_update(online, target, 0.0)
+    mg.losses.momentum_update(online, target, 0.0)
     assert torch.equal(target.weight, online.weight)
     with pytest.raises(ValueError, match="target: expected a copy of online, got other names: bias, "):
-        mg.momentum_update(nn.Linear(1, 1), nn.BatchNorm1d(1, affine=False))
+        mg.losses.momentum_update(nn.Linear(1, 1), nn.BatchNorm1d(1, affine=False))
     with pytest.raises(ValueError, match=r"decay: expected a finite number from 0 to 1, got 1\.5"):
-        mg.momentum_update(online, target, 1.5)
+        mg.losses.momentum_update(online, target, 1.5)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def train(model: nn.Module, momentum: Model, chunk: Any, group: Any, labels: Any, steps: int = 3) -> list[Any]:
     """MoCo: keys of a momentum encoder, and queues of them; two wraps of a queue of five."""
-    texts, videos = mg.FeatureQueue(5, group), mg.FeatureQueue(5, group)
+    texts, videos = mg.losses.FeatureQueue(5, group), mg.losses.FeatureQueue(5, group)
     found: list[Any] = []
     inner: Any = model.module if isinstance(model, DistributedDataParallel) else model
     for step in range(steps):
@@ -242,7 +242,7 @@ def train(model: nn.Module, momentum: Model, chunk: Any, group: Any, labels: Any
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= 0.1 * (0 if parameter.grad is None else parameter.grad)
-        mg.momentum_update(inner.towers, momentum.towers, 0.9)
+        mg.losses.momentum_update(inner.towers, momentum.towers, 0.9)
     return found
 
 
@@ -276,7 +276,7 @@ def test_every_rank_keeps_the_same_queue_and_the_gradient_is_whole(
 
 
 def odd_push(rank: int, size: int) -> str:
-    queue = mg.FeatureQueue(4)
+    queue = mg.losses.FeatureQueue(4)
     try:
         queue.push(items(1, 2), torch.arange(2 + rank))
     except ValueError as error:

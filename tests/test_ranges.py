@@ -70,9 +70,9 @@ def refused(value: object) -> bool:
 def test_temperatures_are_right_or_refused(backend, dtype, name, temperature):
     if refused(temperature):
         with pytest.raises(ValueError, match=r"temperature: expected a positive finite number.*, got .{3,100}$"):
-            mg.build_aggregator(name, temperature=temperature)
+            mg.aggregators.build_aggregator(name, temperature=temperature)
         return
-    aggregator = mg.build_aggregator(name, temperature=temperature)
+    aggregator = mg.aggregators.build_aggregator(name, temperature=temperature)
     scores, gradient = outcome(mg.MultiGrain(mg.FrameWord(aggregator), backend=backend), *tokens(dtype))
     assert scores.isfinite().all()
     assert gradient.isfinite().all()

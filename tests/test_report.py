@@ -269,7 +269,7 @@ def test_the_filter_finds_queries(large: Path, browser: Browser) -> None:
     assert first.startswith(f"“{expected[0]}”")
     assert filtered(browser, "no such words")[:2] == ("0 of 1,000 queries", 0)
     shown = scored_pairs(1000)
-    rank = mg.ranks(shown.scores)
+    rank = mg.metrics.ranks(shown.scores)
     assert filtered(browser, "", "worst")[2].endswith(f"rank {round(float(rank.max()))}")
     assert filtered(browser, "", "best")[2].endswith("rank 1")
     browser.ask("document.getElementById('more').click()")

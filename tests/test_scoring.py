@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -53,6 +56,43 @@ def test_property_top_k_is_the_matrix_s_own(device, pair, block, data):
     assert torch.equal(indices, matrix.sort(dim=1, descending=True, stable=True).indices[:, :k])
 
 
+@given(pairs(items=6), blocks, blocks, st.data())
+def test_property_top_k_of_parts_is_that_of_the_whole(device, pair, block, size, data):
+    """Parts come in order, one is held at a time, and indices and progress count through all of them."""
+    pair, alive, calls = pair.to(device), weakref.WeakSet[mg.Tokens](), list[tuple[int, int]]()
+    k = data.draw(st.integers(1, len(pair.video)))
+
+    class Weak(mg.Tokens):
+        __slots__ = ("__weakref__",)
+
+    def parts() -> Iterator[mg.Features]:
+        for i in range(0, len(pair.video), size):
+            assert not alive
+            part = pair.video[i : i + size]
+            part = mg.Features(**{name: Weak(part[name].features, part[name].mask) for name in part.names})
+            alive.update(part[name] for name in part.names)
+            yield part
+            del part
+
+    scores, indices = mg.top_k(Watched(), pair.text, parts(), k, 1, progress=lambda *x: calls.append(x))
+    expected = mg.top_k(Watched(), *pair, k, block=1)
+    assert torch.equal(scores, expected[0])
+    assert torch.equal(indices, expected[1])
+    assert [done for done, _ in calls] == list(range(1, len(pair.text) * len(pair.video) + 1))
+    assert all(done <= total for done, total in calls)
+    assert calls[-1][0] == calls[-1][1]
+    close(mg.top_k(Watched(), pair.text, parts(), k, block)[0], scores, 1e-12)
+
+
+def test_parts_have_to_be_features_enough_for_k():
+    scorer = Given(torch.randn(2, 5))
+    for parts, message in (([], "candidate: expected at least one"), ([places(2), places(3)], "from 1 to 5, got 6")):
+        with pytest.raises(ValueError, match=message):
+            mg.top_k(scorer, places(2), iter(parts), 6)
+    with pytest.raises(TypeError, match="candidate: expected a Features, got int"):
+        mg.top_k(scorer, places(2), [places(5), 1], 1)  # pyright: ignore[reportArgumentType]
+
+
 @given(pairs(items=6), blocks)
 def test_property_scoring_keeps_no_graph_and_reports_every_pair(device, pair, block):
     text, video = pair.to(device)
@@ -95,6 +135,9 @@ def test_nan_never_ranks(row, column, k, block):
     scores[row, 1] = torch.inf
     with pytest.raises(ValueError, match=rf"scores: expected numbers, got NaN at row {row}, column {column}"):
         mg.top_k(Given(scores), places(7), places(5), k, block=block)
+    parts = (places(5)[i : i + 2] for i in range(0, 5, 2))
+    with pytest.raises(ValueError, match=rf"scores: expected numbers, got NaN at row {row}, column {column}"):
+        mg.top_k(Given(scores), places(7), parts, k, block=block)
     with pytest.raises(ValueError, match=rf"scores: expected numbers, got NaN at row {row}, column {column}"):
         mg.rerank(scores, Given(torch.ones(7, 5)), k, places(7), places(5))
     if k == 5:

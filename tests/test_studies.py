@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ablation, ablation_page, pretrained, recipes, report, study
 from benchmarks.__main__ import main
-from benchmarks.ablation_tables import FOUR, TABLES
-from benchmarks.intervals import difference, interval
-from benchmarks.registry import studies
-from benchmarks.study import StudyResult
+from benchmarks.cases import ablation, ablation_page, recipes
+from benchmarks.cases.ablation_tables import FOUR, TABLES
+from benchmarks.harness import pretrained, report, study
+from benchmarks.harness.intervals import difference, interval
+from benchmarks.harness.registry import studies
+from benchmarks.harness.study import StudyResult
 from multigrain import training
 from multigrain.recipes import names as registered
 

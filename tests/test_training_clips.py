@@ -74,8 +74,9 @@ def test_towers_have_a_rate_of_their_own_and_what_is_frozen_has_none(model: XCLI
     rates = {names[id(p)]: g["share"] * config.learning_rate for g in groups for p in g["params"]}
     slow = {name for name, rate in rates.items() if rate == pytest.approx(1e-5)}
     assert {name for name, rate in rates.items() if rate == pytest.approx(1e-2)} == rates.keys() - slow
-    assert slow - {"criterion.logit_scale"} == {name for name in rates if name.startswith(("vision.", "text."))}
-    assert ("criterion.logit_scale" in slow) == (group == "towers")
+    scale = "recipe.loss.criterion.logit_scale"
+    assert slow - {scale} == {name for name in rates if name.startswith(("vision.", "text."))}
+    assert (scale in slow) == (group == "towers")
     assert "vision.visual.conv1.weight" not in rates
     decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
     assert "vision.visual.proj" in decayed
@@ -135,7 +136,7 @@ def test_a_correction_of_hubness_serves_each_direction_on_its_own_axis(model: XC
     assert found.reverse is not None
     assert torch.equal(found.reverse, correct(plain.scores["all"].T).T)
     assert (plain.hubness, found.hubness) == (None, name)
-    assert torch.equal(found.whole().scores["all"], found.scores["all"])
+    assert torch.equal(found.gathered().scores["all"], found.scores["all"])
     with pytest.raises(ValueError, match="evaluation: expected one without a correction"):
         training.corrected(found, name, protocol)
     with pytest.raises(ValueError, match="hubness: expected one of dual_softmax, inverted_softmax, sinkhorn"):

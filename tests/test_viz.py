@@ -26,7 +26,7 @@ AGGREGATORS = [
     mg.MaxMean("candidate"),
     mg.MaxMax(),
     mg.MaxSim(),
-    mg.TopK(2),
+    mg.aggregators.TopK(2),
     mg.TokenWeighted(direction="candidate"),
 ]
 
@@ -98,7 +98,7 @@ def test_parts_add_up_to_the_score() -> None:
 
 
 def test_weights_of_tokens_and_a_pooled_grain_are_explained() -> None:
-    pooled = mg.PooledGrain("sentence", "frame", mg.SoftmaxPool())
+    pooled = mg.grains.PooledGrain("sentence", "frame", mg.grains.SoftmaxPool())
     scorer = mg.MultiGrain(pooled, mg.FrameWord(mg.TokenWeighted(16)))
     text, video = features()
     parts = explain(scorer, text, video)

@@ -68,7 +68,7 @@ class Case:
         grains = mg.VideoSentence(bilinear=WIDTH), mg.VideoWord(), mg.FrameWord(mixing, bilinear=WIDTH)
         return mg.MultiGrain(*grains, weights="learned")
 
-    def loss(self, gather: str) -> mg.Loss:
+    def loss(self, gather: str) -> mg.losses.Loss:
         if self.minimised in LOSSES:
             return LOSSES[self.minimised](gather)
         criterion, settings = CRITERIA[self.minimised](self), (gather, None, self.exchange_dtype, self.distillation)
@@ -79,24 +79,24 @@ class Case:
         return {"none": None, "shared": ids, "pair": (ids, ids)}[self.ids]
 
 
-CRITERIA: dict[str, Callable[[Case], mg.Loss]] = {
+CRITERIA: dict[str, Callable[[Case], mg.losses.Loss]] = {
     "InfoNCE": lambda case: mg.InfoNCE(1.0, **case.criterion),
     "Sigmoid": lambda _: mg.Sigmoid(1.0, -0.5),
-    "MarginRanking": lambda _: mg.MarginRanking(0.3, hard_pool=2, hard_weight=3.0),
-    "query only": lambda _: mg.InfoNCE(1.0, direction="query") + mg.MarginRanking(direction="query"),
-    "candidate only": lambda _: mg.MarginRanking(0.3, form="lse", over="sum", direction="candidate"),
+    "MarginRanking": lambda _: mg.losses.MarginRanking(0.3, hard_pool=2, hard_weight=3.0),
+    "query only": lambda _: mg.InfoNCE(1.0, direction="query") + mg.losses.MarginRanking(direction="query"),
+    "candidate only": lambda _: mg.losses.MarginRanking(0.3, form="lse", over="sum", direction="candidate"),
     "sum in parts": lambda _: (mg.InfoNCE(1.0, direction="query") + 0.5 * mg.Sigmoid()).named("pairs") + mg.InfoNCE(),
-    "sum of whole rows": lambda _: mg.InfoNCE(1.0) + 0.5 * mg.MarginRanking(0.3),
+    "sum of whole rows": lambda _: mg.InfoNCE(1.0) + 0.5 * mg.losses.MarginRanking(0.3),
 }
-LOSSES: dict[str, Callable[[str], mg.Loss]] = {
-    "TokenNCE": lambda gather: mg.TokenNCE(weights=None, gather=gather),
-    "Decorrelation": lambda gather: mg.Decorrelation(gather=gather),
-    "Distillation": lambda gather: mg.Distillation(
+LOSSES: dict[str, Callable[[str], mg.losses.Loss]] = {
+    "TokenNCE": lambda gather: mg.losses.TokenNCE(weights=None, gather=gather),
+    "Decorrelation": lambda gather: mg.losses.Decorrelation(gather=gather),
+    "Distillation": lambda gather: mg.losses.Distillation(
         mg.VideoSentence(), mg.FrameWord("mean_max"), scale=5.0, gather=gather
     ),
     "sum of losses": lambda gather: (
-        mg.RetrievalLoss(mg.MultiGrain(mg.VideoSentence()), mg.InfoNCE(1.0) + mg.MarginRanking(), gather)
-        + 0.5 * mg.TokenNCE(weights=None, gather=gather)
+        mg.RetrievalLoss(mg.MultiGrain(mg.VideoSentence()), mg.InfoNCE(1.0) + mg.losses.MarginRanking(), gather)
+        + 0.5 * mg.losses.TokenNCE(weights=None, gather=gather)
     ),
 }
 

@@ -1,4 +1,4 @@
-"""A griffe extension: the pages of the API show what `multigrain.__all__` lists, module by module, and no more.
+"""A griffe extension: the pages of the API show the names of `index.md`, module by module, and no more.
 
 A page names modules (`::: multigrain.aggregators`), so that a new public name needs no edit of a page: its line in
 `index.md` is enough, and its place there is its place on the page. Modules with an `__all__` of their own that are no
@@ -15,11 +15,11 @@ from typing import Any
 
 import griffe
 
-NAME = re.compile(r"\[multigrain\.(\w+)\]")
+NAME = re.compile(r"\[multigrain\.([\w.]+)\]")
 
 
 class Public(griffe.Extension):
-    """Gives each module of the core the exports that the package re-exports from it, in the order of `index.md`."""
+    """Gives each module of the core the exports that `index.md` lists of it, in that order."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called once for each object: `Example:` reads as `Examples:`, which griffe renders as code."""
@@ -32,10 +32,9 @@ class Public(griffe.Extension):
             return
         order = NAME.findall(Path(__file__).with_name("index.md").read_text())
         public: dict[str, dict[str, str]] = defaultdict(dict)
-        for name in sorted(map(str, pkg.exports or ()), key=order.index):
-            target = pkg.members[name]
-            if isinstance(target, griffe.Alias) and not target.is_module:
-                public[target.target_path.split(".")[1]][name] = target.target_path
+        for name in order:
+            target = pkg[name]
+            public[target.canonical_path.split(".")[1]][name.rpartition(".")[2]] = target.canonical_path
         for module_name, targets in public.items():
             module = pkg.members[module_name]
             module.exports = list(targets)

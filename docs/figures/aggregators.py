@@ -27,7 +27,7 @@ SHOWN = (
     mg.MaxMax(),
     mg.MaxSim(),
     mg.LogSumExp(0.1),
-    mg.TopK(2),
+    mg.aggregators.TopK(2),
     mg.AOSM(0.1),
     mg.AOSM(0.01),
 )
@@ -38,7 +38,7 @@ def name(aggregator: mg.Aggregator) -> str:
     title = type(aggregator).__name__
     if isinstance(aggregator, (mg.AOSM, mg.LogSumExp)):
         return f"{title}({aggregator.outer.temperature})"
-    if isinstance(aggregator, mg.TopK):
+    if isinstance(aggregator, mg.aggregators.TopK):
         return f"{title}(2)"
     one_way = aggregator.direction == "query" and title != "MaxSim"
     return f"{title}({aggregator.direction!r})" if one_way else title

@@ -13,8 +13,8 @@ SCORES = torch.tensor([0.30, 0.38, 0.28, 0.22, 0.12, 0.02, -0.08])
 CRITERIA = {
     "InfoNCE()": mg.InfoNCE(direction="query"),
     "Sigmoid, bias -2": mg.Sigmoid(init_logit_bias=-2.0, direction="query"),
-    "MarginRanking(0.1)": mg.MarginRanking(0.1, direction="query"),
-    "hard_pool=1": mg.MarginRanking(0.1, hard_pool=1, easy_weight=0, direction="query"),
+    "MarginRanking(0.1)": mg.losses.MarginRanking(0.1, direction="query"),
+    "hard_pool=1": mg.losses.MarginRanking(0.1, hard_pool=1, easy_weight=0, direction="query"),
 }
 
 

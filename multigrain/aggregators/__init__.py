@@ -1,17 +1,14 @@
 """Aggregators: from the similarities of all token pairs to one score per (query, candidate) pair."""
 
-from .attention import AOSM, ISA, Mixing
+from .attention import AOSM, ISA
 from .base import (
     Aggregator,
     Axis,
     LevelAggregator,
     aggregator_classes,
     aggregator_names,
-    aggregator_of,
     build_aggregator,
-    clean,
     register_aggregator,
-    zero_empty,
 )
 from .normalized_softmax import NormalizedSoftmax
 from .token_weighted import TokenWeighted
@@ -30,16 +27,12 @@ __all__ = [
     "MaxSim",
     "MeanMax",
     "MeanMean",
-    "Mixing",
     "NormalizedSoftmax",
     "TokenWeighted",
     "TopK",
     "TwoLevel",
     "aggregator_classes",
     "aggregator_names",
-    "aggregator_of",
     "build_aggregator",
-    "clean",
     "register_aggregator",
-    "zero_empty",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -83,17 +84,18 @@ class TokenWeighted(TwoLevel):
                     f"{name}: expected one weight for each of the {tokens.length} tokens of {grain!r}, "
                     f"[B, {tokens.length}, 1], got {checks.shape(given.features)}"
                 )
-            w = given.filled().squeeze(-1)
+            w = rearrange(given.filled(), "b l 1 -> b l")
             if tokens.mask is not None:
                 w = torch.where(tokens.mask, w, 0.0)
-            size = w.abs().sum(1, keepdim=True)
+            size = reduce(w.abs(), "b l -> b 1", "sum")
             return torch.where(size > 0, w / torch.where(size > 0, size, 1.0), 0.0)
         if side not in self.mlps:
             return None
         first, relu, last = self.mlps[side]  # type: ignore[misc]
         checks.width(f"TokenWeighted of {grain!r}", first.in_features, tokens.dim)
         with without_autocast(tokens.features):
-            return softmax(project(last, relu(project(first, tokens.filled()))).squeeze(-1), tokens.mask)
+            logits = project(last, relu(project(first, tokens.filled())))
+            return softmax(rearrange(logits, "b l 1 -> b l"), tokens.mask)
 
     def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
         """The best match, then the sum under the weights, where there are some."""

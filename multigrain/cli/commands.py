@@ -7,41 +7,44 @@ import dataclasses
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from .. import checks, files, training
 from ..distributed.collectives import is_rank_zero
 from ..evaluation.results import write_results
-from ..evaluation.words import in_words
+from ..evaluation.tables import in_words
 from ..metrics import PROTOCOLS
 from ..models import ModelConfig
 from ..tokens import Features
 from ..training import parallel
-from . import demo, runs
+from ..training.config_files import find_config
+from . import runs
 from .console import Bars, print_evaluation
 from .runs import Run
 
 if TYPE_CHECKING:
-    from ..data.babyai import BabyAI
-    from ..data.pairs import Pairs
     from ..models import XCLIP
-    from ..training import Evaluation
+
+
+_CHOSEN = "on the validation split; the test split was scored once, at the end, and decided nothing"
+_QUICK = ("--data.pairs=1000", "--data.single=2500", "--data.val=50", "--data.test=100", "--validation_pairs=50")
+_QUICK_NOTE = "This is the one-minute version, on few pairs: it shows that everything runs, not what can be learned."
 
 
 def run_demo(options: argparse.Namespace, _: list[str]) -> None:
-    """All of `multigrain demo`."""
-    with parallel.launched(training.device("auto")):
-        page = demo.demo(
-            options.out or Path("runs", "demo-quick" if options.quick else "demo"),
-            quick=options.quick,
-            seed=options.seed,
-            workers=options.workers,
-            cache=options.cache,
-            resume=not options.no_resume,
-        )
-        _print(f"Open {page}")
+    """Train and evaluate on generated pairs with the settings of configs/demo.yaml."""
+    options.out = options.out or Path("runs", "demo-quick" if options.quick else "demo")
+    overrides = [f"--seed={options.seed}", f"--data.seed={options.seed}"]
+    overrides += [*_QUICK, "--stages.1.epochs=5"] if options.quick else []
+    run = _run(options, overrides)
+    run.title, run.note, run.chosen = "multigrain demo", _QUICK_NOTE if options.quick else "", _CHOSEN
+    with parallel.launched(training.device(run.config.device), run.config.timeout), parallel.locked(run.out):
+        training.check(run.config)
+        data = runs.load(run)
+        model = runs.fit(run, data)
+        runs.report(run, model, data, runs.evaluate(run, model, data.test), run.results / "index.html")
 
 
 def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
@@ -89,45 +92,20 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
         raise ValueError(f"{own[0]}: expected no setting of the model beside --model, which has its own")
     run = _run(options, overrides)
     with parallel.launched(training.device(run.config.device), run.config.timeout):
-        _evaluate_run(run, options)
-
-
-def _evaluate_run(run: Run, options: argparse.Namespace) -> None:
-    run, model = (
-        runs.restore(run)
-        if options.model is None
-        else (run, runs.load_model(options.model, options.architecture, options.trust))
-    )
-    if options.hubness is not None:
-        run = dataclasses.replace(run, results=run.results / options.hubness)
-    with parallel.locked(files.open_folder(run.results)):
-        _evaluate_test(run, model, options)
-
-
-def _evaluate_test(run: Run, model: XCLIP, options: argparse.Namespace) -> None:
-    data = runs.load(run, ["test"])
-    evaluation = runs.evaluate(run, model, data.test, options.hubness)
-    # The demo's page explains scores by grains, which corrected ones and those of recipes are not.
-    explained = options.hubness is None and model.recipe is None
-    if isinstance(run.config.data, training.BabyAIConfig) and explained:
-        page = Path(options.report) if options.report else None
-        _print(f"Open {demo.show(run, model, cast('BabyAI', data), evaluation, page)}")
-    else:
-        runs.report(run, evaluation, data.test)
-        if options.report is not None:
-            _write_page(run, model, data.test, evaluation, Path(options.report or run.results / "index.html"))
-        _print(f"Time: {run.clock}")
-        _print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
-
-
-def _write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, page: Path) -> None:
-    """The page of a run on videos. Collective; rank 0 writes."""
-    from .pages import write_page
-
-    evaluation = evaluation.whole()
-    if is_rank_zero():
-        with run.clock.phase("page"):
-            _print(f"Open {write_page(run, model, pairs, evaluation, page)}")
+        if options.model is None:
+            run, model = runs.restore(run)
+        else:
+            model = _model(options)
+        if options.hubness is not None:
+            run.results /= options.hubness
+        with parallel.locked(files.open_folder(run.results)):
+            data = runs.load(run, ["test"])
+            evaluation = runs.evaluate(run, model, data.test, options.hubness)
+            # Pictures explain scores by grains, which corrected ones and those of recipes are not.
+            explained = options.hubness is None and not model.recipe.name
+            pictured = explained and isinstance(run.config.data, training.BabyAIConfig)
+            page = Path(options.report or run.results / "index.html")
+            runs.report(run, model, data, evaluation, page if pictured or options.report is not None else None)
 
 
 def _targets(path: str, texts: int) -> torch.Tensor:
@@ -183,8 +161,8 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: P
     targets = None if options.targets is None else _targets(options.targets, len(text))
     scorer = ModelConfig().scorer()
     if options.model is not None:
-        model = runs.load_model(options.model, options.architecture, options.trust).cpu()
-        scorer = model.scorer if model.recipe is None else model.recipe
+        model = _model(options).cpu()
+        scorer = model.recipe if model.recipe.name else model.scorer
         if options.hubness is not None:
             training.check_hubness(options.hubness, scorer)
     if is_rank_zero():
@@ -199,9 +177,10 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: P
     if options.report is not None:
         from .pages import write_features_page
 
-        evaluation, page = evaluation.whole(), Path(options.report or out / "index.html")
+        evaluation, page = evaluation.gathered(), Path(options.report or out / "index.html")
         if is_rank_zero():
-            _print(f"Open {write_features_page(evaluation, text, video, scorer, page)}")
+            write_features_page(evaluation, text, video, scorer, page)
+        _print(f"Open {page}")
     _print(f"Wrote {out / 'metrics.json'} and {out / 'rankings.jsonl'}")
 
 
@@ -213,24 +192,18 @@ def run_explain(options: argparse.Namespace, _: list[str]) -> None:
     if out.suffix.lower() not in (".png", ".html"):
         raise ValueError(f"--out: expected a name that ends with .png or .html, got {out}")
     runs.require("matplotlib", "viz")
-    with files.lock(files.open_folder(out.parent, "--out") / out.name):
-        _explain(options, out)
-
-
-def _explain(options: argparse.Namespace, out: Path) -> None:
     from ..report.pair_page import PairPage
-    from .runs import numbered_pair
 
-    if options.pair is not None:
-        sentence, video, what = numbered_pair(options.model, options.pair, options.cache, options.trust)
-    else:
-        if options.text is None:
+    with files.lock(files.open_folder(out.parent, "--out") / out.name):
+        if options.pair is not None:
+            sentence, video, what = runs.numbered_pair(options.model, options.pair, options.cache, options.trust)
+        elif options.text is None:
             raise ValueError("--text: expected a sentence beside --video")
-        sentence, video, what = options.text, options.video, Path(options.video).name
-    model = runs.load_model(options.model, options.architecture, options.trust)
-    page = PairPage.of(model, options.text or sentence, video, what, options.fps)
-    print(page.table())
-    _print(f"Open {page.write(out)}")
+        else:
+            sentence, video, what = options.text, options.video, Path(options.video).name
+        page = PairPage.of(_model(options), options.text or sentence, video, what, options.fps)
+        print(page.table())
+        _print(f"Open {page.write(out)}")
 
 
 def run_extract(options: argparse.Namespace, _: list[str]) -> None:
@@ -239,7 +212,7 @@ def run_extract(options: argparse.Namespace, _: list[str]) -> None:
     from ..gallery.extraction import extract
 
     with files.lock(files.open_folder(options.out)), Bars() as bars:
-        model = runs.load_model(options.model, options.architecture, options.trust)
+        model = _model(options)
         sampling = Sampling(options.fps, options.max_frames or model.max_frames)
         report = extract(
             model,
@@ -265,7 +238,7 @@ def run_search(options: argparse.Namespace, _: list[str]) -> None:
         made_by = Collection.open(options.features).model_path
         noted = "do not say what made them" if made_by is None else f"say: --model {shlex.quote(str(made_by))}"
         raise ValueError(f"model: expected --model, the one that made the features; they {noted}")
-    model = runs.load_model(options.model, options.architecture, options.trust)
+    model = _model(options)
     found = search(model, options.sentence, options.features, k=options.k)
     for place, result in enumerate(found, 1):
         grains = "  ".join(f"{name} {score:.3f}" for name, score in result.by_grain.items())
@@ -275,6 +248,10 @@ def run_search(options: argparse.Namespace, _: list[str]) -> None:
 def _print(line: str) -> None:
     """Print a line with names of others in it."""
     print(checks.printable(line))
+
+
+def _model(options: argparse.Namespace) -> XCLIP:
+    return runs.load_model(options.model, options.architecture, options.trust)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
@@ -300,8 +277,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
         config = dataclasses.replace(config, data=data, workers=workers)
     name = Path(options.config).stem if options.out is None else options.out.name
     resume = not getattr(options, "no_resume", False)
-    source = runs.config_text(options.config) + "".join(f"# {override}\n" for override in overrides)
-    run = Run(config, options.out or Path("runs", name), source, options.workers, resume, f"multigrain {name}")
-    run.trust = options.trust
-    (demo.check if isinstance(config.data, training.BabyAIConfig) else runs.check)(run)
+    source = files.read_text(find_config(options.config)) + "".join(f"# {override}\n" for override in overrides)
+    out = options.out or Path("runs", name)
+    run = Run(config, out, source, options.workers, resume, f"multigrain {name}", trust=options.trust)
+    runs.check(run)
     return run

@@ -122,6 +122,7 @@ def _parser() -> _Parser:
     )
     demo.add_argument("--quick", action="store_true", help="much smaller, about a minute; much worse figures")
     demo.add_argument("--seed", type=_natural, default=0, help="of the worlds, the split and the training (default 0)")
+    demo.set_defaults(config="demo", trust=[])
     _prepare_options(command("prepare", "a manifest from a data set's annotation files", _PREPARE))
     train = command("train", "train a model from a config", f"Train from a YAML config. {_OVERRIDES}")
     evaluate = command(
@@ -159,7 +160,7 @@ def _parser() -> _Parser:
         metavar="CORRECTION",
         help=f"{', '.join(TRANSDUCTIVE)}: correct the scores by those of the other queries, each direction by its own "
         "(transductive: it needs the whole test at once), into OUT/CORRECTION. QB-Norm, which needs a bank of training "
-        "queries instead, is multigrain.dynamic_inverted_softmax",
+        "queries instead, is multigrain.hubness.dynamic_inverted_softmax",
     )
     extract = command("extract", "features of videos, to search", "Encode videos into OUT, in shards; resumable.")
     _extract_options(extract)

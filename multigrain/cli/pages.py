@@ -1,4 +1,4 @@
-"""The pictures and the page of an evaluation: of the demo, of a run on videos, of saved features."""
+"""Pages of an evaluation: of a run with its pictures, and of saved features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .. import files, viz
-from ..data.pairs import Pairs
+from ..data.babyai import BabyAI, Rollouts
+from ..data.pairs import Data
 from ..evaluation import Evaluation, tables
 from ..evaluation.results import environment as environment_of
 from ..report import examples
@@ -24,9 +25,7 @@ from ..training import ClipsConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..data.babyai import BabyAI
     from ..models import XCLIP
-    from ..recipes import Recipe
     from .runs import Run
 
 POINTS = 120  # of a loss curve
@@ -51,60 +50,54 @@ _NOTHING = (
 )
 
 
-def write_pictures(run: Run, model: XCLIP, data: BabyAI, evaluation: Evaluation, page: Path | None = None) -> Path:
-    """Write curves.png, similarity.png and the page (default index.html) of the demo; returns the page."""
+def write_page(run: Run, model: XCLIP, data: Data, evaluation: Evaluation, page: Path) -> None:
+    """Write the page of a run; beside that of generated pairs, similarity.png and curves.png as well."""
+    config, history = run.config, run.history()
+    generated = data if isinstance(data, BabyAI) else None
     subject = of_pairs(evaluation, data.test, model, run.max_frames)
-    scores, sentences = subject.scores, subject.texts
-    lengths = data.test.lengths.clip(max=run.max_frames).tolist()
-    sizes = [(len(model.text.words(s)), n) for s, n in zip(sentences, lengths, strict=True)]
-    best = examples.clearest(scores, subject.targets, sizes)
-    rival = examples.rival(scores, subject.targets, best)
-    own, other = (figure_png(pair(subject, best, video)) for video in (best, rival))
-    curves = figure_png(training_curves(run.history(), 100 / max(1, run.config.validation_pairs)))
-    files.write_bytes(run.results / "similarity.png", own)
-    files.write_bytes(run.results / "curves.png", curves)
-    pictures = [
-        (own, f"An unseen sentence against its own video. {_MATRIX}{_SEES * (model.frame_source == 'temporal')}"),
-        (other, f"The same sentence against the runner-up, the {subject.videos[rival]}."),
-    ]
+    lead = [_LEAD, run.note] if generated else []
+    lead += [f"The test split of {Path(config.data.manifest).name}."] if isinstance(config.data, ClipsConfig) else []
+    lead += [f"{len(evaluation.broken):,} videos could not be read and were left out."] if evaluation.broken else []
+    chance = 100 / max(1, config.validation_pairs) if generated else None
+    curves = figure_png(training_curves(history, chance)) if history else None
+    pictures = _pictures(subject, model, generated.test, run.max_frames) if generated and subject.picture else []
+    if pictures:
+        files.write_bytes(run.results / "similarity.png", pictures[0][0])
+    if generated and curves:
+        files.write_bytes(run.results / "curves.png", curves)
+    note = f"Losses are means of neighbouring steps; validation: {config.validation_pairs:,} pairs."
     report = summarize(
         subject,
         evaluation,
         title=run.title,
-        lead=[_LEAD, *([run.note] if run.note else [])],
+        lead=[sentence for sentence in lead if sentence],
         similarity=pictures,
-        examples_note=_EXAMPLES + _OPEN,
-        curves=(curves, f"Losses are means of neighbouring steps; validation: {run.config.validation_pairs:,} pairs."),
+        examples_note=_EXAMPLES + (_OPEN if generated else ""),
+        curves=(curves, note) if curves else None,
         settings=_settings(run, model, data),
         config=run.source,
     )
-    return _write(page or run.results / "index.html", report)
+    _write(page, report)
 
 
-def write_page(run: Run, model: XCLIP, pairs: Pairs, evaluation: Evaluation, page: Path | None = None) -> Path:
-    """Write the page (default index.html) of a run on the videos of a manifest, which are read again; returns it."""
-    config, history = run.config, run.history()
-    lead = [f"The test split of {Path(config.data.manifest).name}."] if isinstance(config.data, ClipsConfig) else []
-    if evaluation.broken:
-        lead.append(f"{len(evaluation.broken):,} videos could not be read and were left out.")
-    note = f"Losses are means of neighbouring steps; validation: {config.validation_pairs:,} pairs."
-    report = summarize(
-        of_pairs(evaluation, pairs, model, run.max_frames),
-        evaluation,
-        title=run.title,
-        lead=lead,
-        examples_note=_EXAMPLES,
-        curves=(figure_png(training_curves(history)), note) if history else None,
-        settings=_about(run, model),
-        config=run.source,
-    )
-    return _write(page or run.results / "index.html", report)
+def _pictures(subject: ScoredPairs, model: XCLIP, test: Rollouts, max_frames: int) -> list[tuple[bytes, str]]:
+    """Draw the sentence that is clearest, with its own video and with the runner-up; a caption for each picture."""
+    lengths = test.lengths.clip(max=max_frames).tolist()
+    sizes = [(len(model.text.words(s)), n) for s, n in zip(subject.texts, lengths, strict=True)]
+    best = examples.clearest(subject.scores, subject.targets, sizes)
+    rival = examples.rival(subject.scores, subject.targets, best)
+    own, other = (figure_png(pair(subject, best, video)) for video in (best, rival))
+    sees = _SEES * (model.frame_source == "temporal")
+    return [
+        (own, f"An unseen sentence against its own video. {_MATRIX}{sees}"),
+        (other, f"The same sentence against the runner-up, the {subject.videos[rival]}."),
+    ]
 
 
 def write_features_page(
-    evaluation: Evaluation, text: Features, video: Features, scorer: nn.Module | Recipe, page: Path
-) -> Path:
-    """Write the page of saved features; returns it."""
+    evaluation: Evaluation, text: Features, video: Features, scorer: nn.Module, page: Path
+) -> None:
+    """Write the page of saved features."""
     report = summarize(
         of_features(evaluation, text, video, scorer),
         evaluation,
@@ -113,11 +106,11 @@ def write_features_page(
         examples_note=_EXAMPLES,
         settings={"grains": _grains(scorer)},
     )
-    return _write(page, report)
+    _write(page, report)
 
 
 def pair(subject: ScoredPairs, text: int, video: int) -> Figure:
-    """The picture of one text against one video, with its rank."""
+    """Draw one text against one video, with its rank."""
     scores = subject.scores[text]
     rank = 1 + int((scores > scores[video]).sum())
     assert subject.picture is not None
@@ -126,7 +119,7 @@ def pair(subject: ScoredPairs, text: int, video: int) -> Figure:
 
 
 def training_curves(history: list[dict[str, Any]], chance: float | None = None) -> Figure:
-    """Losses by stage and validation R@1, from the lines of metrics.jsonl."""
+    """Draw the losses of each stage and the validation R@1, from the lines of metrics.jsonl."""
     losses: dict[str, list[tuple[float, float]]] = {}
     recalls: dict[str, list[tuple[float, float]]] = {}
     for line in history:
@@ -142,48 +135,41 @@ def training_curves(history: list[dict[str, Any]], chance: float | None = None) 
 
 
 def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `POINTS` points: means of neighbours."""
+    """Return means of neighbouring points, at most `POINTS` of them."""
     size = -(-len(points) // POINTS)
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def _write(path: Path, page: Page) -> Path:
-    files.write_text(files.open_folder(path.parent, "--report") / path.name, render(page))
-    return path
+def _write(page: Path, report: Page) -> None:
+    files.write_text(files.open_folder(page.parent, "--report") / page.name, render(report))
 
 
-def _settings(run: Run, model: XCLIP, data: BabyAI) -> dict[str, str]:
-    """What made the figures of the demo, in words."""
-    about = _about(run, model)
-    return {
-        **{name: about[name] for name in ("grains", "frames", "training")},
-        "pairs": f"{len(data.train):,} for training, {len(data.val):,} for validation, {len(data.test):,} for the "
-        f"test, {len(data.single):,} single actions for the towers",
-        "parameters": about["parameters"],
-        "seed": f"{run.config.seed} (pairs {data.metadata['seed']})",
-        **({"chosen how": run.chosen} if run.chosen else {}),
-        **{name: about[name] for name in ("time", "machine")},
-    }
-
-
-def _about(run: Run, model: XCLIP) -> dict[str, str]:
-    """What made the figures, in words."""
+def _settings(run: Run, model: XCLIP, data: Data) -> dict[str, str]:
+    """Tell in words what made the figures."""
     environment = environment_of()
     stages = [f"{s.name}: {s.epochs} epochs of batches of {s.batch_size}" for s in run.config.stages]
+    uses = {"train": "for training", "val": "for validation", "test": "for the test"}
+    pairs = [f"{len(getattr(data, split).sentences):,} {use}" for split, use in uses.items()]
+    seed = str(run.config.seed)
+    if isinstance(data, BabyAI):
+        pairs.append(f"{len(data.single):,} single actions for the towers")
+        seed += f" (pairs {data.metadata['seed']})"
     return {
         "grains": _grains(model.scorer),
         "frames": f"{model.frame_source}, at most {run.max_frames} a video",
         "training": "; ".join(stages),
+        "pairs": ", ".join(pairs),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "seed": str(run.config.seed),
+        "seed": seed,
+        **({"chosen how": run.chosen} if run.chosen else {}),
         "time": str(run.clock),
         "machine": f"{environment['cores']} cores, {environment['platform']}, torch {environment['versions']['torch']}",
     }
 
 
-def _grains(scorer: nn.Module | Recipe) -> str:
-    """What scores, in words."""
+def _grains(scorer: nn.Module) -> str:
+    """Say what scores, with everything that an aggregator is set to."""
     if not isinstance(scorer, MultiGrain):
         return str(scorer)
     return "; ".join(f"{grain.name}: {grain.aggregator or 'one vector each'}" for grain in grains_of(scorer))

@@ -19,12 +19,11 @@ from .. import files, training
 from ..checks import printable
 from ..data.manifest import missing_videos
 from ..data.pairs import Data, Pairs, frames_of
-from ..distributed.collectives import rank_zero_first
+from ..distributed.collectives import is_rank_zero, rank_zero_first
 from ..evaluation.results import write_results
 from ..models import XCLIP, ModelConfig
 from ..models.original import is_original
 from ..training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint
-from ..training.config_files import find_config
 from .console import Bars, Clock, print_evaluation
 
 if TYPE_CHECKING:
@@ -72,11 +71,6 @@ class Run:
         """Frames of a video."""
         return self.config.stages[-1].max_frames
 
-    @property
-    def protocol(self) -> str:
-        """Of the evaluation."""
-        return self.config.data.protocol
-
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl in the folder; none where it is not."""
         return checkpoint.MetricsLog(self.out / "metrics.jsonl").read()
@@ -91,20 +85,15 @@ class Run:
             before[line["stage"]] = line["seconds"]
 
 
-def config_text(name: str) -> str:
-    """The YAML of a config, by path or by its name in the package; its comments say how it was chosen."""
-    return files.read_text(find_config(name))
-
-
 def check(run: Run) -> None:
-    """Whatever can be wrong is said before anything is computed.
+    """Check the settings of a run before anything is computed.
 
     Raises:
         ImportError: an extra is not installed.
         OSError: the folder cannot be written to.
         ValueError, TypeError: grains or aggregators that do not exist, or do not fit.
     """
-    for package, extra in _PACKAGES.items():
+    for package, extra in {**run.config.data.packages, **_PACKAGES}.items():
         require(package, extra)
     files.open_folder(run.out)
     run.config.model.scorer()
@@ -194,7 +183,7 @@ def restore(run: Run) -> tuple[Run, XCLIP]:
                 f"model: expected the grains of the training, since grains have parameters; got others; {_AS_TRAINED}"
             )
         print(f"multigrain: scored by other grains or aggregators than in training; {_AS_TRAINED}", file=sys.stderr)
-        model.scorer, results = scorer, files.open_folder(run.out / "rescored")
+        model.recipe.scorer, results = scorer, files.open_folder(run.out / "rescored")
     config = dataclasses.replace(trained, data=asked.data, model=settings, workers=asked.workers, device=asked.device)
     restored = dataclasses.replace(run, config=config, results=results)
     restored.count_training()
@@ -261,22 +250,34 @@ def evaluate(run: Run, model: XCLIP, pairs: Pairs, hubness: str | None = None) -
             model.to(training.device(run.config.device)),
             pairs,
             max_frames=run.max_frames,
-            protocol=run.protocol,
+            protocol=run.config.data.protocol,
             batch_size=min(100, run.config.stages[-1].batch_size),
             workers=run.config.workers,
             progress=bars.counter("encoding and scoring the test"),
         )
-        return evaluation if hubness is None else training.corrected(evaluation, hubness, run.protocol)
+        return evaluation if hubness is None else training.corrected(evaluation, hubness, run.config.data.protocol)
 
 
-def report(run: Run, evaluation: Evaluation, pairs: Pairs, **about: Any) -> None:
-    """Print the table, write metrics.json (with `about`) and rankings.jsonl to the results of a run."""
-    texts = [pairs.sentences[row] for row in evaluation.texts]
-    names = pairs.names
-    videos = [names[row] for row in evaluation.videos]
+def report(run: Run, model: XCLIP, data: Data, evaluation: Evaluation, page: Path | None = None) -> None:
+    """Print the results of a test split and write them, and a page of them where one is asked for, to their files."""
+    sentences, names, metadata = data.test.sentences, data.test.names, getattr(data, "metadata", None)
+    texts, videos = [sentences[row] for row in evaluation.texts], [names[row] for row in evaluation.videos]
+    about = {} if metadata is None else {"data": metadata}
     about = {"seconds": run.clock.seconds, **about, "settings": dataclasses.asdict(run.config)}
-    print_evaluation(evaluation, run.protocol)
-    write_results(run.results, evaluation, run.protocol, texts, videos, **about)
+    protocol = run.config.data.protocol
+    print_evaluation(evaluation, protocol)
+    write_results(run.results, evaluation, protocol, texts, videos, **about)
+    if page is not None:
+        from .pages import write_page
+
+        evaluation = evaluation.gathered()
+        if is_rank_zero():
+            with run.clock.phase("page"):
+                write_page(run, model, data, evaluation, page)
+    print(f"Time: {run.clock}")
+    print(printable(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}"))
+    if page is not None:
+        print(printable(f"Open {page}"))
 
 
 def numbered_pair(

@@ -1,4 +1,4 @@
-"""What the ranks of a program tell each other: plain values, and small tensors without a gradient.
+"""Plain values and small tensors without a gradient that the ranks of a program exchange.
 
 Without a process group there is one rank, and everything here is free.
 """
@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
-from .gather import world
-
+Group: TypeAlias = "dist.ProcessGroup | None"
 T = TypeVar("T")
+
+
+def world(group: Group = None) -> tuple[int, int]:
+    """Rank and size of the group; 0 and 1 where no process group has been initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
 
 
 def is_rank_zero() -> bool:
@@ -23,18 +29,18 @@ def is_rank_zero() -> bool:
 
 
 def share(count: int) -> range:
-    """Range of those of `count` things that are this rank's: as many as any other's, or one more."""
+    """Range of this rank's part of `count` things: as many as any other rank's, or one more."""
     rank, size = world()
     return range(rank * count // size, (rank + 1) * count // size)
 
 
-def all_gather_object(value: T) -> list[T]:
+def all_gather_object(value: T, group: Group = None) -> list[T]:
     """List what every rank gave, rank zero first. Collective."""
-    size = world()[1]
+    size = world(group)[1]
     if size == 1:
         return [value]
     values: list[Any] = [None] * size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

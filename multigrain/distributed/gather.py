@@ -1,9 +1,9 @@
-"""The exchange of features between the processes of a group, with their masks and ids; differentiable.
+"""An all-gather of features, with their masks and ids, between the ranks of a group; differentiable.
 
-    forward    everything = features of rank 0, rank 1, ...        one all-gather for each grain, mask and set of ids
-    backward   d features = sum over ranks of d everything[own]    one reduce-scatter for each grain (gloo: all-reduce)
+    forward    gathered = features of rank 0, rank 1, ...        one all-gather for each grain, mask and set of ids
+    backward   d features = sum over ranks of d gathered[own]    one reduce-scatter for each grain (gloo: all-reduce)
 
-The sum is what makes it exact: each rank's features enter the losses of all ranks. A gather without it returns
+The sum makes the gradient exact: each rank's features enter the losses of all ranks. A gather without it returns
 1 / ranks of the gradient. Scores are never exchanged.
 
 Batches and token counts may differ between ranks: they travel padded to the largest. Before any tensor does, the ranks
@@ -13,23 +13,21 @@ exchange one small header; where it shows that they disagree, each of them raise
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..tokens import Features, Tokens
-
-Group: TypeAlias = "dist.ProcessGroup | None"
+from .collectives import Group, all_gather_object, world
+from .tensors import all_gather, explained, reduce_scatter
 
 
 class Gathered(NamedTuple):
-    """The items of all ranks, rank 0 first.
+    """The items of all ranks, rank zero first.
 
     `features` by side, `ids` as they were given, `sizes` the items of each rank by side, `rank` this process.
     """
@@ -40,20 +38,13 @@ class Gathered(NamedTuple):
     rank: int
 
     def own(self, side: str) -> slice:
-        """Where this rank's items are."""
+        """Slice of this rank's items."""
         start = sum(self.sizes[side][: self.rank])
         return slice(start, start + self.sizes[side][self.rank])
 
 
-def world(group: Group = None) -> tuple[int, int]:
-    """Rank and size of the group; 0 and 1 where no process group has been initialised."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(group), dist.get_world_size(group)
-
-
-def alone(sides: Mapping[str, Features], ids: Sequence[Tensor] = (), problem: str | None = None) -> Gathered:
-    """What `gather` returns, or raises, where there is one rank."""
+def single_rank(sides: Mapping[str, Features], ids: Sequence[Tensor] = (), problem: str | None = None) -> Gathered:
+    """Return what `gather` returns in a group of one rank, or raise its error."""
     if problem:
         raise ValueError(problem)
     return Gathered(dict(sides), _on_device(sides, ids), {side: [len(sides[side])] for side in sides}, 0)
@@ -67,7 +58,7 @@ def gather(
     problem: str | None = None,
     kept: Mapping[str, Features] | None = None,
 ) -> Gathered:
-    """The features of all ranks on each of them, with the whole gradient for this rank's. Collective: all ranks call.
+    """Gather the features of all ranks on each of them; this rank's get their full gradient. Collective.
 
     Args:
         sides: Features by a name that errors use, such as "text" and "video".
@@ -85,34 +76,21 @@ def gather(
     """
     rank, size = world(group)
     if size == 1:
-        return alone(sides, ids, problem)
-    headers = _exchange(_header(dict(kept or {}) | dict(sides), ids, dtype, problem), size, group)
+        return single_rank(sides, ids, problem)
+    with explained(group):
+        headers = all_gather_object(_header(dict(kept or {}) | dict(sides), ids, dtype, problem), group)
     _agree(headers)
     slots = [_Slot(side, name, sides[side][name], headers) for side in sides for name in sorted(sides[side].names)]
     plan = _Plan([slot.shape for slot in slots], rank, group, dtype)
     gathered = cast("tuple[Tensor, ...]", _Gather.apply(plan, *(slot.tokens.tokenwise().features for slot in slots)))
     grains: dict[str, dict[str, Tokens]] = {side: {} for side in sides}
     for slot, x in zip(slots, gathered, strict=True):
-        mask = _all_gather(slot.mask, slot.shape.sizes, group).bool() if slot.masked else None
+        mask = all_gather(slot.mask, slot.shape.sizes, group).bool() if slot.masked else None
         grains[slot.side][slot.name] = Tokens(x.squeeze(1) if slot.coarse else x, mask, unit=slot.tokens.unit)
     numbers = zip(*(header.ids for header in headers), strict=True)
-    everyone = tuple(_all_gather(x, n, group) for x, n in zip(_on_device(sides, ids), numbers, strict=True))
+    all_ids = tuple(all_gather(x, n, group) for x, n in zip(_on_device(sides, ids), numbers, strict=True))
     sizes = {side: [header.sizes[side] for header in headers] for side in headers[rank].sizes}
-    return Gathered({side: Features(**grains[side]) for side in sides}, everyone, sizes, rank)
-
-
-def deal(x: Tensor, sizes: Sequence[int], group: Group = None) -> Tensor:
-    """From x [all items, k] of each rank, the rows of this rank's items: [ranks, own items, k]; differentiable.
-
-    One all-to-all each way: a rank sends (all items - own items) k numbers. Collective: all ranks call.
-
-    Args:
-        sizes: the items of each rank, rank 0 first.
-
-    Raises:
-        RuntimeError: as in `gather`.
-    """
-    return x[None] if len(sizes) == 1 else cast("Tensor", _Deal.apply(x, list(sizes), group))
+    return Gathered({side: Features(**grains[side]) for side in sides}, all_ids, sizes, rank)
 
 
 def _on_device(sides: Mapping[str, Features], ids: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -123,13 +101,13 @@ def _on_device(sides: Mapping[str, Features], ids: Sequence[Tensor]) -> tuple[Te
 def wire_bytes(
     sides: Iterable[Features], ranks: int, ids: int = 0, dtype: torch.dtype | None = None, gloo: bool = False
 ) -> tuple[int, int]:
-    """Bytes that each rank sends, forward and backward, where all ranks have features of these shapes.
+    """Count the bytes that each rank sends, forward and backward, where all ranks have features of these shapes.
 
         forward   (ranks - 1) * (sum over grains B L D bytes(dtype) + sum over masks B L + 8 * ids)
         backward  (ranks - 1) * sum over grains that need a gradient B L D max(4, bytes)          twice that on gloo
 
-    An algorithm that sends each block once to each other rank or around a ring, as those of gloo and NCCL; beside it
-    the header, some hundred bytes.
+    This holds for an algorithm that sends each block once to each other rank or around a ring, as those of gloo and
+    NCCL do. The header, some hundred bytes, is not counted.
 
     Args:
         ids: how many integers go with them.
@@ -140,13 +118,13 @@ def wire_bytes(
         numbers = tokens.features.numel()
         forward += numbers * (dtype or tokens.dtype).itemsize
         forward += 0 if tokens.mask is None else tokens.mask.numel()
-        backward += numbers * _wide(tokens.dtype).itemsize * tokens.features.requires_grad
+        backward += numbers * max(4, tokens.dtype.itemsize) * tokens.features.requires_grad
     return (ranks - 1) * (forward + 8 * ids), (ranks - 1) * backward * (2 if gloo else 1)
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What ranks tell each other first: facts in which they must agree, and sizes in which they may differ."""
+    """The first message between ranks: facts in which they must agree, and sizes in which they may differ."""
 
     problem: str | None
     facts: dict[str, str]
@@ -173,15 +151,8 @@ def _header(
     return _Header(problem, facts, tuple(map(len, ids)), sizes, tokens)
 
 
-def _exchange(header: _Header, size: int, group: Group) -> list[_Header]:
-    headers: list[Any] = [None] * size
-    with _explained(group):
-        dist.all_gather_object(headers, header, group=group)
-    return headers
-
-
 def _agree(headers: Sequence[_Header]) -> None:
-    """Raise what is wrong on some rank or different between ranks: the same error on each of them."""
+    """Raise the same error on each rank where one has a problem or ranks differ."""
     problems = [f"rank {rank}: {header.problem}" for rank, header in enumerate(headers) if header.problem]
     if not problems:
         for what in dict.fromkeys(what for header in headers for what in header.facts):
@@ -204,7 +175,7 @@ class _Shape:
 
 
 class _Slot:
-    """One grain of one side, and what all ranks have of it."""
+    """One grain of one side, and its shape on all ranks."""
 
     def __init__(self, side: str, name: str, tokens: Tokens, headers: Sequence[_Header]) -> None:
         self.side, self.name, self.tokens = side, name, tokens
@@ -240,11 +211,11 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, plan: _Plan, *features: Tensor) -> tuple[Tensor, ...]:
         """All-gather each grain, padded, in the dtype of the exchange."""
         ctx.plan, ctx.lengths = plan, [x.shape[1] for x in features]
-        everything: list[Tensor] = []
+        gathered: list[Tensor] = []
         for shape, x in zip(plan.shapes, features, strict=True):
             padded = F.pad(x.to(plan.dtype or x.dtype), (0, 0, 0, shape.length - x.shape[1]))
-            everything.append(_all_gather(padded, shape.sizes, plan.group).to(x.dtype))
-        return tuple(everything)
+            gathered.append(all_gather(padded, shape.sizes, plan.group).to(x.dtype))
+        return tuple(gathered)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -253,76 +224,6 @@ class _Gather(torch.autograd.Function):
         plan: _Plan = ctx.plan
         own: list[Tensor | None] = []
         for shape, grad, length, needed in zip(plan.shapes, grads, ctx.lengths, ctx.needs_input_grad[1:], strict=True):
-            total = _reduce_scatter(grad, shape.sizes, plan.rank, plan.group) if needed else None
+            total = reduce_scatter(grad, shape.sizes, plan.rank, plan.group) if needed else None
             own.append(None if total is None else total[:, :length].to(grad.dtype))
         return None, *own
-
-
-class _Deal(torch.autograd.Function):
-    """[all items, k] -> [ranks, own items, k]. What a rank sends and gets back is nobody else's: no sum is needed."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], group: Group) -> Tensor:
-        """Send each rank the rows of its items."""
-        ctx.sizes, ctx.group = sizes, group
-        received = [sizes[world(group)[0]]] * len(sizes)
-        return _all_to_all(x, sizes, received, group).unflatten(0, (len(sizes), -1))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Send the gradients back."""
-        return _all_to_all(grad.flatten(0, 1), [grad.shape[1]] * len(grad), ctx.sizes, ctx.group), None, None
-
-
-def _all_to_all(x: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:
-    out = x.new_empty(sum(received), *x.shape[1:])
-    with _explained(group):
-        dist.all_to_all_single(out, x.contiguous(), received, sent, group=group)
-    return out
-
-
-def _all_gather(x: Tensor, sizes: Sequence[int], group: Group) -> Tensor:
-    """x [own items, ...] -> [all items, ...], rank 0 first; the ranks' x may differ in their first axis."""
-    largest = max(sizes)
-    padded = torch.cat([x, x.new_zeros(largest - len(x), *x.shape[1:])]) if len(x) < largest else x.contiguous()
-    everything = x.new_empty(len(sizes), *padded.shape)
-    with _explained(group):
-        dist.all_gather(list(everything.unbind()), padded, group=group)
-    if min(sizes) == largest:
-        return everything.flatten(0, 1)
-    return torch.cat([part[:size] for part, size in zip(everything, sizes, strict=True)])
-
-
-def _reduce_scatter(x: Tensor, sizes: Sequence[int], rank: int, group: Group) -> Tensor:
-    """x [all items, ...] -> the sum over ranks of [own items, ...]."""
-    largest = max(sizes)
-    x = x.to(_wide(x.dtype))
-    blocks = x.new_zeros(len(sizes), largest, *x.shape[1:])
-    for block, part in zip(blocks, x.split(list(sizes)), strict=True):
-        block[: len(part)] = part
-    own = blocks[rank]
-    with _explained(group):
-        if dist.get_backend(group) == "gloo":  # older ones have no reduce-scatter, and that of newer ones sends no less
-            dist.all_reduce(blocks, group=group)
-        else:
-            own = torch.empty_like(own)
-            dist.reduce_scatter(own, list(blocks.unbind()), group=group)
-    return own[: sizes[rank]]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-@contextmanager
-def _explained(group: Group) -> Generator[None]:
-    """Say which exchange it was that the process group gave up."""
-    try:
-        yield
-    except RuntimeError as error:
-        rank, size = world(group)
-        raise RuntimeError(
-            f"rank {rank} could not exchange features with the other {size - 1} ranks: one of them ended, or did not "
-            f"answer in the time of the process group: {error}"
-        ) from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..data.pairs import Batch, Pairs, loading
-from ..models.protocol import Encoder, device_of, evaluating, takes_index
+from ..models.protocol import Encoder, check_encoded, check_encoder, device_of, evaluating, takes_index
 from ..tokens import Features
 
 Count = Callable[[int, int], None]
@@ -42,6 +42,7 @@ def encode(
         indices: which pairs; None = all.
         progress: called with (pairs done, pairs in all).
     """
+    check_encoder(model)
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     text = encode_texts(model, [pairs.sentences[row] for row in rows], batch_size)
     video, _, broken = joined([encode_rows(model, pairs, rows, max_frames, batch_size, progress=progress)])
@@ -52,17 +53,20 @@ def encode(
 
 def encode_texts(model: Encoder, sentences: Sequence[str], batch_size: int = 100) -> Features:
     """Features of sentences, on the CPU, from the model in eval mode."""
+    parts = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
     with evaluating(model):
-        starts = range(0, len(sentences), batch_size)
-        return Features.cat([model.encode_text(list(sentences[i : i + batch_size])).to("cpu") for i in starts])
+        found = [check_encoded("encode_text", model.encode_text(part), len(part)).to("cpu") for part in parts]
+    return Features.cat(found)
 
 
 def encode_batch(model: Encoder, batch: Batch) -> Features:
     """Features of the videos of a batch, on the device of the model, which may take each distinct frame once."""
     frames, index, mask = (x.to(device_of(model)) for x in (batch.frames, batch.index, batch.mask))
     if takes_index(model):
-        return model.encode_video(frames, mask, index=index)  # pyright: ignore[reportCallIssue]
-    return model.encode_video(frames[index], mask)
+        found = model.encode_video(frames, mask, index=index)  # pyright: ignore[reportCallIssue]
+    else:
+        found = model.encode_video(frames[index], mask)
+    return check_encoded("encode_video", found, len(mask))
 
 
 EncodedVideos = tuple[Features | None, list[int], tuple[str, ...]]

@@ -18,7 +18,7 @@ from ..data.pairs import Pairs
 from ..distributed import world
 from ..distributed.collectives import all_gather_object, share
 from ..metrics import RetrievalMetrics
-from ..models.protocol import Encoder, device_of, evaluating, ranker_of
+from ..models.protocol import Encoder, check_encoder, device_of, evaluating, ranker_of
 from ..tokens import Features
 from .encoding import Count, encode_rows, encode_texts, first_rows, joined
 from .scores import ALL, check_counts, check_reranker, check_targets, judged, matrices, names_of, reranks
@@ -55,7 +55,7 @@ class Evaluation:
     reverse: Float[Tensor, "t v"] | None = None
     reranked: bool = False
 
-    def whole(self) -> Evaluation:
+    def gathered(self) -> Evaluation:
         """With the texts of all ranks, in their order, and the scores for "all" alone. Collective.
 
         It exchanges matrices: for what shows a small collection.
@@ -94,6 +94,7 @@ def evaluate(
         Unreadable: no video could be read.
         ValueError: pairs that the protocol is not for; a reranker over several ranks.
     """
+    check_encoder(model)
     scorer = ranker_of(model)
     check_reranker(scorer)
     rows = list(range(len(pairs.sentences)) if indices is None else indices)

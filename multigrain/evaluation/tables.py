@@ -6,7 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from torch import nn
+
+from ..grains import Grain
 from ..metrics import RetrievalMetrics
+from ..recipes import Recipe
+from ..scorer import MultiGrain, grains_of
 
 COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 DIRECTIONS = (("t2v", "text → video"), ("v2t", "video → text"))
@@ -67,6 +72,28 @@ def verdict(metrics: Mapping[str, RetrievalMetrics], candidates: int) -> str:
         f"R@1 {best:.1f} % among {candidates:,} (mean of both directions; chance {100 / candidates:.3g} %; "
         f"standard error of one direction {standard_error(best, candidates):.1f})"
     )
+
+
+def in_words(scorer: nn.Module) -> str:
+    """Say what scores, such as "the mean of sentence-video, word-video AOSM(temperature=0.01)"."""
+    if isinstance(scorer, Recipe):
+        return f"the recipe {scorer.name}"
+    if not isinstance(scorer, MultiGrain):
+        return type(scorer).__name__
+    grains = [_grain_in_words(grain) for grain in grains_of(scorer)]
+    weights = [float(weight) for weight in scorer.weights]
+    if len(set(weights)) == 1 and abs(sum(weights) - 1) < 1e-6:
+        return ("the mean of " if len(grains) > 1 else "") + ", ".join(grains)
+    return " + ".join(f"{weight:.3g} {grain}" for weight, grain in zip(weights, grains, strict=True))
+
+
+def _grain_in_words(grain: Grain) -> str:
+    # A PooledGrain has another repr, and no aggregator.
+    aggregator = getattr(grain, "aggregator", None)
+    if aggregator is None:
+        return grain.name
+    words = " ".join(repr(aggregator).split()).replace(", direction='both'", "").replace("(direction='both')", "")
+    return f"{grain.name} {words}"
 
 
 def _cells(metrics: RetrievalMetrics) -> list[str]:

@@ -20,7 +20,7 @@ from ..data.video import Sampling, VideoError
 from ..data.video.files import Location, list_videos
 from ..models.encoding import Encoded, check_sampling, decoding, encode_decoded, ticks
 from ..models.protocol import Encoder, evaluating, fingerprint
-from ..scoring import Progress
+from ..scoring import ProgressCallback
 from .collection import Collection
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -62,7 +62,7 @@ def extract(
     dtype: str = "fp16",
     strict: bool = False,
     resume: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     model_path: Location | None = None,
 ) -> Report:
     """Encode videos into a folder of features (see Collection). Killed at any time, the next call goes on.

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
-import torch
 from torch import Tensor
 
 from .. import checks
-from ..models.protocol import Encoder, evaluating, fingerprint
+from ..models.protocol import Encoder, check_encoded, check_encoder, evaluating, fingerprint
 from ..scorer import MultiGrain
-from ..scoring import best
+from ..scoring import top_k
 from ..tokens import Features
 from .collection import Collection, Shard
 
@@ -75,6 +74,7 @@ def search(
     Warns:
         UserWarning: the extraction has not come to its end.
     """
+    check_encoder(model)
     checks.count("k", k)
     collection = Collection.open(folder)
     collection.check({"model": fingerprint(model)}, "search with the model that made them, or extract them again")
@@ -85,7 +85,7 @@ def search(
         warnings.warn(f"{collection.folder}: the extraction is not finished: some videos are missing", stacklevel=2)
     queries = [sentences] if isinstance(sentences, str) else sentences
     with evaluating(model):
-        text = model.encode_text(queries)
+        text = check_encoded("encode_text", model.encode_text(queries), len(queries))
         scores, indices = _best(model, text, collection, shards, k, block)
         names = collection.videos
         scorer = model.scorer if by_grain and isinstance(model.scorer, MultiGrain) else None
@@ -104,27 +104,14 @@ def _best(
     model: Encoder, text: Features, collection: Collection, shards: Sequence[Shard], k: int, block: int
 ) -> tuple[Tensor, Tensor]:
     """Scores [queries, k] and places in the collection [queries, k], best first."""
-    found: tuple[Tensor, Tensor] | None = None
-    first = 0
-    for shard in shards:
-        features = collection.load(shard, text.device)
-        scores, indices = best(model.scorer, text, features, min(k, len(features)), block)
-        indices = indices + first
-        if found is not None:
-            scores, indices = torch.cat([found[0], scores], 1), torch.cat([found[1], indices], 1)
-        # Stable, so that of equal scores the earlier video stays first.
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        found = scores[:, :k], indices.gather(1, order[:, :k])
-        first += len(features)
-    assert found is not None
-    scores, indices = found
-    if (bad := scores.isnan()).any():
-        query, slot = bad.nonzero()[0].tolist()
+    features = (collection.load(shard, text.device) for shard in shards)
+    try:
+        return top_k(model.scorer, text, features, min(k, len(collection.videos)), block)
+    except checks.BadEntry as error:
         raise ValueError(
-            f"scores: expected numbers, got NaN for sentence {query} and the video "
-            f"{collection.videos[int(indices[query, slot])]}: the model, or its features, hold NaN or infinity"
-        )
-    return found
+            f"scores: expected numbers, got NaN for sentence {error.row} and the video "
+            f"{collection.videos[error.column]}: the model, or its features, hold NaN or infinity"
+        ) from error
 
 
 def _grains(

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..aggregators import AOSM, Aggregator, aggregator_of, zero_empty
+from ..aggregators import AOSM, Aggregator
+from ..aggregators.base import aggregator_of, zero_empty
 from ..kernels import dispatch
 from ..reduce import without_autocast
 from ..similarity import UNWEIGHTED, Weights, check_sides, similarity

@@ -13,11 +13,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..aggregators import zero_empty
+from ..aggregators.base import zero_empty
 from ..kernels import dispatch
 from ..reduce import project, softmax, without_autocast
 from ..similarity import Weights, check_sides, nonempty, similarity
@@ -65,9 +66,9 @@ class SoftmaxPool(QueryPooler):
         mask: Bool[Tensor, "c n"] | None = None,
     ) -> Float[Tensor, "q c d"]:
         """Vectors [q, c, D] of tokens [c, n, D] under each query [q, D]."""
-        sim = torch.einsum("qd,cnd->qcn", unit_vectors(query), unit_vectors(tokens))
-        attention = softmax(sim / self.temperature, None if mask is None else mask[None])
-        return torch.einsum("qcn,cnd->qcd", attention, tokens)
+        sim = einsum(unit_vectors(query), unit_vectors(tokens), "q d, c n d -> q c n")
+        attention = softmax(sim / self.temperature, None if mask is None else rearrange(mask, "c n -> 1 c n"))
+        return einsum(attention, tokens, "q c n, c n d -> q c d")
 
     def extra_repr(self) -> str:
         """The settings that repr shows."""
@@ -111,16 +112,13 @@ class CrossAttentionPool(QueryPooler):
         """Vectors [q, c, D] of tokens [c, n, D] under each query [q, D]."""
         checks.width("CrossAttentionPool", self.dim, tokens.shape[-1])
         x = _layer_norm(self.norm_input, tokens)
-        q = self._heads(project(self.query, _layer_norm(self.norm_input, query)))
-        k, v = (self._heads(project(layer, x)) for layer in (self.key, self.value))
-        logits = torch.einsum("qhd,cnhd->qchn", q, k) / q.shape[-1] ** 0.5
-        attention = softmax(logits, None if mask is None else mask[None, :, None])
-        attended = torch.einsum("qchn,cnhd->qchd", attention, v).flatten(2)
+        q = rearrange(project(self.query, _layer_norm(self.norm_input, query)), "q (h d) -> q h d", h=self.heads)
+        k, v = (rearrange(project(layer, x), "c n (h d) -> c n h d", h=self.heads) for layer in (self.key, self.value))
+        logits = einsum(q, k, "q h d, c n h d -> q c h n") / q.shape[-1] ** 0.5
+        attention = softmax(logits, None if mask is None else rearrange(mask, "c n -> 1 c 1 n"))
+        attended = rearrange(einsum(attention, v, "q c h n, c n h d -> q c h d"), "q c h d -> q c (h d)")
         out = _layer_norm(self.norm_attended, project(self.output, attended))
         return _layer_norm(self.norm_output, out + self.dropout(project(self.linear, out)))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
 
 
 class PooledGrain(nn.Module):
@@ -187,12 +185,12 @@ class PooledGrain(nn.Module):
         return q, c
 
     def _scores(self, query: Tokens, candidate: Tokens, weights: Weights) -> Tensor:
-        q, c = query.filled().squeeze(1), candidate.filled()
+        q, c = rearrange(query.filled(), "q 1 d -> q d"), candidate.filled()
         wide = torch.promote_types(q.dtype, c.dtype)
         q, c = q.to(wide), c.to(wide)
         with without_autocast(q):
             pooled = self.pooler(q, c, nonempty(candidate.mask))
-            return (unit_vectors(q).unsqueeze(1) * unit_vectors(pooled)).sum(-1)
+            return reduce(rearrange(unit_vectors(q), "q d -> q 1 d") * unit_vectors(pooled), "q c d -> q c", "sum")
 
     def extra_repr(self) -> str:
         """The settings that repr shows."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -28,8 +29,6 @@ class Pooler(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
         """Vectors [B, D] of tokens [B, L, D]."""
-
-
 
 
 class MeanPool(Pooler):
@@ -48,7 +47,7 @@ class MeanPool(Pooler):
         """Vectors [B, D] of tokens [B, L, D]."""
         if self.normalize:
             tokens = unit_vectors(tokens)
-        return mean(tokens, None if mask is None else mask.unsqueeze(-1), 1)
+        return mean(tokens, None if mask is None else rearrange(mask, "b l -> b l 1"), 1)
 
 
 class AttentionPool(Pooler):
@@ -70,12 +69,8 @@ class AttentionPool(Pooler):
     def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
         """Vectors [B, D] of tokens [B, L, D]."""
         checks.width("AttentionPool", self.score.in_features, tokens.shape[-1])
-        attention = softmax(project(self.score, tokens).squeeze(-1), mask)
-        return (attention.unsqueeze(1) @ tokens).squeeze(1)
-
-
-
-
+        attention = softmax(rearrange(project(self.score, tokens), "b l 1 -> b l"), mask)
+        return einsum(attention, tokens, "b l, b l d -> b d")
 
 
 class Pool(nn.Module):
@@ -107,7 +102,7 @@ class Pool(nn.Module):
         checks.no_grain(self.target, features.names, self.source)
         with without_autocast(tokens.features):
             pooled = self.pooler(tokens.filled(), nonempty(tokens.mask))
-        real = None if tokens.mask is None else tokens.mask.any(1, keepdim=True)
+        real = None if tokens.mask is None else reduce(tokens.mask, "b l -> b 1", "any")
         if real is not None:
             pooled = torch.where(real, pooled, 0.0)
         return Features(**{name: features[name] for name in features.names}, **{self.target: Tokens(pooled, real)})

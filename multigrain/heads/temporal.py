@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -110,11 +111,11 @@ class TemporalLSTM(nn.Module):
         if mask is None:
             return frames + self._hidden(frames)
         # With the real frames in front nothing that is padding comes before one, which is what packing is for.
-        order = (~mask).long().argsort(dim=1, stable=True)[..., None].expand_as(frames)
-        real = frames.masked_fill(~mask[..., None], 0.0).gather(1, order)
-        hidden = self._hidden(real)
+        order = repeat((~mask).long().argsort(dim=1, stable=True), "b n -> b n d", d=frames.shape[-1])
+        padding = rearrange(~mask, "b n -> b n 1")
+        hidden = self._hidden(frames.masked_fill(padding, 0.0).gather(1, order))
         hidden = torch.zeros_like(hidden).scatter(1, order, hidden)
-        return frames + hidden.masked_fill(~mask[..., None], 0.0)
+        return frames + hidden.masked_fill(padding, 0.0)
 
     def _hidden(self, frames: Tensor) -> Tensor:
         """In the precision of the weights: few processors have an LSTM in half precision, and the others raise."""

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import checks
+from ..similarity import nonempty
 
 
 class QuickGELU(nn.Module):
@@ -90,7 +91,7 @@ class Transformer(nn.Module):
         x, keys = _filled(x, mask)
         for block in self.blocks:
             x = block(x, keys)
-        return x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+        return x if mask is None else x.masked_fill(rearrange(~mask, "b l -> b l 1"), 0.0)
 
     def first(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
         """The first token, which is real, after all blocks, as `forward` has it; the last block computes no other."""
@@ -105,4 +106,4 @@ def _filled(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if mask is None:
         return x, None
     # An item without a real token may attend to its zeros: a softmax over nothing would be NaN.
-    return x.masked_fill(~mask[..., None], 0.0), (mask | ~mask.any(1, keepdim=True))[:, None, None]
+    return x.masked_fill(rearrange(~mask, "b l -> b l 1"), 0.0), rearrange(nonempty(mask), "b l -> b 1 1 l")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..losses import InfoNCE, Loss
-from ..losses.criterion import Ids, pair
+from ..losses.criterion import Ids, split_ids
 from ..tokens import Features, Tokens
 
 try:
@@ -118,7 +118,7 @@ class MetricCriterion(Loss):
         if ids is None:
             checks.square(scores)
             ids = torch.arange(len(scores), device=scores.device)
-        queries, candidates = pair(ids)
+        queries, candidates = split_ids(ids)
         checks.labels("ids of the queries", queries, scores.shape[0])
         checks.labels("ids of the candidates", candidates, scores.shape[1])
         losses: list[Tensor] = []

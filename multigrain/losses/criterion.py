@@ -10,6 +10,7 @@ from abc import abstractmethod
 from typing import TypeAlias
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -38,20 +39,20 @@ class Criterion(Loss):
 
     @abstractmethod
     def rows(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q"]:
-        """The loss of each query, from its scores of all candidates; positives: which of them belong to it.
+        """Compute the loss of each query, from its scores of all candidates; `positives` are those that belong to it.
 
         Scores may come in half precision: widen them.
         """
 
     @property
     def shares(self) -> tuple[float, float]:
-        """How much L_q and L_c count."""
+        """Weights of L_q and L_c in the loss."""
         if self.direction != "both":
             return (1.0, 0.0) if self.direction == "query" else (0.0, 1.0)
         return (0.5, 0.5) if self.reduction == "mean" else (1.0, 1.0)
 
     def forward(self, scores: Float[Tensor, "q c"], ids: Ids | None = None) -> Float[Tensor, ""]:
-        """The loss, a scalar.
+        """Compute the loss, a scalar.
 
         Args:
             scores: [queries, candidates]; square unless both ids are given. Half precision is widened to fp32. -inf
@@ -73,7 +74,7 @@ class Criterion(Loss):
         if by_query:
             parts.append(by_query * self._rows(scores, of_rows).mean())
         if by_candidate:
-            parts.append(by_candidate * self._rows(scores.T, of_columns.T).mean())
+            parts.append(by_candidate * self._rows(*(rearrange(x, "q c -> c q") for x in (scores, of_columns))).mean())
         return torch.stack(parts).sum()
 
     def _rows(self, scores: Tensor, positives: Tensor) -> Tensor:
@@ -81,26 +82,26 @@ class Criterion(Loss):
 
 
 class PartialCriterion(Criterion):
-    """A criterion whose rows need not be whole: of some columns of each, a few numbers say all.
+    """A criterion whose rows can be computed in parts: a few numbers say all about some columns of a row.
 
     Ranks exchange these numbers in place of scores. Subclass it and write `partial` and `join`.
     """
 
     @abstractmethod
     def partial(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q k"]:
-        """What `join` needs of some columns of each row."""
+        """Compute the numbers that `join` needs from some columns of each row."""
 
     @abstractmethod
     def join(self, parts: Float[Tensor, "parts q k"]) -> Float[Tensor, "q"]:
-        """The loss of each row, from all its columns, part by part."""
+        """Compute the loss of each row, from the numbers of all parts of it."""
 
     def rows(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q"]:
-        """The loss of each query, from its scores of all candidates."""
+        """Compute the loss of each query, from its scores of all candidates."""
         return self.join(self.partial(scores, positives)[None])
 
 
-def pair(ids: Ids) -> tuple[Tensor, Tensor]:
-    """Ids of both sides."""
+def split_ids(ids: Ids) -> tuple[Tensor, Tensor]:
+    """Ids of the queries and of the candidates."""
     if not isinstance(ids, tuple):
         return ids, ids
     checks.require(len(ids) == 2, "ids", "integers [B] or a pair ([queries], [candidates])", f"{len(ids)} of them")
@@ -108,16 +109,16 @@ def pair(ids: Ids) -> tuple[Tensor, Tensor]:
 
 
 def matches(scores: Tensor, ids: Ids | None) -> Tensor:
-    """bool [queries, candidates]: the diagonal, or equal ids; an error where they do not fit the scores."""
+    """Positives [queries, candidates], bool: the diagonal, or equal ids; an error where they do not fit the scores."""
     checks.scores(scores)
     if ids is None:
         checks.square(scores)
         return torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    queries, candidates = pair(ids)
+    queries, candidates = split_ids(ids)
     checks.labels("ids of the queries", queries, scores.shape[0])
     checks.labels("ids of the candidates", candidates, scores.shape[1])
     queries, candidates = queries.to(scores.device), candidates.to(scores.device)
-    positives = queries[:, None] == candidates
+    positives = rearrange(queries, "q -> q 1") == candidates
     if isinstance(ids, tuple):
         checks.positives(positives)
     return positives

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from ..distributed import Group
 from ..reduce import without_autocast
 from ..similarity import check_sides
 from ..tokens import Features, Tokens
-from .batch import Reads, WholeBatchLoss, token_weights
+from .batch import Reads, WholeBatchLoss, given_weights
 from .criterion import Ids
 
 # A channel that varies less than this over the batch is constant: it correlates with nothing.
@@ -71,14 +72,14 @@ class Decorrelation(WholeBatchLoss):
             more = ((), ()) if self.weights is None else tuple((name,) for name in self.weights)
         return frozenset({self.query, *more[0]}), frozenset({self.candidate, *more[1]})
 
-    def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
-        """The loss of the whole batch; ids are of no use to it."""
+    def compute(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
+        """Compute the loss of the whole batch, which needs no ids."""
         if len(text) != len(video):
             raise ValueError(f"video: expected as many as texts ({len(text)}), text i with video i, got {len(video)}")
         query, candidate = text[self.query].normalized(), video[self.candidate].normalized()
         q_weights, c_weights = self._weigh("query", text, self.query), self._weigh("candidate", video, self.candidate)
         check_sides(f"{self.query}-{self.candidate}", query, candidate)
-        c = (_correlation(query, candidate, q_weights) + _correlation(candidate, query, c_weights).T) / 2
+        c = (_correlation(query, candidate, q_weights) + _correlation(candidate, query, c_weights).mT) / 2
         diagonal = c.diagonal()
         off = c.square().sum() - diagonal.square().sum()
         return self.on_diagonal * (diagonal - 1).square().sum() + self.off_diagonal * off
@@ -87,28 +88,28 @@ class Decorrelation(WholeBatchLoss):
         """The weights [B, L] of a side's tokens."""
         name = self.weights[side == "candidate"] if isinstance(self.weights, tuple) else None
         found = self.weights.weigh(side, features, grain) if isinstance(self.weights, Aggregator) else None
-        return token_weights(features, grain, name) if found is None else found
+        return given_weights(features, grain, name) if found is None else found
 
 
 def _correlation(tokens: Tokens, others: Tokens, weights: Tensor) -> Tensor:
-    """C [D, D] of each real token with its partner among the other side's."""
+    """Correlation C [D, D] of the channels of real tokens with those of their partners on the other side."""
     with without_autocast(tokens.features):
-        sim = (tokens.features @ others.features.mT).detach()
+        sim = (tokens.features @ rearrange(others.features, "b n d -> b d n")).detach()
         real = torch.ones_like(sim[..., 0], dtype=torch.bool) if tokens.mask is None else tokens.mask
         if others.mask is not None:
-            sim = torch.where(others.mask[:, None], sim, torch.finfo(sim.dtype).min)
-            real = real & others.mask.any(1)[:, None]
-        partner = sim.argmax(2, keepdim=True).expand(-1, -1, others.dim)
+            sim = torch.where(rearrange(others.mask, "b n -> b 1 n"), sim, torch.finfo(sim.dtype).min)
+            real = real & reduce(others.mask, "b n -> b 1", "any")
+        partner = repeat(sim.argmax(2), "b m -> b m d", d=others.dim)
         z, z_partner = _standard(tokens.features[real]), _standard(others.features.gather(1, partner)[real])
-        w = weights[real][:, None].to(z.dtype)
-        return z.T @ (w * z_partner) / w.sum().clamp_min(torch.finfo(w.dtype).tiny)
+        w = rearrange(weights[real], "t -> t 1").to(z.dtype)
+        return rearrange(z, "t d -> d t") @ (w * z_partner) / w.sum().clamp_min(torch.finfo(w.dtype).tiny)
 
 
 def _standard(x: Tensor) -> Tensor:
-    """(x - mean) / std of each channel of x [n, D]; 0 where it is constant."""
+    """Standardise each channel of x [t, D] to (x - mean) / std; 0 where it is constant."""
     if len(x) == 0:
         return x
-    x = x - x.mean(0)
-    variance = x.square().mean(0)
+    x = x - reduce(x, "t d -> 1 d", "mean")
+    variance = reduce(x.square(), "t d -> 1 d", "mean")
     varies = variance > VARIANCE
     return torch.where(varies, x * torch.where(varies, variance, 1.0).rsqrt(), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -69,8 +70,8 @@ class Distillation(WholeBatchLoss):
         student, teacher = grains_read(self.student), grains_read(self.teacher)
         return None if student is None or teacher is None else (student[0] | teacher[0], student[1] | teacher[1])
 
-    def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
-        """The loss of the whole batch; ids are of no use to it."""
+    def compute(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
+        """Compute the loss of the whole batch, which needs no ids."""
         with torch.no_grad():
             teacher = self.teacher(text, video)
         student = self.student(text, video)
@@ -84,24 +85,24 @@ class Distillation(WholeBatchLoss):
         if self.direction != "candidate":
             losses.append(distance(student, teacher).mean())
         if self.direction != "query":
-            losses.append(distance(student.T, teacher.T).mean())
+            losses.append(distance(rearrange(student, "q c -> c q"), rearrange(teacher, "q c -> c q")).mean())
         return torch.stack(losses).sum() if self.reduction == "sum" else torch.stack(losses).mean()
 
 
 def _pearson(student: Tensor, teacher: Tensor) -> Tensor:
-    """[rows]."""
-    return 1 - (_centred(student.softmax(1)) * _centred(teacher.softmax(1))).sum(1)
+    """1 - correlation of each row's probabilities, [q]."""
+    return 1 - reduce(_centred(student.softmax(1)) * _centred(teacher.softmax(1)), "q c -> q", "sum")
 
 
 def _centred(p: Tensor) -> Tensor:
-    """Rows less their mean, of length one; 0 where all are equal."""
-    p = p - p.mean(1, keepdim=True)
-    square = p.square().sum(1, keepdim=True)
+    """Subtract each row's mean and divide by the length; 0 where all are equal."""
+    p = p - reduce(p, "q c -> q 1", "mean")
+    square = reduce(p.square(), "q c -> q 1", "sum")
     differs = square > LENGTH**2
     return torch.where(differs, p * torch.where(differs, square, 1.0).rsqrt(), 0.0)
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """[rows]."""
+    """Kullback-Leibler divergence of each row from the teacher's, [q]."""
     t = teacher.log_softmax(1)
-    return (t.exp() * (t - student.log_softmax(1))).sum(1)
+    return reduce(t.exp() * (t - student.log_softmax(1)), "q c -> q", "sum")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -70,7 +71,7 @@ class InfoNCE(PartialCriterion):
     def forward(
         self, scores: Float[Tensor, "q c"], ids: Ids | None = None, targets: Targets | None = None
     ) -> Float[Tensor, ""]:
-        """The loss, a scalar.
+        """Compute the loss, a scalar.
 
         Args:
             scores: [queries, candidates]; square unless both ids or targets are given.
@@ -89,45 +90,46 @@ class InfoNCE(PartialCriterion):
         if ids is not None:
             raise ValueError("targets: expected without ids, got both")
         checks.scores(scores)
-        pair = targets if isinstance(targets, tuple) else (targets, targets)
-        checks.require(
-            len(pair) == 2, "targets", "weights [queries, candidates] or a pair of them", f"{len(pair)} of them"
-        )
-        of_rows, of_columns = pair
+        both = targets if isinstance(targets, tuple) else (targets, targets)
+        expected = "weights [queries, candidates] or a pair of them"
+        checks.require(len(both) == 2, "targets", expected, f"{len(both)} of them")
+        of_rows, of_columns = both
         for share, weights, axis in zip(self.shares, (of_rows, of_columns), (1, 0), strict=True):
             if share:
                 checks.targets(weights, scores, axis)
         return self._both_ways(scores, of_rows.detach(), of_columns.detach())
 
     def partial(self, scores: Float[Tensor, "q c"], positives: Tensor) -> Float[Tensor, "q 6"]:
-        """What `join` needs of some columns of each row: who holds no whole row exchanges this in place of scores.
+        """Compute the numbers that `join` needs from some columns of each row.
 
         With z = s x - m: m = max_j s x_j (a constant to autograd), log sum_j exp z_j, the sum of z over positives and
         their number (or by soft targets and theirs), the sum of z over all columns and their number.
         """
         logits = self.logits(scores)
         with without_autocast(logits):
-            highest = logits.detach().amax(1)
-            z = logits - highest[:, None]
-            of_positives, number = torch.where(positives > 0, positives * z, 0.0).sum(1), positives.to(z.dtype).sum(1)
-            of_all, columns = z.sum(1), torch.full_like(highest, z.shape[1])
+            highest = reduce(logits.detach(), "q c -> q", "max")
+            z = logits - rearrange(highest, "q -> q 1")
+            of_positives = reduce(torch.where(positives > 0, positives * z, 0.0), "q c -> q", "sum")
+            number = reduce(positives.to(z.dtype), "q c -> q", "sum")
+            of_all, columns = reduce(z, "q c -> q", "sum"), torch.full_like(highest, z.shape[1])
             if self.label_smoothing:
                 kept = ~scores.isneginf()
-                of_all, columns = torch.where(kept, z, 0.0).sum(1), kept.to(z.dtype).sum(1)
+                of_all = reduce(torch.where(kept, z, 0.0), "q c -> q", "sum")
+                columns = reduce(kept.to(z.dtype), "q c -> q", "sum")
             return torch.stack([highest, z.logsumexp(1), of_positives, number, of_all, columns], 1)
 
     def join(self, parts: Float[Tensor, "parts q 6"]) -> Float[Tensor, "q"]:
-        """The loss of each row in one direction, from all its columns, part by part."""
-        highest, log_sum, of_positives, positives_number, of_all, number = parts.unbind(2)
-        shift = highest - highest.amax(0)
-        positive = (of_positives + positives_number * shift).sum(0) / positives_number.sum(0)
+        """Compute the loss of each row in one direction, from the numbers of all parts of it."""
+        highest, log_sum, of_positives, positives_number, of_all, number = rearrange(parts, "parts q k -> k parts q")
+        shift = highest - reduce(highest, "parts q -> q", "max")
+        positive = _mean_of_parts(of_positives + positives_number * shift, positives_number)
         if self.label_smoothing:
-            mean = (of_all + number * shift).sum(0) / number.sum(0)
+            mean = _mean_of_parts(of_all + number * shift, number)
             positive = torch.lerp(positive, mean, self.label_smoothing)
         return (log_sum + shift).logsumexp(0) - positive
 
     def logits(self, scores: Float[Tensor, "q c"]) -> Float[Tensor, "q c"]:
-        """s x, fp32 or wider; in training the scale is held to its limits first."""
+        """Scores times s, fp32 or wider; in training the scale is held to its limits first."""
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
                 self.logit_scale.clamp_(self.min_logit_scale, self.max_logit_scale)
@@ -135,16 +137,20 @@ class InfoNCE(PartialCriterion):
 
     @torch.no_grad()
     def distilled(self, scores: Tensor, positives: Tensor, alpha: float) -> Float[Tensor, "q c"]:
-        """Soft targets of whole rows: alpha softmax_j(s x_ij) of another model's scores x, the rest to the positives.
+        """Make soft targets: alpha softmax_j(s x_ij) of another model's scores x, the rest to the positives.
 
         Each row sums to 1. The momentum distillation of ALBEF (Li et al. 2021, arXiv 2107.07651).
         """
         soft = self.logits(scores).softmax(1)
         hard = positives.to(soft.dtype)
-        return torch.lerp(hard / hard.sum(1, keepdim=True), soft, alpha)
+        return torch.lerp(hard / reduce(hard, "q c -> q 1", "sum"), soft, alpha)
+
+
+def _mean_of_parts(sums: Float[Tensor, "parts q"], numbers: Float[Tensor, "parts q"]) -> Float[Tensor, "q"]:
+    return reduce(sums, "parts q -> q", "sum") / reduce(numbers, "parts q -> q", "sum")
 
 
 def scaled(scores: Float[Tensor, "q c"], logit_scale: Tensor) -> Float[Tensor, "q c"]:
-    """exp(logit_scale) scores, fp32 or wider; -inf is the lowest number, whose gradient by the scale is 0."""
+    """Scale scores by exp(logit_scale) in fp32 or wider; -inf becomes the lowest number, with a gradient of 0."""
     x = bounded(scores)
     return bounded(logit_scale.exp().to(x.dtype) * x)

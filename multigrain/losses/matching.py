@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ class _Pairs(Protocol):
 
 
 def random_negatives(positives: Bool[Tensor, "q c"], k: int = 1) -> Negatives:
-    """k candidates of each query that are no positives of it, drawn evenly without replacement.
+    """Draw k candidates of each query that are no positives of it, evenly and without replacement.
 
     Torch's generator of the device is drawn from.
 
@@ -45,7 +46,7 @@ def random_negatives(positives: Bool[Tensor, "q c"], k: int = 1) -> Negatives:
 
 
 def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"], k: int = 1) -> Negatives:
-    """As `random_negatives`, drawn with the chances softmax(scores) over the negatives of a row (ALBEF, k = 1).
+    """Draw like `random_negatives`, with the chances softmax(scores) over the negatives of a row (ALBEF, k = 1).
 
     Args:
         scores: of a ranker, times its logit scale; -inf is never drawn.
@@ -61,7 +62,7 @@ def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"],
 
 
 def cascade_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"], k: int = 8) -> Negatives:
-    """The k negatives of each query that a cheap ranker scores highest, best first (TACo; its k is 8).
+    """Choose the k negatives of each query that a cheap ranker scores highest, best first (TACo; its k is 8).
 
     Args:
         scores, positives, k: as for `hard_negatives`, and so is what it returns.
@@ -105,7 +106,7 @@ class Matching(Loss):
         TypeError: a scorer without `pairs`.
 
     Example:
-        >>> loss = Matching(mg.CrossEncoder(16, depth=1, heads=2), "hard", ranker=mg.VideoSentence())
+        >>> loss = Matching(mg.cross_encoder.CrossEncoder(16, depth=1, heads=2), "hard", ranker=mg.VideoSentence())
         >>> text = mg.Features(sentence=torch.randn(4, 16), word=torch.randn(4, 7, 16))
         >>> video = mg.Features(video=torch.randn(4, 16), frame=torch.randn(4, 3, 16))
         >>> loss(text, video).shape
@@ -133,7 +134,7 @@ class Matching(Loss):
         self.contrastive = contrastive
 
     def forward(self, text: Features, video: Features, ids: Int[Tensor, "b"] | None = None) -> Float[Tensor, ""]:
-        """The loss of a batch in which text i belongs to video i.
+        """Compute the loss of a batch in which text i belongs to video i.
 
         Args:
             ids: [B]; a negative never has the id of its pair. None: all differ.
@@ -150,16 +151,17 @@ class Matching(Loss):
             ids = own
         checks.labels("ids", ids, size)
         ids = ids.to(text.device)
-        positives = ids[:, None] == ids
+        positives = rearrange(ids, "b -> b 1") == ids
         pairs, real = [(own, own)], [torch.ones_like(own, dtype=torch.bool)]
         scores = self._rank(text, video)
-        for direction, chances, belong in (("query", scores, positives), ("candidate", scores.T, positives.T)):
+        transposed = (rearrange(x, "q c -> c q") for x in (scores, positives))
+        for direction, chances, belong in (("query", scores, positives), ("candidate", *transposed)):
             if self.direction in ("both", direction):
-                others, exist = (x.T for x in self._choose(chances, belong))  # [k, B]
+                others, exist = (rearrange(x, "b k -> k b") for x in self._choose(chances, belong))
                 mine = own.expand_as(others)
                 chosen = (mine, others) if direction == "query" else (others, mine)
-                pairs.append((chosen[0].flatten(), chosen[1].flatten()))
-                real.append(exist.flatten())
+                pairs.append((rearrange(chosen[0], "k b -> (k b)"), rearrange(chosen[1], "k b -> (k b)")))
+                real.append(rearrange(exist, "k b -> (k b)"))
         texts, videos = (torch.cat(side) for side in zip(*pairs, strict=True))
         logits = widen(cast("_Pairs", self.scorer).pairs(text[texts], video[videos]))
         checks.contrasted(logits, name="logits of scorer")
@@ -168,15 +170,15 @@ class Matching(Loss):
             return mean(F.cross_entropy(logits, labels, reduction="none"), torch.cat(real))
         odds = (logits[:, 1] - logits[:, 0]).split([len(mask) for mask in real])
         among = [
-            (torch.cat([odds[0], x]).view(-1, size), torch.cat([real[0], exist]).view(-1, size))
-            for x, exist in zip(odds[1:], real[1:], strict=True)
+            tuple(rearrange(torch.cat(x), "(k b) -> k b", b=size) for x in ((odds[0], of_negatives), (real[0], exist)))
+            for of_negatives, exist in zip(odds[1:], real[1:], strict=True)
         ]
         losses = [logsumexp(x, exist, 0) for x, exist in among]
         return (sum(losses[1:], losses[0]) / len(losses) - odds[0]).mean()
 
     @torch.no_grad()
     def _rank(self, text: Features, video: Features) -> Tensor:
-        """Scores [texts, videos] to choose by."""
+        """Scores [texts, videos] by which negatives are chosen."""
         if self.negatives == "random":
             return torch.zeros(len(text), len(video), device=text.device)
         return (self.scorer if self.ranker is None else self.ranker)(text, video)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -56,24 +57,24 @@ class MarginRanking(Criterion):
         self.over = checks.choice("over", over, ("mean", "sum"))
 
     def rows(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q"]:
-        """The loss of each query, from its scores of all candidates."""
+        """Compute the loss of each query, from its scores of all candidates."""
         negatives = ~positives & ~scores.isneginf()
         scores = bounded(scores)
         weights = self._weights(scores.detach(), negatives)
         if self.over == "mean":
-            weights = weights / negatives.sum(1, keepdim=True).clamp_min(1)
+            weights = weights / reduce(negatives, "q c -> q 1", "sum").clamp_min(1)
         total = scores.new_zeros(len(scores))
         # One positive of every row at a time: no row's positives times its negatives need to be held at once.
         order = positives.to(torch.uint8).argsort(1, descending=True)
-        number = positives.sum(1)
+        number = reduce(positives, "q c -> q", "sum")
         for k in range(int(number.max())):
             difference = self.margin + scores - scores.gather(1, order[:, k : k + 1])
             of_one = difference.clamp_min(0) if self.form == "hinge" else F.softplus(difference)
-            total = total + torch.where(k < number, (weights * of_one).sum(1), 0.0)
+            total = total + torch.where(k < number, reduce(weights * of_one, "q c -> q", "sum"), 0.0)
         return total / number
 
     def _weights(self, scores: Tensor, negatives: Tensor) -> Tensor:
-        """[q, c]: that of each negative; 0 for positives."""
+        """Weigh each negative [q, c]; positives weigh 0."""
         if self.hard_pool is None:
             return negatives.to(scores.dtype)
         among = torch.where(negatives, scores, torch.finfo(scores.dtype).min)

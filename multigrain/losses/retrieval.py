@@ -14,22 +14,19 @@ gradients over ranks is the gradient of L: as if one process had the whole batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
 from ..aggregators import Aggregator
-from ..distributed import Gathered, Group, alone, gather, world
+from ..distributed import Group, gather, single_rank, world
 from ..tokens import Features
 from .base import Loss
-from .batch import grains_read, only, problem, text_and_video, whole_batch
+from .batch import find_problem, grains_read, id_sets, select_read, text_and_video, whole_batch
+from .candidates import collect_candidates
 from .criterion import Criterion, Ids
-from .infonce import InfoNCE
-from .local import candidates, column_losses
+from .local import column_losses, row_losses
 from .queue import FeatureQueue
 
 GATHERS = ("auto", "local", "global", "none")
@@ -80,12 +77,12 @@ class RetrievalLoss(Loss):
     ) -> None:
         super().__init__()
         checks.number("distillation", distillation, 0, 1)
-        self.scorer, self.criterion = checks.scorer("scorer", scorer, but=Loss), _criterion(criterion)
+        self.scorer, self.criterion = checks.scorer("scorer", scorer, but=Loss), _check_criterion(criterion)
         self.gather = checks.choice("gather", gather, GATHERS)
         self.group, self.exchange_dtype, self.distillation = group, exchange_dtype, distillation
         self._found: dict[str, Tensor] = {}
         if gather == "local":
-            self._criteria('gather="local"')
+            _criteria(criterion, 'gather="local"')
 
     def forward(
         self,
@@ -115,27 +112,18 @@ class RetrievalLoss(Loss):
                 "targets (distillation), got None; where there are none, pass (text.detach(), video.detach())"
             )
         checks.instances(Features, text=text, video=video)
-        text, video = _scored(self.scorer, text, video)
+        text, video = select_read(grains_read(self.scorer), text, video)
         ranks = 1 if self.gather == "none" else world(self.group)[1]
-        if keys is not None or text_queue is not None or video_queue is not None:
-            return self._shared(ranks, text, video, ids, keys, (text_queue, video_queue))
-        if ranks > 1 and self.gather != "global" and self._has_rows:
-            return self._shared(ranks, text, video, ids, None, (None, None))
+        more = any(given is not None for given in (keys, text_queue, video_queue))
+        if more or (ranks > 1 and self.gather != "global" and _has_rows(self.criterion)):
+            return self._over_rows(ranks, text, video, ids, keys, (text_queue, video_queue))
         if ranks > 1:
             text, video, ids = whole_batch(text, video, ids, self.group, self.exchange_dtype)
         loss = self.criterion(self.scorer(text, video), ids)
         self._found = self.criterion.terms if isinstance(self.criterion, Loss) else {}
         return loss
 
-    def _gather(
-        self, sides: dict[str, Features], ids: Ids | None, problem: str | None, kept: dict[str, Features] | None = None
-    ) -> Gathered:
-        given = () if ids is None else ids if isinstance(ids, tuple) else (ids,)
-        if self.gather == "none":
-            return alone(sides, given, problem)
-        return gather(sides, given, self.group, self.exchange_dtype, problem, kept)
-
-    def _shared(
+    def _over_rows(
         self,
         ranks: int,
         text: Features,
@@ -144,78 +132,57 @@ class RetrievalLoss(Loss):
         keys: tuple[Features, Features] | None,
         queues: tuple[FeatureQueue | None, FeatureQueue | None],
     ) -> Tensor:
-        """What this rank's texts and videos add to the loss of the whole batch, times the ranks."""
-        terms = self._criteria("keys and queues")
+        """Compute this rank's share of the loss of the whole batch, times the number of ranks."""
+        terms = _criteria(self.criterion, "keys and queues")
+        criteria = [criterion for _, _, criterion in terms]
         for name, queue in zip(("text_queue", "video_queue"), queues, strict=True):
             if queue is not None:
                 checks.instance(name, queue, FeatureQueue)
-        kept, sides = {"text": text}, {"video": video}
+        sent, kept = {"video": video}, {"text": text}
         if keys is not None:
-            kept = {"online text": text, "online video": video}
-            keys = _scored(self.scorer, *(side.detach() for side in text_and_video("keys", keys)))
-            sides = {"text": keys[0], "video": keys[1]}
-        batch = self._gather(sides, ids, problem(text, video, ids, keys), kept)
-        against = candidates(batch, ids, queues)
+            keys = select_read(grains_read(self.scorer), *(x.detach() for x in text_and_video("keys", keys)))
+            sent, kept = {"text": keys[0], "video": keys[1]}, {"online text": text, "online video": video}
+        problem = find_problem(text, video, ids, keys)
+        if self.gather == "none":
+            batch = single_rank(sent, id_sets(ids), problem)
+        else:
+            batch = gather(sent, id_sets(ids), self.group, self.exchange_dtype, problem, kept)
+        against = collect_candidates(batch, ids, queues)
+
         scores = self.scorer(text, against.videos)
-        if ranks == 1:  # of several, one would leave the others waiting
+        if ranks == 1:  # an error on one rank of several would leave the others waiting
             checks.contrasted(scores, against.of_text)
         if keys is None:
-            rows = [term.loss.rows(scores, against.of_text) for term in terms]
-            queue, video = against.text_queue, batch.features["video"][batch.own("video")]
-            queued = None if queue is None else self.scorer(queue, video).T
-            columns = column_losses([term.loss for term in terms], scores, queued, against, batch, self.group)
+            rows = row_losses(criteria, scores, against.of_text)
+            queue, own_videos = against.text_queue, batch.features["video"][batch.own("video")]
+            queued = None if queue is None else self.scorer(queue, own_videos).T
+            columns = column_losses(criteria, scores, queued, against, batch, self.group)
         else:
-            rows = self._by_keys(terms, scores, against.of_text, lambda: self.scorer(keys[0], against.videos))
-            texts = cast("Features", against.texts)
-            scores = self.scorer(texts, video).T
-            columns = self._by_keys(terms, scores, against.of_video, lambda: self.scorer(texts, keys[1]).T)
+            share = self.distillation
+            with torch.no_grad():
+                momentum = self.scorer(keys[0], against.videos) if share else None
+            rows = row_losses(criteria, scores, against.of_text, momentum, share)
+            scores = self.scorer(against.texts, video).T
+            with torch.no_grad():
+                momentum = self.scorer(against.texts, keys[1]).T if share else None
+            columns = row_losses(criteria, scores, against.of_video, momentum, share)
 
         values: list[Tensor] = []
         for (_, weight, criterion), row, column in zip(terms, rows, columns, strict=True):
             by_query, by_candidate = criterion.shares
             value = by_query * row.sum() / against.numbers[0] + by_candidate * column.sum() / against.numbers[1]
             values.append(ranks * weight * value)
-        self._found = {term.name: value.detach() for term, value in zip(terms, values, strict=True)}
-        cast("Loss", self.criterion).terms = self._found  # the criterion itself is not called
+        self._found = {name: value.detach() for (name, _, _), value in zip(terms, values, strict=True)}
+        if isinstance(self.criterion, Loss):
+            self.criterion.terms = self._found  # nobody called the criterion itself
         return torch.stack(values).sum()
-
-    def _by_keys(
-        self, terms: Sequence[_Term], scores: Tensor, positives: Tensor, of_keys: Callable[[], Tensor]
-    ) -> list[Tensor]:
-        """Each criterion's loss of each row; `of_keys` computes the same scores by momentum encoders alone."""
-        if not self.distillation:
-            return [term.loss.rows(scores, positives) for term in terms]
-        with torch.no_grad():
-            momentum = of_keys()
-        losses: list[Tensor] = []
-        for term in terms:
-            if not isinstance(term.loss, InfoNCE):
-                raise TypeError(f"criterion: for distillation, expected InfoNCE, got {type(term.loss).__name__}")
-            losses.append(term.loss.rows(scores, term.loss.distilled(momentum, positives, self.distillation)))
-        return losses
 
     def _terms_of(self, loss: Tensor) -> dict[str, Tensor]:
         return self._found if len(self._found) > 1 else super()._terms_of(loss)
 
-    @property
-    def _has_rows(self) -> bool:
-        return all(isinstance(loss, Criterion) for _, _, loss in _summands(self.criterion))
 
-    def _criteria(self, what: str) -> list[_Term]:
-        """The terms of the criterion, each a Criterion."""
-        terms: list[_Term] = []
-        for name, weight, loss in _summands(self.criterion):
-            if not isinstance(loss, Criterion):
-                raise TypeError(
-                    f"criterion: for {what}, expected a Criterion (a mean over rows: see its method `rows`) or a sum "
-                    f"of them, got {type(loss).__name__}"
-                )
-            terms.append(_Term(name, weight, loss))
-        return terms
-
-
-def _criterion(value: nn.Module) -> nn.Module:
-    """A loss of scores, as far as the name of what it takes first tells: one of embeddings would take them for such."""
+def _check_criterion(value: nn.Module) -> nn.Module:
+    """Return a loss of scores, or raise: the name of its first argument tells it from a loss of embeddings."""
     for _, _, loss in _summands(value):
         reads = checks.reads(loss)
         if isinstance(loss, Aggregator) or not checks.takes(loss, 2) or reads in (None, "embeddings", "text", "query"):
@@ -227,19 +194,26 @@ def _criterion(value: nn.Module) -> nn.Module:
     return value
 
 
-class _Term(NamedTuple):
-    name: str
-    weight: float
-    loss: Criterion
-
-
 def _summands(criterion: nn.Module) -> list[tuple[str, float, nn.Module]]:
+    """Name, weight and loss of each term of a criterion."""
     if isinstance(criterion, Loss):
         return [(term.name, term.weight, term.loss) for term in criterion.summands()]
     return [(type(criterion).__name__, 1.0, criterion)]
 
 
-def _scored(scorer: nn.Module, text: Features, video: Features) -> tuple[Features, Features]:
-    """The grains that the scorer reads: no other needs to travel."""
-    names = grains_read(scorer)
-    return (text, video) if names is None else (only(text, names[0]), only(video, names[1]))
+def _has_rows(criterion: nn.Module) -> bool:
+    """Tell whether each term is a Criterion, which can be computed row by row."""
+    return all(isinstance(loss, Criterion) for _, _, loss in _summands(criterion))
+
+
+def _criteria(criterion: nn.Module, what: str) -> list[tuple[str, float, Criterion]]:
+    """Name, weight and loss of each term, each a Criterion; an error says `what` needs one."""
+    terms: list[tuple[str, float, Criterion]] = []
+    for name, weight, loss in _summands(criterion):
+        if not isinstance(loss, Criterion):
+            raise TypeError(
+                f"criterion: for {what}, expected a Criterion (a mean over rows: see its method `rows`) or a sum "
+                f"of them, got {type(loss).__name__}"
+            )
+        terms.append((name, weight, loss))
+    return terms

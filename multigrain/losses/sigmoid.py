@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -52,11 +53,11 @@ class Sigmoid(PartialCriterion):
         self.logit_bias = nn.Parameter(torch.tensor(bias), requires_grad=learn)
 
     def partial(self, scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"]) -> Float[Tensor, "q 1"]:
-        """The sum over some columns of each row."""
+        """Sum over some columns of each row."""
         logits = scaled(scores, self.logit_scale)
         logits = logits + self.logit_bias.to(logits.dtype)
-        return F.softplus(torch.where(positives, -logits, logits)).sum(1, keepdim=True)
+        return reduce(F.softplus(torch.where(positives, -logits, logits)), "q c -> q 1", "sum")
 
     def join(self, parts: Float[Tensor, "parts q 1"]) -> Float[Tensor, "q"]:
-        """The sum over all columns of each row."""
-        return parts.sum((0, 2))
+        """Sum over all columns of each row."""
+        return reduce(parts, "parts q 1 -> q", "sum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from ..aggregators import MeanMax
 from ..distributed import Group
 from ..grains import Grain
 from ..tokens import Features, Tokens
-from .batch import Reads, WholeBatchLoss, token_weights
+from .batch import Reads, WholeBatchLoss, given_weights
 from .criterion import Ids
 from .infonce import InfoNCE
 
@@ -62,10 +63,10 @@ class TokenNCE(WholeBatchLoss):
         tokens, candidates = self.scorer.reads
         return tokens if self.weights is None else tokens | {self.weights}, candidates
 
-    def whole(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
-        """The loss of the whole batch."""
+    def compute(self, text: Features, video: Features, ids: Ids | None) -> Float[Tensor, ""]:
+        """Compute the loss of the whole batch."""
         tokens = text[self.scorer.query].tokenwise()
-        weights = token_weights(text, self.scorer.query, self.weights).detach()
+        weights = given_weights(text, self.scorer.query, self.weights).detach()
         chosen = weights > 0
         owners, candidates = ids if isinstance(ids, tuple) else (ids, ids)
         of_items = torch.arange(len(text), device=text.device) if owners is None else owners.to(text.device)
@@ -74,22 +75,23 @@ class TokenNCE(WholeBatchLoss):
             return self.criterion.logit_scale * 0.0
         query = Features(**{self.scorer.query: Tokens(tokens.features[chosen], unit=tokens.unit)})
         scores = self.scorer(query, video)
-        belong = of_items[:, None] == of_candidates.to(text.device)
+        belong = rearrange(of_items, "b -> b 1") == of_candidates.to(text.device)
         if isinstance(ids, tuple):
             checks.positives(belong)
-        positives = belong.repeat_interleave(chosen.sum(1), 0)
+        positives = belong.repeat_interleave(reduce(chosen, "b m -> b", "sum"), 0)
         return self._loss(scores, weights[chosen].to(scores.dtype), positives)
 
     def _loss(self, scores: Tensor, weights: Tensor, positives: Tensor) -> Tensor:
-        """Of tokens with candidates [t, c]."""
+        """Compute the loss from scores [t, c] of tokens with candidates."""
         checks.contrasted(scores, positives)
         by_query, by_candidate = self.criterion.shares
         rows = self.criterion.rows(scores, positives)
         loss = by_query * (weights * rows).sum() / weights.sum()
         if by_candidate:
-            has = positives.any(0)
+            has = reduce(positives, "t c -> c", "any")
             # A weight in front of exp(s x) is an addition to x.
-            shifted = scores + weights.log()[:, None] / self.criterion.logit_scale.exp().to(scores.dtype)
-            columns = self.criterion.rows(shifted.T[has], (weights[:, None] * positives).T[has])
+            w = rearrange(weights, "t -> t 1")
+            shifted = scores + w.log() / self.criterion.logit_scale.exp().to(scores.dtype)
+            columns = self.criterion.rows(*(rearrange(x, "t c -> c t")[has] for x in (shifted, w * positives)))
             loss = loss + by_candidate * columns.mean()
         return loss

@@ -28,24 +28,41 @@ _ORIGINAL_EPS = 1e-12  # of the layer norms in the temporal transformer of X-CLI
 def build_parts(
     config: ModelConfig, vocabulary: Sequence[str] | None, weights: ClipWeights | None
 ) -> tuple[dict[str, Any], ModelConfig]:
-    """The arguments of XCLIP, and the settings that say how to build them again without the files that they came from.
+    """Build the arguments of XCLIP, and the settings that build them again without the files that they came from.
 
     Args:
-        vocabulary: of a text tower trained from scratch.
+        vocabulary: the words of a text tower trained from scratch.
         weights: CLIP, where it was loaded already; None: as config.clip says.
     """
-    shared = {"frame_source": config.frame_source, "masked": config.masked, "max_frames": config.temporal.max_frames}
     if config.clip is None:
         config = dataclasses.replace(config, vision=_offline(config.vision))
-        return {**_scratch(config, vocabulary), **shared}, config
-    weights = weights or load_clip(config.clip.weights, config.clip.architecture)
-    vision = None if config.clip.vision is None else _offline(config.clip.vision)
-    clip = dataclasses.replace(config.clip, weights=None, architecture=weights.architecture, vision=vision)
-    settings = dataclasses.replace(config, clip=clip, dim=int(weights.architecture["embed_dim"]))
-    return {**_with_clip(settings, config.clip.vision, weights), **shared}, settings
+        towers = _scratch_towers(config, vocabulary)
+    else:
+        weights = weights or load_clip(config.clip.weights, config.clip.architecture)
+        towers = _clip_towers(config, config.clip, weights)
+        vision = None if config.clip.vision is None else _offline(config.clip.vision)
+        clip = dataclasses.replace(config.clip, weights=None, architecture=weights.architecture, vision=vision)
+        config = dataclasses.replace(config, clip=clip, dim=int(weights.architecture["embed_dim"]))
+    criterion = InfoNCE(config.init_logit_scale)
+    recipe = config.build_recipe(_temporal(config, weights), criterion)
+    if weights is not None and weights.state is not None:
+        with torch.no_grad():
+            for each in (criterion, *_unset_criteria(recipe)):
+                each.logit_scale.copy_(weights.state["logit_scale"].reshape(()))
+    if config.clip is not None and isinstance(recipe.scorer, MultiGrain):
+        _check_lengths(recipe.scorer, {"word": config.clip.max_words, "frame": config.temporal.max_frames})
+    parts = {
+        **towers,
+        "recipe": recipe,
+        "criterion": criterion,
+        "masked": config.masked,
+        "max_frames": config.temporal.max_frames,
+        "word_weights": config.recipe is not None and config.recipe.word_weights,
+    }
+    return parts, config
 
 
-def _scratch(config: ModelConfig, vocabulary: Sequence[str] | None) -> dict[str, Any]:
+def _scratch_towers(config: ModelConfig, vocabulary: Sequence[str] | None) -> dict[str, Any]:
     if vocabulary is None:
         raise ValueError("vocabulary: expected the words of the text tower (see build_vocabulary), got None")
     text = config.text
@@ -59,26 +76,12 @@ def _scratch(config: ModelConfig, vocabulary: Sequence[str] | None) -> dict[str,
         config.dropout,
         pad_to_max=not config.masked,
     )
-    return {
-        "vision": TimmTower(config.vision.name, config.dim, config.vision.kwargs),
-        "text": words,
-        "criterion": InfoNCE(config.init_logit_scale),
-        **_scoring(config, None),
-    }
+    return {"vision": TimmTower(config.vision.name, config.dim, config.vision.kwargs), "text": words}
 
 
-def _scoring(config: ModelConfig, weights: ClipWeights | None) -> dict[str, Any]:
-    """What makes scores of the towers' features: a recipe, or a temporal encoder and a scorer."""
-    if config.recipe is None:
-        return {"temporal": _temporal(config, weights), "scorer": config.scorer()}
-    recipe = config.recipe.build(config.dim, config.temporal.max_frames)
-    return {"temporal": None, "scorer": recipe.scorer, "recipe": recipe, "word_weights": config.recipe.word_weights}
-
-
-def _with_clip(config: ModelConfig, vision: VisionConfig | None, weights: ClipWeights) -> dict[str, Any]:
-    settings = cast(ClipConfig, config.clip)
-    clip = build_clip(weights)
-    frames = ClipVision(clip.visual, config.dim) if vision is None else _timm_vision(vision, weights)
+def _clip_towers(config: ModelConfig, settings: ClipConfig, weights: ClipWeights) -> dict[str, Any]:
+    clip, dim = build_clip(weights), int(weights.architecture["embed_dim"])
+    frames = ClipVision(clip.visual, dim) if settings.vision is None else _timm_vision(settings.vision, weights)
     text = ClipText(
         clip,
         weights.tokenizer,
@@ -92,20 +95,13 @@ def _with_clip(config: ModelConfig, vision: VisionConfig | None, weights: ClipWe
     if settings.grad_checkpointing:
         (frames.visual if isinstance(frames, ClipVision) else frames.backbone).set_grad_checkpointing(True)  # type: ignore[operator]
         text.transformer.grad_checkpointing = True
-    criterion, scoring = InfoNCE(config.init_logit_scale), _scoring(config, weights)
-    if weights.state is not None:
-        with torch.no_grad():
-            for each in (criterion, *_of_clip(scoring.get("recipe"))):
-                each.logit_scale.copy_(clip.logit_scale.reshape(()))
-    if isinstance(scorer := scoring["scorer"], MultiGrain):
-        _check_lengths(scorer, {"word": settings.max_words, "frame": config.temporal.max_frames})
-    return {"vision": frames, "text": text, "criterion": criterion, **scoring}
+    return {"vision": frames, "text": text}
 
 
-def _of_clip(recipe: Recipe | None) -> list[InfoNCE]:
-    """Those of a recipe that learn from where CLIP began: above CLIP's towers they go on from where CLIP ended."""
-    parts, start = [] if recipe is None else recipe.loss.modules(), InfoNCE().logit_scale
-    found = (part for part in parts if isinstance(part, InfoNCE))
+def _unset_criteria(recipe: Recipe) -> list[InfoNCE]:
+    """List the criteria that learn a scale which starts where CLIP's training began: they go on from its end."""
+    start = InfoNCE().logit_scale
+    found = (part for part in recipe.loss.modules() if isinstance(part, InfoNCE))
     return [part for part in found if part.logit_scale.requires_grad and torch.equal(part.logit_scale, start)]
 
 
@@ -119,9 +115,11 @@ def freeze(tower: nn.Module, settings: ClipConfig) -> None:
 
 def _temporal(config: ModelConfig, weights: ClipWeights | None) -> nn.Module | None:
     settings, dim = config.temporal, config.dim
+    if config.recipe is not None or settings.kind == "none":
+        return None
     if settings.kind == "lstm":
         return TemporalLSTM(dim)
-    if settings.kind == "none" or settings.depth == 0:
+    if settings.depth == 0:
         return None
     if weights is None:
         return TemporalTransformer(dim, settings.depth, settings.heads, settings.max_frames, config.dropout)

@@ -13,8 +13,10 @@ from torch import nn
 from .. import checks, recipes
 from ..aggregators import Aggregator, aggregator_classes, build_aggregator
 from ..grains import Grain
+from ..losses import InfoNCE
 from ..scorer import MultiGrain
 from . import settings
+from .recipe import own_recipe
 
 _COARSE = {"sentence", "video"}
 TEMPORAL_KINDS = ("none", "transformer", "lstm")
@@ -242,11 +244,16 @@ class ModelConfig:
         if self.clip is not None and not self.masked and not (self.clip.include_bos and self.clip.include_eos):
             raise ValueError("masked: expected True where include_bos or include_eos is False, got False")
 
-    def scorer(self) -> nn.Module:
-        """The MultiGrain of these grains, or the recipe's scorer."""
+    def build_recipe(self, temporal: nn.Module | None = None, criterion: InfoNCE | None = None) -> recipes.Recipe:
+        """Build the recipe of that name, or X-CLIP's own over these grains, to which `temporal` and `criterion` go."""
         if self.recipe is not None:
-            return self.recipe.build(self.dim, self.temporal.max_frames).scorer
-        return MultiGrain(*(grain.build(self.dim, self.aggregator) for grain in self.grains), weights=self.weights)
+            return self.recipe.build(self.dim, self.temporal.max_frames)
+        grains = (grain.build(self.dim, self.aggregator) for grain in self.grains)
+        return own_recipe(MultiGrain(*grains, weights=self.weights), temporal, criterion, self.frame_source)
+
+    def scorer(self) -> nn.Module:
+        """Build the scorer of these settings alone, without its weights."""
+        return self.build_recipe().scorer
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ModelConfig:

@@ -21,9 +21,9 @@ from torch import Tensor
 from .. import checks
 from ..data.video import Sampling, VideoError, batch, read_video
 from ..data.video.files import Location, list_videos
-from ..scoring import Progress
+from ..scoring import ProgressCallback
 from ..tokens import Features, check_finite
-from .protocol import Encoder, device_of, evaluating, words_of
+from .protocol import Encoder, check_encoded, check_encoder, device_of, evaluating, words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ def encode_videos(
     sampling: Sampling | None = None,
     batch_size: int = 16,
     workers: int = 2,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Features:
     """Features of videos, in their order, from the model in eval mode, on its device, without a graph.
 
@@ -79,12 +79,13 @@ def encode_pair(
     Raises:
         ImportError, TypeError, ValueError: see viz.explain.
     """
+    check_encoder(model)
     frames = read_video(video, sampling or Sampling(max_frames=model.max_frames), model.frame_size)
     mask = torch.ones(1, len(frames), dtype=torch.bool)
     device = device_of(model)
     with evaluating(model):
-        text = model.encode_text([sentence])
-        features = model.encode_video(frames[None].to(device), mask.to(device))
+        text = check_encoded("encode_text", model.encode_text([sentence]), 1)
+        features = check_encoded("encode_video", model.encode_video(frames[None].to(device), mask.to(device)), 1)
     words = words_of(model, sentence, text["word"]) if "word" in text else []
     return text, features, words, frames.movedim(1, -1).numpy()
 
@@ -111,7 +112,7 @@ def encode_decoded(
 
     def flush() -> None:
         frames, mask = batch(waiting)
-        features = model.encode_video(frames.to(device), mask.to(device))
+        features = check_encoded("encode_video", model.encode_video(frames.to(device), mask.to(device)), len(mask))
         parts.append(features if dtype is None else features.to("cpu", dtype))
         for name in features.names:
             check_finite(name, parts[-1][name])
@@ -169,6 +170,7 @@ def check_sampling(model: Encoder, sampling: Sampling | None, batch_size: int, w
     Raises:
         TypeError, ValueError: they do not.
     """
+    check_encoder(model)
     checks.count("batch_size", batch_size)
     checks.count("workers", workers)
     if model.frame_size < 1:
@@ -181,7 +183,7 @@ def check_sampling(model: Encoder, sampling: Sampling | None, batch_size: int, w
     return sampling
 
 
-def ticks(progress: Progress | None, done: int, total: int) -> Callable[[], None]:
+def ticks(progress: ProgressCallback | None, done: int, total: int) -> Callable[[], None]:
     """Make a function that reports one more each time; at once those done before are reported."""
     count = itertools.count(done)
 

@@ -30,13 +30,12 @@ from .state import check_state, distinct_state
 from .towers import FrameTower, TextTower, WordTower
 
 
-class Portable(nn.Module):
-    """A model that is made of its settings, and can be written and read again."""
+class PretrainedMixin(nn.Module):
+    """Build a model from its settings, write it and read it again."""
 
     config: ModelConfig | None
     vision: FrameTower
     text: TextTower
-    temporal: nn.Module | None
 
     @classmethod
     def from_config(cls, config: ModelConfig, vocabulary: Sequence[str] | None = None) -> Self:

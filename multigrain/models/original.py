@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,38 +19,20 @@ from ..heads.temporal import TemporalLSTM, TemporalTransformer
 from .clip import ClipText, ClipVision
 from .clip.weights import openai_architecture
 from .config import ClipConfig, ModelConfig, TemporalConfig, mixing_grains
-from .state import check_state, read_state, safetensors
+from .state import check_state, distinct_state, read_state, safetensors
 from .torchscript import is_torchscript
-from .towers import FrameTower, TextTower
 
 MATRICES = {
-    "global_mat_weight": "scorer.grains.0.bilinear",
-    "word_logit_weight": "scorer.grains.1.aggregator.inner_query",
-    "frame_logit_weight": "scorer.grains.2.aggregator.inner_candidate",
-    "local_mat_weight": "scorer.grains.3.bilinear",
-    "word_mat_weight": "scorer.grains.3.aggregator.inner_query",
-    "frame_mat_weight2": "scorer.grains.3.aggregator.outer_candidate",
-    "frame_mat_weight": "scorer.grains.3.aggregator.inner_candidate",
-    "word_mat_weight2": "scorer.grains.3.aggregator.outer_query",
+    "global_mat_weight": "recipe.scorer.grains.0.bilinear",
+    "word_logit_weight": "recipe.scorer.grains.1.aggregator.inner_query",
+    "frame_logit_weight": "recipe.scorer.grains.2.aggregator.inner_candidate",
+    "local_mat_weight": "recipe.scorer.grains.3.bilinear",
+    "word_mat_weight": "recipe.scorer.grains.3.aggregator.inner_query",
+    "frame_mat_weight2": "recipe.scorer.grains.3.aggregator.outer_candidate",
+    "frame_mat_weight": "recipe.scorer.grains.3.aggregator.inner_candidate",
+    "word_mat_weight2": "recipe.scorer.grains.3.aggregator.outer_query",
 }
 _POSITIONS, _BLOCKS, _LSTM = "frame_position_embeddings.weight", "transformerClip.resblocks", "lstm_visual"
-
-
-class Model(Protocol):
-    """What of an XCLIP has a counterpart in the original."""
-
-    config: ModelConfig | None
-    vision: FrameTower
-    text: TextTower
-    temporal: nn.Module | None
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors by name."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor], /) -> object:
-        """Take in tensors by name."""
-        ...
 
 
 def is_original(path: str | os.PathLike[str]) -> bool:
@@ -93,40 +75,42 @@ def read_original(path: str | os.PathLike[str], masked: bool) -> tuple[ModelConf
     return config, state
 
 
-def load_original(model: Model, state: Mapping[str, Tensor], name: str) -> None:
+def load_original(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Put the state dict of the original into a model of the same settings.
 
     Raises:
         ValueError: tensors that are missing, unexpected or of another shape.
     """
-    names, ours = _names(model), model.state_dict()
+    names, ours = _original_names(model), distinct_state(model)
     check_state({theirs: ours[key] for key, theirs in names.items()}, state, name)
-    model.load_state_dict({key: state[theirs] for key, theirs in names.items()})
+    model.load_state_dict({key: state[theirs] for key, theirs in names.items()}, strict=False)
 
 
-def save_original(model: Model, path: str | os.PathLike[str]) -> None:
-    """See XCLIP.save_original."""
-    state = {theirs: model.state_dict()[key].detach().cpu().contiguous() for key, theirs in _names(model).items()}
+def save_original(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint of the original (see XCLIP.save_original)."""
+    ours = distinct_state(model)
+    state = {theirs: ours[key].detach().cpu().contiguous() for key, theirs in _original_names(model).items()}
     if Path(path).suffix == ".safetensors":
         files.write_bytes(path, safetensors().save(state, metadata={"format": "pt"}))
     else:
         files.save_tensors(path, state)
 
 
-def _names(model: Model) -> dict[str, str]:
-    """The original's name of each entry of the model's state dict.
+def _original_names(model: nn.Module) -> dict[str, str]:
+    """Map the names of the model's state dict to those of the original.
 
     Raises:
         ValueError: the original has no place for this model.
     """
-    matrices = {ours: theirs for theirs, ours in MATRICES.items()}
+    encoder: dict[str, str] = {}
     if isinstance(model.temporal, TemporalTransformer):
-        encoder = {f"temporal.{a}": b for a, b in model.temporal.clip_names(_POSITIONS, _BLOCKS).items()}
-    else:
-        lstm = model.temporal.lstm.state_dict() if isinstance(model.temporal, TemporalLSTM) else {}
-        encoder = {f"temporal.lstm.{name}": f"{_LSTM}.{name}" for name in lstm}
-    names = {"criterion.logit_scale": "clip.logit_scale", **matrices, **encoder}
-    state = model.state_dict()
+        encoder = model.temporal.clip_names(_POSITIONS, _BLOCKS)
+    elif isinstance(model.temporal, TemporalLSTM):
+        encoder = {f"lstm.{name}": f"{_LSTM}.{name}" for name in model.temporal.lstm.state_dict()}
+    names = {"recipe.loss.criterion.logit_scale": "clip.logit_scale"}
+    names |= {ours: theirs for theirs, ours in MATRICES.items()}
+    names |= {f"recipe.video_head.temporal.{ours}": theirs for ours, theirs in encoder.items()}
+    state = distinct_state(model)
     for name in state:
         for side in ("vision.", "text."):
             if name.startswith(side):
@@ -136,21 +120,21 @@ def _names(model: Model) -> dict[str, str]:
             f"save_original: expected X-CLIP's four grains with all learned matrices (mixing=True), "
             f"{sorted(odd)[0]} has no counterpart"
         )
-    if problem := _differs(model):
+    if problem := _difference(model.vision, model.text, model.config):
         raise ValueError(f"save_original: expected CLIP as OpenAI's, got {problem}")
     return names
 
 
-def _differs(model: Model) -> str:
-    """What of the model the original code would build differently; empty if nothing."""
-    if not (isinstance(model.vision, ClipVision) and isinstance(model.text, ClipText) and model.config):
+def _difference(vision_tower: object, text_tower: object, config: Any) -> str:
+    """Name a part of a model that the original code would build differently; "" where there is none."""
+    if not (isinstance(vision_tower, ClipVision) and isinstance(text_tower, ClipText) and config):
         return "towers of another kind"
-    sizes: dict[str, Any] = model.config.clip.architecture  # type: ignore[union-attr,assignment]
+    sizes: dict[str, Any] = config.clip.architecture
     text, vision = sizes["text_cfg"], sizes["vision_cfg"]
     if not sizes.get("quick_gelu", False):
         return "GELU where the original has QuickGELU"
     if vision.get("head_width", 64) != 64 or text["heads"] != text["width"] // 64:
         return "attention heads that are not 64 wide"
-    if not isinstance(vision["layers"], int) or "visual.proj" not in model.vision.state_dict():
+    if not isinstance(vision["layers"], int) or "visual.proj" not in vision_tower.state_dict():
         return "a frame tower that is no vision transformer"
     return ""

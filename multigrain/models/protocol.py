@@ -1,4 +1,4 @@
-"""Encoder: what search, extraction, evaluation and pictures need of a model, whoever wrote it.
+"""Encoder: all that search, extraction, evaluation and pictures need of a model, whoever wrote it.
 
     class Mine(nn.Module):
         frame_size, max_frames = 224, 12
@@ -30,6 +30,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..recipes import Recipe
 from ..tokens import Features, Tokens
 
@@ -39,7 +40,7 @@ class Encoder(Protocol):
 
     It may have more, each of which has a default:
 
-    - `words(sentence)`: the words that its word features are of, for pictures (default: their numbers).
+    - `words(sentence)`: the words that its word features stand for, for pictures (default: their numbers).
     - `recipe`: a Recipe, whose reverse scorer and reranker then take part in an evaluation.
     - `fingerprint()`: plain values that change whenever video features do, by which a folder of features knows its
       model (default: the name of its class and a digest of all its weights).
@@ -47,8 +48,10 @@ class Encoder(Protocol):
       and the row of each frame.
     """
 
-    scorer: nn.Module
-    """Features x Features -> scores [texts, videos], such as MultiGrain"""
+    @property
+    def scorer(self) -> nn.Module:
+        """Features x Features -> scores [texts, videos], such as MultiGrain."""
+        ...
 
     @property
     def frame_size(self) -> int:
@@ -67,6 +70,34 @@ class Encoder(Protocol):
     def encode_video(self, frames: Tensor, mask: Tensor, /) -> Features:
         """Features of videos: frames [B, N, 3, H, W], uint8, and mask [B, N], True = a real frame."""
         ...
+
+
+_NEEDED = ("scorer", "frame_size", "max_frames", "encode_text", "encode_video")
+
+
+def check_encoder(model: object) -> None:
+    """Check that a model has all that an `Encoder` must have.
+
+    Raises:
+        TypeError: it lacks something; all that is missing is named.
+    """
+    if missing := [name for name in _NEEDED if not hasattr(model, name)]:
+        raise TypeError(
+            f"model: expected an encoder with {', '.join(_NEEDED)}, "
+            f"got {type(model).__name__} without {', '.join(missing)}"
+        )
+
+
+def check_encoded(name: str, found: object, count: int) -> Features:
+    """Return what an encoder's method gave, once it is the Features of so many items.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: Features of another number of items.
+    """
+    features = checks.instance(name, found, Features)
+    checks.require(len(features) == count, name, f"Features of {count} items", len(features))
+    return features
 
 
 @contextmanager

@@ -1,11 +1,7 @@
-"""XCLIP: two towers, a temporal encoder and a multi-grained scorer (Ma et al. 2022, arXiv 2207.07285).
+"""XCLIP: two towers and a recipe, by default X-CLIP's own (Ma et al. 2022, arXiv 2207.07285; see recipe.py).
 
-    sentences -> text tower  -> sentence [B,D], word [B,M,D] -------------------+
-                                                                                 +-> MultiGrain -> scores
-    frames    -> frame tower -> raw [B,N,D] -> temporal encoder -> mean -> video +
-                                  '------------------'--- frame_source --> frame '
-
-With a recipe (see ModelConfig), its heads take the place of what follows the towers, and its scorer that of MultiGrain.
+    sentences -> text tower  -> sentence [B,D], word [B,M,D] -> text head  -+-> scorer -> scores
+    frames    -> frame tower -> frame [B,N,D]                -> video head -+-> loss
 
 Three unrelated models are called X-CLIP; this is the one for video-text retrieval, neither Microsoft's video
 recogniser nor the package `x-clip`.
@@ -28,39 +24,33 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..data.video import Sampling
-from ..losses import InfoNCE, RetrievalLoss
+from ..losses import InfoNCE
 from ..losses.infonce import Ids
 from ..recipes import Recipe
-from ..reduce import mean
-from ..tokens import Features, Tokens
+from ..tokens import Features
 from .build import freeze, is_timm_clip
 from .config import ModelConfig
 from .encoding import encode_videos
-from .loading import Portable
+from .loading import PretrainedMixin
 from .protocol import digest
 from .towers import FeatureTower, FrameTower, TextTower, WordTower
 
-FRAME_SOURCES = ("raw", "temporal")
 
-
-class XCLIP(Portable):
+class XCLIP(PretrainedMixin):
     """Encodes sentences and videos into Features, scores and trains on them.
 
     Args:
         vision: frames [U, 3, H, W] -> features [U, D] (FrameTower).
         text: sentences -> sentence and word features and a mask (TextTower), of the same width D.
-        temporal: frame features [B, N, D], mask [B, N] -> [B, N, D]; None = the frames as they are.
-        scorer: over the grains sentence, word, video, frame.
-        criterion: holds the logit scale; default InfoNCE(). With a recipe, of the towers' pretraining alone.
-        frame_source: the frames of the fine grains: "raw", before the temporal encoder (the paper), or
-            "temporal", after it. The video vector is always the mean of those after it.
+        recipe: heads, scorer and loss above the towers: X-CLIP's (see own_recipe), or another system's.
+        criterion: the loss of the towers' pretraining on single frames; default InfoNCE(). X-CLIP's own recipe
+            shares it.
         masked: keep padded words and frames out of the fine grains. False matches models trained that way.
         max_frames: the most frames of a video, for those who sample them.
-        recipe: a published system above the towers, whose scorer is `scorer`; without `temporal`.
         word_weights: give the recipe the grain word_weight (see RecipeConfig).
 
     Raises:
-        ValueError: towers of different widths, an unknown frame source.
+        ValueError: towers of different widths.
     """
 
     idf: Tensor | None
@@ -69,38 +59,47 @@ class XCLIP(Portable):
         self,
         vision: FrameTower,
         text: TextTower,
-        temporal: nn.Module | None,
-        scorer: nn.Module,
+        recipe: Recipe,
         criterion: InfoNCE | None = None,
         *,
-        frame_source: str = "raw",
         masked: bool = True,
         max_frames: int = 12,
-        recipe: Recipe | None = None,
         word_weights: bool = False,
     ) -> None:
         super().__init__()
         if vision.dim != text.dim:
             raise ValueError(f"towers: expected features of one width, got vision {vision.dim} and text {text.dim}")
-        self.vision, self.text, self.temporal = vision, text, temporal
-        self.scorer = scorer
+        self.vision, self.text, self.recipe = vision, text, recipe
         self.criterion = InfoNCE() if criterion is None else criterion
-        self.frame_source = checks.choice("frame_source", frame_source, FRAME_SOURCES)
         self.masked, self.max_frames = masked, max_frames
-        self.recipe = recipe
         # By word id, 1 for all until `weigh_words`; 0 for padding and for unknown words.
         known = torch.ones(len(text.vocabulary)) if word_weights and isinstance(text, WordTower) else None
         self.register_buffer("idf", None if known is None else nn.functional.pad(known, (1, 0)))
         self.config: ModelConfig | None = None
 
     @property
-    def logit_scale(self) -> Tensor:
-        """The logarithm of the multiplier of the scores, a parameter; the first one of a recipe that has several.
+    def scorer(self) -> nn.Module:
+        """The recipe's scorer: Features x Features -> scores [texts, videos]."""
+        return self.recipe.scorer
 
-        For a recipe whose loss has none, that of the towers' pretraining.
+    @property
+    def temporal(self) -> nn.Module | None:
+        """The temporal encoder of X-CLIP's own recipe; None where there is none."""
+        return getattr(self.recipe.video_head, "temporal", None)
+
+    @property
+    def frame_source(self) -> str:
+        """The frames that the fine grains of X-CLIP's own recipe see; "raw" for another recipe."""
+        return getattr(self.recipe.video_head, "frame_source", "raw")
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The logarithm of the multiplier of the scores, a parameter.
+
+        It is the first one in the recipe's loss; for a loss that has none, the one of the towers' pretraining.
         """
-        found = [] if self.recipe is None else [p for name, p in self.recipe.loss.named_parameters() if _is_scale(name)]
-        return found[0] if found else self.criterion.logit_scale
+        found = (p for name, p in self.recipe.loss.named_parameters() if _is_scale(name))
+        return next(found, self.criterion.logit_scale)
 
     @property
     def frame_size(self) -> int:
@@ -114,24 +113,21 @@ class XCLIP(Portable):
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the video features: the settings of the video side and a digest of its weights."""
         config: dict[str, Any] = {} if self.config is None else dataclasses.asdict(self.config)
-        head = None if self.recipe is None else self.recipe.video_head
-        parts = {"vision": self.vision, "temporal": self.temporal, "recipe": head}
-        modules = {name: module for name, module in parts.items() if isinstance(module, nn.Module)}
+        parts = {"vision": self.vision, "recipe": self.recipe.video_head}
         tensors = (
             (f"{part}.{name}", value)
-            for part, module in modules.items()
+            for part, module in parts.items()
+            if isinstance(module, nn.Module)
             for name, value in itertools.chain(module.named_parameters(), module.named_buffers())
         )
         described = {
-            **{name: config.get(name) for name in ("vision", "temporal", "clip")},
+            **{name: config.get(name) for name in ("vision", "temporal", "clip", "recipe")},
             "size": self.vision.size,
             "dim": self.vision.dim,
             "frame_source": self.frame_source,
             "masked": self.masked,
             "max_frames": self.max_frames,
             "weights": digest(tensors),
-            # Without a recipe, nothing: features of before there were any remain what they are.
-            **({} if self.recipe is None else {"recipe": config.get("recipe")}),
         }
         return json.loads(json.dumps(described, default=str))
 
@@ -174,7 +170,7 @@ class XCLIP(Portable):
             freeze(self.vision, self.config.clip)
 
     def encode_text(self, sentences: Any) -> Features:
-        """Features(sentence [B, D], word [B, M, D] with its mask), or what a recipe's head makes of them.
+        """Return Features(sentence [B, D], word [B, M, D] with its mask), or the grains that a recipe makes of them.
 
         Args:
             sentences: a list of strings; for CLIP's tower also token ids [B, W], torch.long, or (ids, mask), see
@@ -185,8 +181,6 @@ class XCLIP(Portable):
         """
         sentence, words, real = self.text(sentences)
         text = Features(sentence=sentence, word=(words, real if self.masked else None))
-        if self.recipe is None:
-            return text
         if self.idf is not None and isinstance(self.text, WordTower):
             weights = self.idf[self.text.tokenize(sentences)[0]][..., None]
             text = Features(sentence=text["sentence"], word=text["word"], word_weight=(weights, real))
@@ -209,7 +203,7 @@ class XCLIP(Portable):
         mask: Bool[Tensor, "b n"] | None = None,
         index: Int[Tensor, "b n"] | None = None,
     ) -> Features:
-        """Features(video [B, D], frame [B, N, D] with its mask), or what a recipe's head makes of the frames.
+        """Return Features(video [B, D], frame [B, N, D] with its mask), or the grains that a recipe makes of frames.
 
         Args:
             frames: a video file (see encode_videos); [B, N, 3, H, W], uint8 or floating in [0, 1]; or, with
@@ -276,15 +270,11 @@ class XCLIP(Portable):
         return encode_videos(self, paths, sampling=sampling, batch_size=batch_size)
 
     def video_features(self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Features:
-        """Features(video, frame) from the frame tower's features, as encode_video makes them."""
-        if self.recipe is not None:
-            return self.recipe.video_head(Features(frame=(frames, mask)))
-        temporal = frames if self.temporal is None else self.temporal(frames, mask)
-        # As X-CLIP's code: the mean of unit vectors, so that a long frame does not outweigh the others.
-        unit = Tokens(temporal, mask).normalized().features
-        video = mean(unit, None if mask is None else mask[..., None], dim=1)
-        fine = temporal if self.frame_source == "temporal" else frames
-        return Features(video=video, frame=(fine, mask if self.masked else None))
+        """Return what encode_video does, from the frame tower's features."""
+        video = self.recipe.video_head(Features(frame=(frames, mask)))
+        if self.masked:
+            return video
+        return Features(**{name: video[name] for name in video.names} | {"frame": video["frame"].features})
 
     def forward(
         self,
@@ -309,11 +299,9 @@ class XCLIP(Portable):
         """The loss of a batch of pairs, of the features that encode_text and encode_video make.
 
         Args:
-            settings: for a recipe's loss, see Recipe.loss_of.
+            settings: see Recipe.loss_of.
         """
-        if self.recipe is not None:
-            return self.recipe.loss_of(text, video, ids, **settings)
-        return RetrievalLoss(self.scorer, self.criterion)(text, video, ids, **settings)
+        return self.recipe.loss_of(text, video, ids, **settings)
 
 
 def _is_scale(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import torch
+from einops import reduce
 from torch import Tensor, nn
 
 from .. import checks
@@ -26,7 +26,7 @@ class _Sum(nn.Module):
         self.scorers = nn.ModuleList(scorers)
 
     def forward(self, text: Features, video: Features) -> Tensor:
-        return torch.stack([scorer(text, video) for scorer in self.scorers]).sum(0)
+        return reduce([scorer(text, video) for scorer in self.scorers], "scorer t v -> t v", "sum")
 
 
 @register_recipe(

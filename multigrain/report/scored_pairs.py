@@ -68,7 +68,7 @@ def of_pairs(evaluation: Evaluation, pairs: Pairs, model: XCLIP, max_frames: int
 
     texts = [pairs.sentences[row] for row in evaluation.texts]
     # A picture adds up the parts of the grains, which neither corrected scores nor those of recipes consist of.
-    drawn = picture if evaluation.hubness is None and model.recipe is None else None
+    drawn = picture if evaluation.hubness is None and not model.recipe.name else None
     return ScoredPairs(*_scores(evaluation), texts, _video_names(evaluation, pairs), frames, drawn)
 
 

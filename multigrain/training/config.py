@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .. import checks
 from ..checks import require
@@ -28,6 +28,9 @@ class BabyAIConfig:
     Raises:
         ValueError: a size that is no positive number, or splits that leave nothing to train on.
     """
+
+    packages: ClassVar = {"minigrid": "demo", "matplotlib": "viz"}
+    """Packages that a run needs, each with its extra: its pairs are generated and its page has pictures."""
 
     cache: str = "runs/data"
     pairs: int = 9500
@@ -95,6 +98,8 @@ class ClipsConfig:
     Raises:
         ValueError: a value out of range; its name is given.
     """
+
+    packages: ClassVar = dict[str, str]()
 
     manifest: str
     protocol: str = "diagonal"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..losses import momentum_update
-from ..losses.batch import grains_read, only
+from ..losses.batch import grains_read, select_read
 from ..models import XCLIP
 from ..tokens import Features
 
@@ -26,11 +26,11 @@ class Momentum:
     """
 
     def __init__(self, model: XCLIP) -> None:
-        assert model.recipe is not None and model.recipe.momentum is not None
+        assert model.recipe.momentum is not None
         self.decay = model.recipe.momentum
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.queues = model.recipe.queues()
-        self.reads = grains_read(model.recipe.scorer) or (frozenset[str](), frozenset[str]())
+        self.reads = grains_read(model.recipe.scorer)
 
     def loss(self, model: XCLIP, encode: Encode, item: Any) -> Tensor:
         """The loss of a batch; the copy follows the model first, and the queues take in the copy's features."""
@@ -41,8 +41,8 @@ class Momentum:
             keys = encode(self.model, item)[:2]
         queues = {} if self.queues is None else dict(zip(("text_queue", "video_queue"), self.queues, strict=True))
         loss = model.loss(text, video, ids, keys=keys, **queues)
-        for queue, features, names in zip(self.queues or (), keys, self.reads, strict=False):
-            queue.push(only(features, names), ids)
+        for queue, features in zip(self.queues or (), select_read(self.reads, *keys), strict=False):
+            queue.push(features, ids)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,4 +59,4 @@ class Momentum:
 
 def momentum_of(model: XCLIP) -> Momentum | None:
     """Momentum encoders as the model is now, if its recipe wants them."""
-    return None if model.recipe is None or model.recipe.momentum is None else Momentum(model)
+    return None if model.recipe.momentum is None else Momentum(model)

@@ -50,7 +50,7 @@ def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs, momentum: Mom
     if stage.freeze_vision:
         return frozen_objective(model, pairs, *frame_features(model, pairs, stage.max_frames), momentum)
     read = partial(_read, pairs, stage.max_frames, world())
-    return Objective(model, read, _encode_videos, loss_of(model), momentum)
+    return Objective(model, read, _encode_videos, model.recipe.loss, momentum)
 
 
 def frozen_objective(
@@ -65,12 +65,7 @@ def frozen_objective(
         video = model.video_features(features[rows, :length].to(device), mask[:, :length].to(device))
         return model.encode_text([pairs.sentences[row] for row in rows]), video, pairs.ids[rows].to(device)
 
-    return Objective(model, partial(_rows, world()), encode, loss_of(model), momentum)
-
-
-def loss_of(model: XCLIP) -> Loss:
-    """Of a "videos" stage."""
-    return RetrievalLoss(model.scorer, model.criterion) if model.recipe is None else model.recipe.loss
+    return Objective(model, partial(_rows, world()), encode, model.recipe.loss, momentum)
 
 
 def _read(pairs: Pairs, max_frames: int, of: tuple[int, int], seed: int, rows: list[int]) -> Batch:

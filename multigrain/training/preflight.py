@@ -70,7 +70,7 @@ def check_model(config: TrainConfig, model: XCLIP) -> None:
             )
     if isinstance(config.data, ClipsConfig):  # of the default one, the caller may bring other data
         config.data.check(model)
-    if model.recipe is not None and config.validation_pairs > 0:
+    if config.validation_pairs > 0:
         check_reranker(model.recipe)
 
 

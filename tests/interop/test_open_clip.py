@@ -125,6 +125,6 @@ def test_errors():
     with pytest.raises(ValueError, match=r"criterion: expected logit_scale 0, not trained.*got 2.659, trained"):
         ClipLoss(criterion=mg.InfoNCE())
     with pytest.raises(ValueError, match=r"criterion: expected logit_scale 0, not trained"):
-        ClipLoss(criterion=mg.MarginRanking() + 0.5 * mg.InfoNCE())
+        ClipLoss(criterion=mg.losses.MarginRanking() + 0.5 * mg.InfoNCE())
     with pytest.raises(TypeError, match="text_features: expected Features, since the scorer names no grains"):
         ClipLoss(nn.Identity())(torch.ones(2, 3), torch.ones(2, 3), 1.0)

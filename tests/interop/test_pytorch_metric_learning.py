@@ -180,7 +180,7 @@ def test_accuracy_calculator_agrees_with_ours():
         device=torch.device("cpu"),
     )
     found = calculator.get_accuracy(scores, ids, scores.T, ids, ref_includes_query=False)
-    ranks = mg.ranks(scores)
+    ranks = mg.metrics.ranks(scores)
     assert found["precision_at_1"] == pytest.approx(mg.retrieval_metrics(scores)["t2v"]["R@1"] / 100)
     assert found["mean_reciprocal_rank"] == pytest.approx((1 / ranks).mean().item())
     assert found["mean_average_precision"] == pytest.approx((1 / ranks).mean().item())

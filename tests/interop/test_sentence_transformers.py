@@ -155,7 +155,7 @@ def test_search_and_evaluators(model: Any):
         mrr_at_k=[3],
         write_csv=False,
     )
-    assert search(model)["aosm_mrr@3"] == pytest.approx((1 / mg.ranks(scores)).mean().item())
+    assert search(model)["aosm_mrr@3"] == pytest.approx((1 / mg.metrics.ranks(scores)).mean().item())
     samples = [
         {"query": query, "positive": [document], "negative": NEGATIVES}
         for query, document in zip(QUERIES, DOCUMENTS, strict=True)

@@ -265,11 +265,11 @@ def tolerance(problem: Problem) -> float:
     """A similarity's last bits count 1 / temperature times in a weight of a softmax, squared behind a mixing matrix."""
     coarsest = min((problem.query.base.dtype, problem.candidate.base.dtype), key=lambda dtype: dtype.itemsize)
     eps = torch.finfo(torch.promote_types(coarsest, torch.float32)).eps
-    steep = isinstance(problem.aggregator, mg.ISA) or (
+    steep = isinstance(problem.aggregator, mg.aggregators.ISA) or (
         isinstance(problem.aggregator, mg.AOSM) and problem.aggregator.mixes
     )
     # Similarities of a level that nearly cancel have a length of which rounding takes a larger share.
-    scale = 100 if isinstance(problem.aggregator, mg.NormalizedSoftmax) else 1
+    scale = 100 if isinstance(problem.aggregator, mg.aggregators.NormalizedSoftmax) else 1
     return 30 * eps * scale * max(1.0, 1 / problem.temperature) ** (2 if steep else 1)
 
 

@@ -60,7 +60,7 @@ def test_a_low_temperature_costs_no_denormal_numbers(name):
     features = [torch.randn(64, length, 256, requires_grad=True) for length in (32, 12)]
 
     def seconds(temperature):
-        grain = mg.FrameWord(mg.build_aggregator(name, temperature=temperature))
+        grain = mg.FrameWord(mg.aggregators.build_aggregator(name, temperature=temperature))
         started = time.process_time()
         grain(mg.Features(word=features[0]), mg.Features(frame=features[1]), backend="blocked").sum().backward()
         return time.process_time() - started
@@ -78,7 +78,9 @@ def test_similarities_far_from_one_overflow_nothing(device, name, temperature, s
     masks = [(torch.rand(6, 5, generator=generator) < 0.6).to(device) for _ in range(2)]
     outcomes = []
     for backend, dtype in (("blocked", torch.float32), ("eager", torch.float64)):
-        grain = mg.Grain("query", "candidate", mg.build_aggregator(name, temperature=temperature), bilinear=16)
+        grain = mg.Grain(
+            "query", "candidate", mg.aggregators.build_aggregator(name, temperature=temperature), bilinear=16
+        )
         grain.to(device, dtype).bilinear.data.mul_(scale)
         leaves = [x.detach().to(dtype).requires_grad_() for x in (query, candidate)]
         sides = [mg.Features(**{n: (x, m)}) for n, x, m in zip(("query", "candidate"), leaves, masks, strict=True)]

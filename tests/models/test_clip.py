@@ -193,7 +193,7 @@ def test_lengths_that_do_not_fit_are_refused(weights: Path):
     text, video = model.encode_text(CAPTIONS), model.encode_video(torch.rand(2, 4, 3, 32, 32))
     assert model.scorer(text, video).shape == (2, 2)
     model.max_frames = 5
-    model.temporal = None
+    model.recipe.video_head.temporal = None
     with pytest.raises(ValueError, match="expected at most 4 candidate tokens"):
         model.scorer(text, model.encode_video(torch.rand(2, 5, 3, 32, 32)))
 
@@ -280,7 +280,7 @@ def test_timm_s_tower_with_clip_s_weights_is_open_clip_s(clip: Any, weights: Pat
     assert model.vision.size == 32
     names = {name for name, _ in model.named_parameters()}
     assert model.tower_parameters() == {n for n in names if n.startswith(("vision.", "text."))} | {
-        "criterion.logit_scale"
+        "recipe.loss.criterion.logit_scale"
     }
     model.save_pretrained(tmp_path)
     assert torch.equal(XCLIP.from_pretrained(tmp_path).vision(frames[0]), model.vision(frames[0]))

@@ -188,7 +188,7 @@ def test_forward_is_the_loss_of_the_scores(video: tuple[Tensor, Tensor]):
 def test_features_that_were_computed_before_take_the_towers_place(video: tuple[Tensor, Tensor], masked: bool):
     model = build(masked=masked)
     cached = XCLIP(
-        FeatureTower(8), FeatureTower(8, 8), model.temporal, model.scorer, model.criterion, masked=masked, max_frames=4
+        FeatureTower(8), FeatureTower(8, 8), model.recipe, model.criterion, masked=masked, max_frames=4
     ).eval()
     text = model.text(SENTENCES)
     frames = model.vision(video[0].flatten(0, 1)).unflatten(0, (2, 4))

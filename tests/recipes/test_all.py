@@ -203,7 +203,7 @@ def test_the_page_speaks_of_every_recipe() -> None:
 @every
 def test_dual_softmax_of_one_query_changes_nothing(name: str) -> None:
     scores = small(name).scores(*raw(1, 4))
-    close(mg.dual_softmax(scores), scores, 1e-6)
+    close(mg.hubness.dual_softmax(scores), scores, 1e-6)
 
 
 def test_names_and_settings_that_are_wrong_are_named() -> None:

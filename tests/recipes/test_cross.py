@@ -90,7 +90,7 @@ def test_clipbert_ignores_a_padded_segment() -> None:
 def test_clipbert_s_log_sum_exp_asks_for_cross_entropy() -> None:
     with pytest.raises(ValueError, match="loss: expected one of ce; got 'margin'"):
         recipes.clipbert(DIM, loss="margin")
-    assert isinstance(recipes.clipbert(DIM, pool="max", loss="margin", **SMALL).loss.criterion, mg.MarginRanking)
+    assert isinstance(recipes.clipbert(DIM, pool="max", loss="margin", **SMALL).loss.criterion, mg.losses.MarginRanking)
 
 
 def test_taco_s_terms_and_cascade() -> None:

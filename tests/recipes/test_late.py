@@ -214,10 +214,12 @@ def test_ts2net_blends_weighted_frames_with_the_whole() -> None:
 @pytest.mark.parametrize("temporal", ["mean", "transformer"])
 def test_x_clip_is_the_model_above_its_towers(temporal: str) -> None:
     models = pytest.importorskip("multigrain.models")
+    own_recipe = pytest.importorskip("multigrain.models.recipe").own_recipe
     recipe, (text, video) = randomise(recipes.xclip(DIM, temporal, 4, 1, 2, max_words=5)), raw()
     encoder = None if temporal == "mean" else recipe.video_head[0].encoder
     tower = models.FeatureTower(DIM)
-    model = models.XCLIP(tower, tower, encoder, recipe.scorer, recipe.loss.criterion)
+    own = own_recipe(recipe.scorer, encoder, recipe.loss.criterion)
+    model = models.XCLIP(tower, tower, own, recipe.loss.criterion)
     encoded = model.encode_video(video["frame"].features, video["frame"].mask)
     close(recipe.scores(text, video), model.scorer(text, encoded), 0.0)
     close(recipe(text, video), mg.RetrievalLoss(model.scorer, model.criterion)(text, encoded), 0.0)

@@ -44,7 +44,7 @@ def scores_and_losses() -> None:
         assert mg.Grain("word", "frame", name)(text, video).isfinite().all(), name
     for backend in ("eager", "blocked"):
         mg.MultiGrain(mg.FrameWord("aosm"), backend=backend)(text, video)
-    for criterion in (mg.InfoNCE(), mg.Sigmoid(), mg.MarginRanking() + 0.5 * mg.InfoNCE()):
+    for criterion in (mg.InfoNCE(), mg.Sigmoid(), mg.losses.MarginRanking() + 0.5 * mg.InfoNCE()):
         scorer = mg.MultiGrain(mg.SentenceFrame(), mg.FrameWord(), weights="learned")
         mg.RetrievalLoss(scorer, criterion)(text, video).backward()
         assert scorer.weight_logits is not None and scorer.weight_logits.grad is not None
@@ -56,20 +56,20 @@ def scores_and_losses() -> None:
 
 def retrieval() -> None:
     text, video = features()
-    for pooler in (mg.MeanPool(), mg.AttentionPool(D)):
-        assert mg.Pool("frame", "video", pooler)(video)["video"].dim == D
-    for pooler in (mg.SoftmaxPool(), mg.CrossAttentionPool(D)):
-        assert mg.PooledGrain("sentence", "frame", pooler)(text, video).shape == (4, 4)
+    for pooler in (mg.heads.MeanPool(), mg.heads.AttentionPool(D)):
+        assert mg.heads.Pool("frame", "video", pooler)(video)["video"].dim == D
+    for pooler in (mg.grains.SoftmaxPool(), mg.grains.CrossAttentionPool(D)):
+        assert mg.grains.PooledGrain("sentence", "frame", pooler)(text, video).shape == (4, 4)
     scores = mg.score_matrix(mg.FrameWord(), text, video, block=3)
     values, _ = mg.top_k(mg.FrameWord(), text, video, k=2)
     torch.testing.assert_close(values, scores.topk(2, 1).values)
     assert mg.retrieval_metrics(scores)["t2v"]["R@10"] == 100
-    assert mg.rerank(scores, mg.CrossEncoder(D, heads=2).eval(), 2, text, video).shape == (4, 4)
+    assert mg.rerank(scores, mg.cross_encoder.CrossEncoder(D, heads=2).eval(), 2, text, video).shape == (4, 4)
     for corrected in (
-        mg.dual_softmax(scores),
-        mg.inverted_softmax(scores, scores),
-        mg.dynamic_inverted_softmax(scores, scores),
-        mg.sinkhorn(scores),
+        mg.hubness.dual_softmax(scores),
+        mg.hubness.inverted_softmax(scores, scores),
+        mg.hubness.dynamic_inverted_softmax(scores, scores),
+        mg.hubness.sinkhorn(scores),
     ):
         assert corrected.isfinite().all()
     with tempfile.TemporaryDirectory() as folder:

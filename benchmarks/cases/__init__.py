@@ -1,0 +1,1 @@
+"""The cases: operations with their shapes, rivals and targets, and the studies of trained models."""

@@ -1,0 +1,1 @@
+"""The harness: inputs, timing, parity, memory, records and pages, and the registry of the cases."""
