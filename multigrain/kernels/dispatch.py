@@ -103,12 +103,13 @@ def by_blocks(definition: recompute.Definition, query: Tokens, candidate: Tokens
 
 def _automatic(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> list[str]:
     """The backends to try, best first; the definition, which always serves, is the last."""
-    fused = fusion.fuses(aggregator, "triton" if query.device.type == "cuda" else "blocked")
+    q, c = query.features, candidate.features  # [q, m, D], [c, n, D]
+    fused = fusion.fuses(aggregator, "triton" if q.is_cuda else "blocked")
     # The compiler sees through the definition, not through blocks of it; the operators know nothing of transforms.
     if not fused if torch.compiler.is_compiling() else checks.transformed():
         return ["eager"]
-    if query.device.type == "cuda" and fused:
+    if q.is_cuda and fused:
         return ["triton", "blocked", "eager"]
-    large = len(query) * query.length * len(candidate) * candidate.length >= SMALL
+    large = q.shape[:2].numel() * c.shape[:2].numel() >= SMALL
     return ["blocked"] * large + ["eager"]
 
