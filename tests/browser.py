@@ -1,8 +1,7 @@
-"""A headless Chromium over its debugging pipe: open a file, ask it, photograph it, hear what it complains of."""
+"""A headless Chromium over its debugging pipe: open a file, evaluate a script in it, read its console."""
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -18,7 +17,7 @@ _SECONDS = 60.0
 
 
 class Browser:
-    """A context manager. `requests` are all addresses asked for, `complaints` what the console and the engine say."""
+    """A context manager. `requests` has all addresses that were fetched, `complaints` all messages of the console."""
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None
@@ -51,7 +50,7 @@ class Browser:
         os.waitpid(self._pid, 0)
 
     def open(self, page: Path, width: int = 1280, height: int = 900) -> None:
-        """Load a file, until all of it is there."""
+        """Load a file and wait for all of it."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._call("Emulation.setDeviceMetricsOverride", **metrics)
         self._events.clear()
@@ -60,20 +59,15 @@ class Browser:
             self._read()
 
     def hear(self, word: str) -> None:
-        """Wait for a complaint with a word in it: some come later than what they are about."""
+        """Wait for a complaint with a word in it: some arrive late."""
         while not any(word in complaint for complaint in self.complaints):
             self._read()
 
     def ask(self, expression: str) -> Any:
-        """The value of an expression of JavaScript."""
+        """Return the value of a JavaScript expression."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
-
-    def photograph(self, path: Path, whole: bool = False) -> None:
-        """What is on the screen, or the whole page, as PNG."""
-        found = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(found["data"]))
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
@@ -85,7 +79,7 @@ class Browser:
         return answer["result"]
 
     def _read(self) -> dict[str, Any]:
-        """The next message; an event is noted."""
+        """Return the next message; note it if it is an event."""
         end = time.monotonic() + _SECONDS
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._in], [], [], max(0.0, end - time.monotonic()))

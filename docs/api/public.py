@@ -1,8 +1,8 @@
 """A griffe extension: the pages of the API show the names of `index.md`, module by module, and no more.
 
 A page names modules (`::: multigrain.aggregators`), so that a new public name needs no edit of a page: its line in
-`index.md` is enough, and its place there is its place on the page. Modules with an `__all__` of their own that are no
-part of the core keep it; their pages say in which order. Of a class, a page leaves out what its public base says.
+`index.md` is enough, and its place there is its place on the page. Modules outside the core keep their own `__all__`;
+their pages say in which order. The page of a class leaves out members that its public base documents.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ NAME = re.compile(r"\[multigrain\.([\w.]+)\]")
 
 
 class Public(griffe.Extension):
-    """Gives each module of the core the exports that `index.md` lists of it, in that order."""
+    """Extension that gives each module of the core the exports that `index.md` lists of it, in that order."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Called once for each object: `Example:` reads as `Examples:`, which griffe renders as code."""
+        """Read `Example:` in a docstring as `Examples:`, which griffe renders as code."""
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r"^(\s*)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
-        """Called once for each package that is loaded."""
+        """Set the exports of multigrain's modules when it is loaded."""
         if pkg.name != "multigrain":
             return
         order = NAME.findall(Path(__file__).with_name("index.md").read_text())

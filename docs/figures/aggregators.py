@@ -34,7 +34,7 @@ SHOWN = (
 
 
 def name(aggregator: mg.Aggregator) -> str:
-    """As it is written, with what is no default."""
+    """Write an aggregator as in code, with the settings that are not the default."""
     title = type(aggregator).__name__
     if isinstance(aggregator, (mg.AOSM, mg.LogSumExp)):
         return f"{title}({aggregator.outer.temperature})"

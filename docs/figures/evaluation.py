@@ -1,4 +1,4 @@
-"""What a rule of ties and a protocol do to a figure, on the same scores."""
+"""Effect of the rule for ties and of the protocol on a figure, on the same scores."""
 
 from __future__ import annotations
 

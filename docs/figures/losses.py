@@ -1,4 +1,4 @@
-"""Where each criterion pushes: the gradient by the scores of one query."""
+"""Gradient of each criterion by the scores of one query."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CRITERIA = {
 
 
 def draw() -> Figure:
-    """The scores, then minus the gradient by them of each criterion, in units of the largest."""
+    """Draw the scores, then minus the gradient of each criterion by them, in units of the largest."""
     figure, axes = panels(1, 5, 10.0, 2.4)
     names = ["+", *(f"{i}" for i in range(1, len(SCORES)))]
     colours = [BLUE] + [ORANGE] * (len(SCORES) - 1)

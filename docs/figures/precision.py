@@ -1,4 +1,4 @@
-"""How often rounding the similarities changes who comes first, by temperature."""
+"""Share of queries whose best video changes when similarities are rounded, by temperature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the figures share: one look, and files that are the same whenever nothing changed."""
+"""One look for all figures, and files that are the same if nothing changed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 INK, PALE, GRID = "#20242a", "#6b7280", "#e3e6ea"
-BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe and Ito's
-COSINE = "PuOr_r"  # as the pictures of multigrain.viz
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe and Ito's palette
+COSINE = "PuOr_r"  # the colours of multigrain.viz
 
 mpl.rcParams.update({"svg.hashsalt": "multigrain", "font.size": 9, "text.color": INK})
 mpl.rcParams.update({"axes.edgecolor": PALE, "xtick.color": PALE, "ytick.color": PALE, "axes.labelcolor": INK})
