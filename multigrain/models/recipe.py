@@ -46,23 +46,10 @@ class FrameHead(nn.Module):
         video = mean(unit, None if mask is None else rearrange(mask, "b n -> b n 1"), dim=1)
         return Features(video=video, frame=(encoded if self.frame_source == "temporal" else x, mask))
 
-    def extra_repr(self) -> str:
-        """Return the setting that repr shows."""
-        return f"frame_source={self.frame_source!r}"
-
 
 def own_recipe(
-    scorer: MultiGrain,
-    temporal: nn.Module | None = None,
-    criterion: InfoNCE | None = None,
-    frame_source: str = "raw",
+    scorer: MultiGrain, temporal: nn.Module | None = None, criterion: InfoNCE | None = None, frame_source: str = "raw"
 ) -> Recipe:
-    """Build X-CLIP's own recipe.
-
-    Args:
-        scorer: over the grains sentence, word, video, frame.
-        temporal, frame_source: see FrameHead.
-        criterion: holds the logit scale; default InfoNCE().
-    """
+    """Build X-CLIP's own recipe over FrameHead(temporal, frame_source); the criterion is InfoNCE() by default."""
     loss = RetrievalLoss(scorer, InfoNCE() if criterion is None else criterion)
     return Recipe(scorer, loss, video_head=FrameHead(temporal, frame_source))

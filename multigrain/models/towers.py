@@ -55,7 +55,44 @@ class TextTower(Protocol):
         ...
 
 
-class TimmTower(nn.Module):
+class PixelTower(nn.Module):
+    """A frame tower that normalises pixels.
+
+    Args:
+        mean, std: of the pixels in [0, 1], each one number for all channels or three.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        super().__init__()
+        for name, given in (("mean", mean), ("std", std)):
+            value = torch.as_tensor(given).float().reshape(-1)
+            self.register_buffer(name, rearrange(value, "c -> c 1 1"), persistent=False)
+
+    def blank(self, frames: Tensor) -> Tensor:
+        """Return a frame [1, 3, H, W] of the mean colour: zeros after normalisation, as the original pads videos."""
+        return self.mean.expand(1, *frames.shape[-3:])
+
+    def normalized(self, frames: Tensor, dtype: torch.dtype) -> Tensor:
+        """Compute (pixels - mean) / std of frames [U, 3, H, W], uint8 or floating in [0, 1].
+
+        Raises:
+            ValueError: floating frames that hold 0 to 255, NaN or infinity.
+        """
+        # 16 rather than 1: interpolation may overshoot, and frames of noise are allowed; the usual mistake is 255.
+        if frames.is_floating_point() and frames.numel():
+            low, high = map(float, frames.aminmax())
+            if not (low >= -16 and high <= 16):  # true of NaN too
+                raise ValueError(
+                    f"frames: expected floating pixels in [0, 1] (or uint8 from 0 to 255), got {low:g} to {high:g}"
+                )
+        pixels = frames.to(dtype)
+        return ((pixels if frames.is_floating_point() else pixels / 255) - self.mean) / self.std
+
+
+class TimmTower(PixelTower):
     """Any timm vision model, trained from scratch, and a projection without bias.
 
     Args:
@@ -63,15 +100,12 @@ class TimmTower(nn.Module):
         dim: D of the features.
         kwargs: for timm.create_model, such as img_size, patch_size, embed_dim, depth. With global_pool="" the
             features of all places go into the projection side by side, so that it can tell them apart.
-        mean, std: of the pixels in [0, 1], each one number for all channels or three; None = the model's own.
+        mean, std: see PixelTower; None = the model's own.
 
     Raises:
         ImportError: timm is not installed, or cannot be imported; the message says what to do.
         ValueError: a name or arguments that timm does not know.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -81,41 +115,17 @@ class TimmTower(nn.Module):
         mean: float | Sequence[float] | None = 0.5,
         std: float | Sequence[float] | None = 0.5,
     ) -> None:
-        super().__init__()
-        self.dim = dim
-        self.backbone = create_timm(name, {**(kwargs or {}), "num_classes": 0})
+        backbone = create_timm(name, {**(kwargs or {}), "num_classes": 0})
+        usual: Any = backbone.default_cfg
+        super().__init__(usual["mean"] if mean is None else mean, usual["std"] if std is None else std)
+        self.dim, self.backbone = dim, backbone
         self.size = _size_of(self.backbone, kwargs or {})
         self.projection = nn.Linear(_features_of(self.backbone, kwargs or {}), dim, bias=False)
-        for key, given in (("mean", mean), ("std", std)):
-            value: Any = self.backbone.default_cfg[key] if given is None else given  # type: ignore[index]
-            value = torch.as_tensor(value).float().reshape(-1)  # one number, or three
-            self.register_buffer(key, rearrange(value, "c -> c 1 1"), persistent=False)
 
     def forward(self, frames: Tensor) -> Float[Tensor, "u d"]:
         """Encode frames [U, 3, H, W], uint8 or floating in [0, 1], as features [U, dim]."""
-        pixels = normalized_pixels(frames, self.mean, self.std, self.projection.weight.dtype)
+        pixels = self.normalized(frames, self.projection.weight.dtype)
         return self.projection(rearrange(self.backbone(pixels), "u ... -> u (...)"))
-
-    def blank(self, frames: Tensor) -> Tensor:
-        """Return a frame [1, 3, H, W] of the mean colour."""
-        return self.mean.expand(1, *frames.shape[-3:])
-
-
-def normalized_pixels(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute (pixels - mean) / std of frames [U, 3, H, W], uint8 or floating in [0, 1]; mean and std are [3, 1, 1].
-
-    Raises:
-        ValueError: floating frames that hold 0 to 255, NaN or infinity.
-    """
-    # 16 rather than 1: interpolation may overshoot, and frames of noise are allowed; the usual mistake is 255.
-    if frames.is_floating_point() and frames.numel():
-        low, high = map(float, frames.aminmax())
-        if not (low >= -16 and high <= 16):  # true of NaN too
-            raise ValueError(
-                f"frames: expected floating pixels in [0, 1] (or uint8 from 0 to 255), got {low:g} to {high:g}"
-            )
-    pixels = frames.to(dtype)
-    return ((pixels if frames.is_floating_point() else pixels / 255) - mean) / std
 
 
 class FeatureTower(nn.Module):
@@ -296,11 +306,9 @@ class WordTower(nn.Module):
             warnings.warn(f"{long} of {len(split)} sentences were cut to {self.max_words} words", stacklevel=3)
         length = self.max_words if self.pad_to_max else min(self.max_words, max(map(len, split)))
         ids = torch.zeros(len(split), length, dtype=torch.long)
-        mask = torch.zeros(len(split), length, dtype=torch.bool)
         for row, words in enumerate(split):
-            known = [self._ids.get(word, 0) for word in words[:length]]
-            ids[row, : len(known)] = torch.tensor(known)
-            mask[row, : len(known)] = True
+            ids[row, : len(words)] = torch.tensor([self._ids.get(word, 0) for word in words[:length]])
+        mask = torch.arange(length) < torch.tensor([[len(words)] for words in split])
         return ids.to(self.start.device), mask.to(self.start.device)
 
     def forward(

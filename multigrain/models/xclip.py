@@ -30,7 +30,7 @@ from ..losses.infonce import Ids
 from ..recipes import Recipe
 from ..tokens import Features
 from .build import freeze, is_timm_clip
-from .config import ModelConfig
+from .config import ClipConfig, ModelConfig
 from .encoding import encode_videos
 from .loading import PretrainedMixin
 from .protocol import digest
@@ -77,6 +77,10 @@ class XCLIP(PretrainedMixin):
         known = torch.ones(len(text.vocabulary)) if word_weights and isinstance(text, WordTower) else None
         self.register_buffer("idf", None if known is None else nn.functional.pad(known, (1, 0)))
         self.config: ModelConfig | None = None
+
+    @property
+    def _clip(self) -> ClipConfig | None:
+        return None if self.config is None else self.config.clip
 
     @property
     def scorer(self) -> nn.Module:
@@ -144,10 +148,10 @@ class XCLIP(PretrainedMixin):
         start from random numbers belong to the rest: a timm tower that is not CLIP's and has no weights of its own,
         its projection in any case, and towers trained from scratch.
         """
-        if self.config is None or self.config.clip is None:
+        if self._clip is None:
             return set()
         names = {name for name, _ in self.named_parameters() if name.startswith(("vision.", "text."))}
-        vision = self.config.clip.vision
+        vision = self._clip.vision
         if vision is not None and not is_timm_clip(vision.name):
             new = "vision.projection" if vision.kwargs.get("pretrained") else "vision."
             names = {name for name in names if not name.startswith(new)}
@@ -156,7 +160,7 @@ class XCLIP(PretrainedMixin):
     def train(self, mode: bool = True) -> XCLIP:
         """Set the mode like any module, but keep frozen towers in eval mode, with the statistics that they have."""
         super().train(mode)
-        if self.config is not None and self.config.clip is not None and self.config.clip.frozen:
+        if self._clip is not None and self._clip.frozen:
             for tower in (self.vision, self.text):
                 if isinstance(tower, nn.Module):
                     tower.eval()
@@ -164,11 +168,10 @@ class XCLIP(PretrainedMixin):
 
     def freeze_vision(self, frozen: bool) -> None:
         """Keep the frame tower as it is, or let it train (again) as far as its settings do."""
-        if not isinstance(self.vision, nn.Module):
-            return
-        self.vision.requires_grad_(not frozen)
-        if not frozen and self.config is not None and self.config.clip is not None:
-            freeze(self.vision, self.config.clip)
+        if isinstance(self.vision, nn.Module):
+            self.vision.requires_grad_(not frozen)
+            if not frozen and self._clip is not None:
+                freeze(self.vision, self._clip)
 
     def encode_text(self, sentences: Any) -> Features:
         """Return Features(sentence [B, D], word [B, M, D] with its mask), or the grains that a recipe makes of them.
@@ -257,17 +260,7 @@ class XCLIP(PretrainedMixin):
     def encode_videos(
         self, paths: Iterable[str | os.PathLike[str]], *, sampling: Sampling | None = None, batch_size: int = 16
     ) -> Features:
-        """Encode video files in their order, in eval mode and without a graph; decoding runs ahead.
-
-        Args:
-            paths: files; a folder stands for the videos in it.
-            sampling: which frames; default one a second, at most max_frames, uniform.
-            batch_size: videos at a time.
-
-        Raises:
-            ImportError: PyAV is not installed.
-            ValueError: a video that cannot be read; its name and the reason are given.
-        """
+        """Encode video files, or the ones in folders, in order: see multigrain.models.encoding.encode_videos."""
         return encode_videos(self, paths, sampling=sampling, batch_size=batch_size)
 
     def video_features(self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Features:

@@ -20,7 +20,7 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..towers import checked_sentences, normalized_pixels
+from ..towers import PixelTower, checked_sentences
 from .tokenizer import Tokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -36,7 +36,7 @@ _EMBEDDING = re.compile(
 )
 
 
-class ClipVision(nn.Module):
+class ClipVision(PixelTower):
     """The vision side of an open_clip model.
 
     Args:
@@ -44,16 +44,11 @@ class ClipVision(nn.Module):
         dim: D of its features.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, visual: nn.Module, dim: int) -> None:
-        super().__init__()
+        super().__init__(MEAN, STD)
         self.visual, self.dim = visual, dim
         size: Any = visual.image_size
         self.size = int(size[0] if isinstance(size, Sequence) else size)
-        for name, value in (("mean", MEAN), ("std", STD)):
-            self.register_buffer(name, rearrange(torch.tensor(value), "c -> c 1 1"), persistent=False)
 
     def forward(self, frames: Tensor) -> Float[Tensor, "u d"]:
         """Encode frames [U, 3, size, size], uint8 or floating in [0, 1], as features [U, dim], not normalised.
@@ -63,11 +58,7 @@ class ClipVision(nn.Module):
         """
         if frames.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"frames: expected shape [U, 3, {self.size}, {self.size}], got {list(frames.shape)}")
-        return self.visual(normalized_pixels(frames, self.mean, self.std, next(self.visual.parameters()).dtype))
-
-    def blank(self, frames: Tensor) -> Tensor:
-        """Return a frame [1, 3, H, W] of the mean colour: zeros after normalisation, as the original pads videos."""
-        return self.mean.expand(1, *frames.shape[-3:])
+        return self.visual(self.normalized(frames, next(self.visual.parameters()).dtype))
 
 
 class ClipText(nn.Module):
