@@ -150,10 +150,10 @@ def _pool(tokens: Tokens, kind: str) -> Tokens:
     unit = tokens.normalized()
     weights = linear_weights(unit, kind)
     with without_autocast(unit.features):
-        return Tokens((weights.unsqueeze(1) @ unit.features), unit=True)
+        return Tokens(weights.unsqueeze(1) @ unit.features, unit=True)  # [B, 1, L] @ [B, L, D]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     dtype = torch.promote_types(a.dtype, b.dtype)
     with without_autocast(a):
-        return a[:, 0].to(dtype) @ b[:, 0].to(dtype).T
+        return a[:, 0].to(dtype) @ b[:, 0].to(dtype).T  # [q, D] @ [D, c]
