@@ -49,7 +49,7 @@ def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"],
     """Draw like `random_negatives`, with the chances softmax(scores) over the negatives of a row (ALBEF, k = 1).
 
     Args:
-        scores: of a ranker, times its logit scale; -inf is never drawn.
+        scores: a ranker's scores times its logit scale; -inf is never drawn.
         positives, k: as for `random_negatives`, and so is what it returns.
 
     Raises:
@@ -89,7 +89,7 @@ class Matching(Loss):
 
     LXMERT, OSCAR and VideoBERT ("random"), ALBEF ("hard", "both", k = 1); TACo's cascade with contrastive=True:
     the mean over texts, and over videos, of the softmax cross-entropy of logits_1 - logits_0 of a pair against its
-    negatives. Over several ranks it is of this rank's batch.
+    negatives. Over several ranks it is the loss of this rank's batch.
 
     Args:
         scorer: has pairs(text, video) -> logits [B, 2] of aligned pairs, as CrossEncoder.

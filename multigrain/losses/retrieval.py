@@ -46,7 +46,7 @@ class RetrievalLoss(Loss):
             else none. In a group of one rank all are the same. All ranks have to call, with the same grains, widths and
             dtypes, but batches and lengths may differ.
         group: the process group; None: the default one.
-        exchange_dtype: of the features while they travel, such as torch.bfloat16; None: their own.
+        exchange_dtype: the dtype of features while they travel, such as torch.bfloat16; None: their own.
         distillation: alpha from 0 to 1, for InfoNCE with keys: the share of the targets that is the softmax of the
             scores of keys with keys; the rest is the positives' (ALBEF's momentum distillation, alpha
             .4: Li et al. 2021, arXiv 2107.07651). An attribute that may be changed between steps.
@@ -56,7 +56,7 @@ class RetrievalLoss(Loss):
 
     Raises:
         ValueError: an unknown gather, or distillation out of range or without keys.
-        TypeError: a scorer or criterion that is none; local, queues or keys with a criterion that is no Criterion;
+        TypeError: no scorer or no criterion; local, queues or keys with a criterion that is no Criterion;
             distillation with another than InfoNCE.
 
     Example:
