@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .harness import headline, report, runner, terminal
+from .harness import headline, registry, report, terminal
 from .harness.measure import ParityError
 from .harness.registry import Benchmark, benchmarks, studies
 from .harness.study import CACHE, Study, StudyResult
@@ -50,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(benchmark: Benchmark, options: argparse.Namespace) -> int:
     try:
-        result = runner.run(benchmark, options.device, options.quick, options.rounds)
+        result = registry.run(benchmark, options.device, options.quick, options.rounds)
     except ParityError as error:
         print(f"{benchmark.name}: parity failed, nothing is reported: {error}", file=sys.stderr)
         return 1
-    except runner.Unavailable as error:
+    except registry.Unavailable as error:
         print(error, file=sys.stderr)
         return 2
     except Exception:

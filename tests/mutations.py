@@ -166,7 +166,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("cross_encoder.py", "scorer(text[i], video[columns])", "scorer(text[0], video[columns])", "reranking_all_is_scoring_all_pairs reranked_stay_above_the_rest_which_keeps_its_order"),
     ("losses/matching.py", "torch.where(positives, -torch.inf, scores.detach())", "scores.detach()", "negatives_are_no_positives_and_differ the_cascade_keeps_the_best_in_their_order"),
     ("losses/matching.py", "torch.where(positives, -torch.inf, scores.detach())", "torch.where(~positives, -torch.inf, scores.detach())", "negatives_are_no_positives_and_differ the_cascade_s_losses_by_hand"),
-    ("losses/matching.py", " / len(losses) - odds[0]", " - odds[0]", "the_cascade_s_losses_by_hand all_negatives_are_the_contrast_of_all_pairs"),
+    ("losses/matching.py", " / len(losses) - own_odds", " - own_odds", "the_cascade_s_losses_by_hand all_negatives_are_the_contrast_of_all_pairs"),
     ("losses/matching.py", 'positives = rearrange(ids, "b -> b 1") == ids', 'positives = rearrange(ids, "b -> b 1") >= ids', "the_order_of_pairs_changes_no_matching_loss the_cascade_s_losses_by_hand"),
     ("losses/matching.py", "cross_entropy(logits, labels", "cross_entropy(logits.detach(), labels", "matching_passes_gradcheck"),
 ]  # fmt: skip

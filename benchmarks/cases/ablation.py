@@ -30,7 +30,7 @@ def variants(base: TrainConfig) -> dict[str, TrainConfig]:
 def models(base: ModelConfig) -> dict[str, ModelConfig]:
     """The models of the variants."""
     four = replace(base, grains=list(GRAINS.values()))
-    # The whole and its extremes first: what an interrupted study has then can be read already.
+    # All grains and single ones first: the results of an interrupted study can then be read already.
     sets = sorted((s for n in range(1, 5) for s in combinations(GRAINS, n)), key=lambda s: (len(s) < 4, len(s) > 1))
     found = {"+".join(names): replace(base, grains=[GRAINS[name] for name in names]) for names in sets}
     for name in ("mean_mean", "max_max", "mean_max", "max_mean"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 import multigrain as mg
 
 from ..harness.measure import Outputs, check, interleave, ratio
-from ..harness.probe import Peak, Task, peak
+from ..harness.probe import Task, peak
 from ..harness.records import Check, Section, Timing, at_most, figure
 from ..harness.registry import Benchmark, Run, Shape
 
@@ -97,21 +96,11 @@ def prepare(shape: Shape, device: str, who: str) -> Task:
     return Task(small.cached, lambda: steps.seeded(step), compare)
 
 
-def _peak(shape: Shape, device: str, who: str, environment: dict[str, str]) -> Peak:
-    before = dict(os.environ)
-    os.environ |= environment
-    try:
-        return peak(prepare, shape, device, who=who)
-    finally:
-        os.environ.clear()
-        os.environ |= before
-
-
 def op(shape: Shape, run: Run) -> list[Section]:
     """Measure peaks in fresh processes, then times in this one."""
     run.log(f"  in chunks of {CHUNK}: {shape}")
-    peaks = {who: _peak(shape, run.device, who, RETURNED) for who in (PLAIN, CACHED)}
-    heap = {who: _peak(shape, run.device, who, {}) for who in (PLAIN, CACHED)}
+    peaks = {who: peak(prepare, shape, run.device, RETURNED, who=who) for who in (PLAIN, CACHED)}
+    heap = {who: peak(prepare, shape, run.device, who=who) for who in (PLAIN, CACHED)}
     features = 4 * shape.dim * (shape.texts * (1 + shape.words) + shape.videos * (1 + shape.frames))
     shares = [each[CACHED].bytes / (each[PLAIN].bytes + features) for each in (peaks, heap)]
     steps = Steps(shape, run.device, shape.texts, CHUNK)

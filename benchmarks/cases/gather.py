@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -30,19 +30,12 @@ TOLERANCE = 1e-4  # of gradients, relative to the largest: rounding errors grow 
 def op(shape: Shape, run: Run) -> list[Section]:
     """Start the ranks, and put together what they measured."""
     run.log(f"  {RANKS} processes: {shape}")
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        pipes = [context.Pipe() for _ in range(RANKS)]
-        arguments = [(rank, f"file://{folder}/store", shape, run.rounds, pipes[rank][1]) for rank in range(RANKS)]
-        processes = [context.Process(target=_rank, args=each, daemon=True) for each in arguments]
-        for process in processes:
-            process.start()
-        found = [pipe.recv() for pipe, _ in pipes]
-        for process in processes:
-            process.join()
-    for each in found:
-        if isinstance(each, measure.ParityError):
-            raise each
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(RANKS, multiprocessing.get_context("spawn")) as pool,
+    ):
+        ranks = [pool.submit(_rank, rank, f"file://{folder}/store", shape, run.rounds) for rank in range(RANKS)]
+        found = [rank.result() for rank in ranks]
     seconds: list[dict[str, list[float]]] = [each["seconds"] for each in found]
     slower = {name: [max(pair) for pair in zip(*(s[name] for s in seconds), strict=True)] for name in seconds[0]}
     ratios = {
@@ -66,16 +59,15 @@ def op(shape: Shape, run: Run) -> list[Section]:
     return [section]
 
 
-def _rank(rank: int, store: str, shape: Shape, rounds: int, pipe: Connection) -> None:
+def _rank(rank: int, store: str, shape: Shape, rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     try:
-        pipe.send(_measure(rank, shape, rounds))
-    except measure.ParityError as error:
-        pipe.send(error)
-    dist.barrier()
-    dist.destroy_process_group()
+        return _measure(rank, shape, rounds)
+    finally:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _measure(rank: int, shape: Shape, rounds: int) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import ctypes
 import gc
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,7 +46,13 @@ class Peak:
     checks: list[Check]
 
 
-def peak(prepare: Callable[..., Task], shape: Shape, device: str, **options: str) -> Peak:
+def peak(
+    prepare: Callable[..., Task],
+    shape: Shape,
+    device: str,
+    environment: Mapping[str, str] | None = None,
+    **options: str,
+) -> Peak:
     """Measure the peak of the task that a module's function makes of a shape, a device and options.
 
     Raises:
@@ -58,7 +65,8 @@ def peak(prepare: Callable[..., Task], shape: Shape, device: str, **options: str
     name = f"{prepare.__module__}:{prepare.__qualname__}"
     request = {"prepare": name, "shape": asdict(shape), "device": device, "options": options}
     command = [sys.executable, "-m", "benchmarks.harness.probe", json.dumps(request), str(torch.get_num_threads())]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    env = {**os.environ, **(environment or {})}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if run.returncode:
         raise RuntimeError(f"the probe of {name} failed:\n{run.stderr}")
     answer = json.loads(run.stdout.splitlines()[-1])

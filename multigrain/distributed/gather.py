@@ -64,8 +64,8 @@ def gather(
         sides: Features by a name that errors use, such as "text" and "video".
         ids: sets of integers that travel along; as many sets on each rank, of any length.
         group: the process group; None: the default one. Without one, or in one of one rank, nothing is exchanged.
-        dtype: of the features while they travel, such as torch.bfloat16; None: their own. What arrives is of their own
-            dtype again, rounded, this rank's included. Gradients are summed in fp32 or wider whatever it is.
+        dtype: the dtype of features while they travel, such as torch.bfloat16; None: their own. They arrive in their
+            own dtype again, rounded, this rank's included. Gradients are summed in fp32 or wider whatever it is.
         problem: why this rank cannot take part; every rank then raises it.
         kept: more sides, which have to agree between ranks but stay where they are.
 

@@ -58,8 +58,8 @@ class ClipLoss(nn.Module):
                 as they are, as in ClipLoss: the model has normalised them. Or Features, which the scorer normalises;
                 where it reads several grains, these.
             logit_scale: the multiplier itself, not its logarithm.
-        logit_bias: added to the logits, as for SigLIP; None: nothing.
-        output_dict: return a dict, as open_clip's trainer asks.
+            logit_bias: added to the logits, as for SigLIP; None: nothing.
+            output_dict: return a dict, as open_clip's trainer asks.
         """
         texts, images = grain_names(self.scorer)
         text = as_features("text_features", text_features, texts)

@@ -138,7 +138,10 @@ def _pooled(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str
         a, b = (query, candidate) if direction == "query" else (candidate, query)
         b = _pool(b, aggregator.inner.kind)
         if aggregator.outer.kind in LINEAR:
-            scores = _product(_pool(a, aggregator.outer.kind).features, b.features)
+            vectors = _pool(a, aggregator.outer.kind).features, b.features
+            dtype = torch.promote_types(*(x.dtype for x in vectors))
+            with without_autocast(vectors[0]):
+                scores = vectors[0][:, 0].to(dtype) @ vectors[1][:, 0].to(dtype).T  # [q, D] @ [D, c]
         else:
             # One candidate token: its inner reduction is the identity, whichever it is.
             scores = _fused(TwoLevel(aggregator.outer, aggregator.outer, "query"), b, a, False, backend).T
@@ -150,10 +153,4 @@ def _pool(tokens: Tokens, kind: str) -> Tokens:
     unit = tokens.normalized()
     weights = linear_weights(unit, kind)
     with without_autocast(unit.features):
-        return Tokens((weights.unsqueeze(1) @ unit.features), unit=True)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    with without_autocast(a):
-        return a[:, 0].to(dtype) @ b[:, 0].to(dtype).T
+        return Tokens(weights.unsqueeze(1) @ unit.features, unit=True)  # [B, 1, L] @ [B, L, D]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor
 
 from ..reduce import Reduction, attend
@@ -13,15 +14,15 @@ from .spec import Operand, Spec
 def reference_scores(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
     """Compute scores [q, c] through all similarities [q, c, m, n], differentiable any number of times."""
     q, c = _unit(query), _unit(candidate)
-    sim = torch.einsum("qmd,cnd->qcmn", q, c)
-    q_mask = None if query.mask is None else query.mask[:, None, :, None]
-    c_mask = None if candidate.mask is None else candidate.mask[None, :, None, :]
+    sim = einsum(q, c, "q m d, c n d -> q c m n")
+    q_mask = None if query.mask is None else rearrange(query.mask, "q m -> q 1 m 1")
+    c_mask = None if candidate.mask is None else rearrange(candidate.mask, "c n -> 1 c 1 n")
     inner = Reduction(spec.inner, spec.inner_temperature)
     y = _reduce(inner, sim, c_mask, 3, candidate.inner)
-    out = _outer(y, query, None if q_mask is None else q_mask[..., 0], spec, "qcm,qm->qc")
+    out = _outer(y, query, None if q_mask is None else q_mask[..., 0], spec, "q c m, q m -> q c")
     if spec.both:
         y = _reduce(inner, sim, q_mask, 2, query.inner)
-        converse = _outer(y, candidate, None if c_mask is None else c_mask[:, :, 0], spec, "qcn,cn->qc")
+        converse = _outer(y, candidate, None if c_mask is None else c_mask[:, :, 0], spec, "q c n, c n -> q c")
         out = (out + converse) / 2
     return out
 
@@ -40,4 +41,4 @@ def _outer(y: Tensor, operand: Operand, mask: Tensor | None, spec: Spec, product
     assert operand.weights is not None
     if mask is not None:
         y = torch.where(mask, y, 0.0)  # no gradient by the weight of padding
-    return torch.einsum(product, y, operand.weights.to(y.dtype))
+    return einsum(y, operand.weights.to(y.dtype), product)

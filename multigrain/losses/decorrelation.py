@@ -29,7 +29,7 @@ class Decorrelation(WholeBatchLoss):
         L          = on_diagonal sum_d (C_dd - 1)^2 + off_diagonal sum_{d != e} C_de^2
 
     Sums over real tokens alone; a constant channel has z = 0. std divides by the number of tokens (the code of DRL by
-    one less). The partner is a choice without a gradient. It is for features by their pairs: text i and video i.
+    one less). The choice of the partner has no gradient. Text i and video i have to be a pair.
     Sources: DRL (Wang et al. 2022, arXiv 2203.07111) and its code, which adds .001 times this, with 1 and .06 by
     default, .11 and 0 for MSR-VTT; Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230).
 

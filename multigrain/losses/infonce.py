@@ -75,8 +75,7 @@ class InfoNCE(PartialCriterion):
 
         Args:
             scores: [queries, candidates]; square unless both ids or targets are given.
-            ids: integers [B] shared by both sides (row i and column i are a pair), or a pair
-                ([queries], [candidates]); equal ids are positives. None: the diagonal.
+            ids: as in Criterion.
             targets: in place of ids, weights [queries, candidates] from 0, which are normalised in each row for L_q
                 and in each column for L_c; or a pair of them, for L_q and for L_c. No gradient reaches them.
 

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ def hard_negatives(scores: Float[Tensor, "q c"], positives: Bool[Tensor, "q c"],
     """Draw like `random_negatives`, with the chances softmax(scores) over the negatives of a row (ALBEF, k = 1).
 
     Args:
-        scores: of a ranker, times its logit scale; -inf is never drawn.
+        scores: a ranker's scores times its logit scale; -inf is never drawn.
         positives, k: as for `random_negatives`, and so is what it returns.
 
     Raises:
@@ -89,7 +89,7 @@ class Matching(Loss):
 
     LXMERT, OSCAR and VideoBERT ("random"), ALBEF ("hard", "both", k = 1); TACo's cascade with contrastive=True:
     the mean over texts, and over videos, of the softmax cross-entropy of logits_1 - logits_0 of a pair against its
-    negatives. Over several ranks it is of this rank's batch.
+    negatives. Over several ranks it is the loss of this rank's batch.
 
     Args:
         scorer: has pairs(text, video) -> logits [B, 2] of aligned pairs, as CrossEncoder.
@@ -152,29 +152,28 @@ class Matching(Loss):
         checks.labels("ids", ids, size)
         ids = ids.to(text.device)
         positives = rearrange(ids, "b -> b 1") == ids
-        pairs, real = [(own, own)], [torch.ones_like(own, dtype=torch.bool)]
+        groups = [(own, own, torch.ones_like(own, dtype=torch.bool))]  # texts, videos, and whether the pair exists
         scores = self._rank(text, video)
         transposed = (rearrange(x, "q c -> c q") for x in (scores, positives))
         for direction, chances, belong in (("query", scores, positives), ("candidate", *transposed)):
             if self.direction in ("both", direction):
-                others, exist = (rearrange(x, "b k -> k b") for x in self._choose(chances, belong))
-                mine = own.expand_as(others)
-                chosen = (mine, others) if direction == "query" else (others, mine)
-                pairs.append((rearrange(chosen[0], "k b -> (k b)"), rearrange(chosen[1], "k b -> (k b)")))
-                real.append(rearrange(exist, "k b -> (k b)"))
-        texts, videos = (torch.cat(side) for side in zip(*pairs, strict=True))
+                chosen = self._choose(chances, belong)
+                mine = repeat(own, "b -> (k b)", k=chosen[0].shape[1])
+                others, exist = (rearrange(x, "b k -> (k b)") for x in chosen)
+                groups.append((mine, others, exist) if direction == "query" else (others, mine, exist))
+        texts, videos, real = (torch.cat(part) for part in zip(*groups, strict=True))
         logits = widen(cast("_Pairs", self.scorer).pairs(text[texts], video[videos]))
         checks.contrasted(logits, name="logits of scorer")
         if not self.contrastive:
             labels = (torch.arange(len(logits), device=own.device) < size).long()
-            return mean(F.cross_entropy(logits, labels, reduction="none"), torch.cat(real))
-        odds = (logits[:, 1] - logits[:, 0]).split([len(mask) for mask in real])
-        among = [
-            tuple(rearrange(torch.cat(x), "(k b) -> k b", b=size) for x in ((odds[0], of_negatives), (real[0], exist)))
-            for of_negatives, exist in zip(odds[1:], real[1:], strict=True)
-        ]
-        losses = [logsumexp(x, exist, 0) for x, exist in among]
-        return (sum(losses[1:], losses[0]) / len(losses) - odds[0]).mean()
+            return mean(F.cross_entropy(logits, labels, reduction="none"), real)
+        own_odds, *odds = (logits[:, 1] - logits[:, 0]).split([len(exist) for _, _, exist in groups])
+        losses: list[Tensor] = []
+        for others, (_, _, exist) in zip(odds, groups[1:], strict=True):
+            both = (own_odds, others), (groups[0][2], exist)
+            x, mask = (rearrange(torch.cat(each), "(k b) -> k b", b=size) for each in both)
+            losses.append(logsumexp(x, mask, 0))
+        return (sum(losses[1:], losses[0]) / len(losses) - own_odds).mean()
 
     @torch.no_grad()
     def _rank(self, text: Features, video: Features) -> Tensor:

@@ -50,7 +50,7 @@ class FeatureQueue:
         """Append this rank's items and those of the other ranks; the oldest leave.
 
         Args:
-            features: of the grains and widths of the first push.
+            features: items with the grains and widths of the first push.
             ids: integers [B], always or never.
 
         Raises:
@@ -92,10 +92,10 @@ class FeatureQueue:
         return {"size": self.size, "features": tokens, "ids": self.ids}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            ValueError: it is of a queue of another size.
+            ValueError: a state of a queue of another size.
         """
         if state["size"] != self.size:
             raise ValueError(f"state: expected that of a queue of size {self.size}, got {state['size']}")
@@ -116,7 +116,7 @@ def momentum_update(online: nn.Module, target: nn.Module, decay: float = 0.995) 
     same, so nothing is exchanged.
 
     Raises:
-        TypeError: what is no module.
+        TypeError: an argument that is no module.
         ValueError: a decay outside [0, 1], or modules whose parameters or buffers differ in name or shape.
     """
     checks.instances(nn.Module, online=online, target=target)

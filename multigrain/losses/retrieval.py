@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..aggregators import Aggregator
-from ..distributed import Group, gather, single_rank, world
+from ..distributed import Gathered, Group, gather, single_rank, world
 from ..tokens import Features
 from .base import Loss
 from .batch import find_problem, grains_read, id_sets, select_read, text_and_video, whole_batch
@@ -46,7 +46,7 @@ class RetrievalLoss(Loss):
             else none. In a group of one rank all are the same. All ranks have to call, with the same grains, widths and
             dtypes, but batches and lengths may differ.
         group: the process group; None: the default one.
-        exchange_dtype: of the features while they travel, such as torch.bfloat16; None: their own.
+        exchange_dtype: the dtype of features while they travel, such as torch.bfloat16; None: their own.
         distillation: alpha from 0 to 1, for InfoNCE with keys: the share of the targets that is the softmax of the
             scores of keys with keys; the rest is the positives' (ALBEF's momentum distillation, alpha
             .4: Li et al. 2021, arXiv 2107.07651). An attribute that may be changed between steps.
@@ -56,7 +56,7 @@ class RetrievalLoss(Loss):
 
     Raises:
         ValueError: an unknown gather, or distillation out of range or without keys.
-        TypeError: a scorer or criterion that is none; local, queues or keys with a criterion that is no Criterion;
+        TypeError: no scorer or no criterion; local, queues or keys with a criterion that is no Criterion;
             distillation with another than InfoNCE.
 
     Example:
@@ -115,7 +115,8 @@ class RetrievalLoss(Loss):
         text, video = select_read(grains_read(self.scorer), text, video)
         ranks = 1 if self.gather == "none" else world(self.group)[1]
         more = any(given is not None for given in (keys, text_queue, video_queue))
-        if more or (ranks > 1 and self.gather != "global" and _has_rows(self.criterion)):
+        has_rows = all(isinstance(loss, Criterion) for _, _, loss in _summands(self.criterion))
+        if more or (ranks > 1 and self.gather != "global" and has_rows):
             return self._over_rows(ranks, text, video, ids, keys, (text_queue, video_queue))
         if ranks > 1:
             text, video, ids = whole_batch(text, video, ids, self.group, self.exchange_dtype)
@@ -138,17 +139,10 @@ class RetrievalLoss(Loss):
         for name, queue in zip(("text_queue", "video_queue"), queues, strict=True):
             if queue is not None:
                 checks.instance(name, queue, FeatureQueue)
-        sent, kept = {"video": video}, {"text": text}
         if keys is not None:
             keys = select_read(grains_read(self.scorer), *(x.detach() for x in text_and_video("keys", keys)))
-            sent, kept = {"text": keys[0], "video": keys[1]}, {"online text": text, "online video": video}
-        problem = find_problem(text, video, ids, keys)
-        if self.gather == "none":
-            batch = single_rank(sent, id_sets(ids), problem)
-        else:
-            batch = gather(sent, id_sets(ids), self.group, self.exchange_dtype, problem, kept)
+        batch = self._gather_candidates(text, video, ids, keys)
         against = collect_candidates(batch, ids, queues)
-
         scores = self.scorer(text, against.videos)
         if ranks == 1:  # an error on one rank of several would leave the others waiting
             checks.contrasted(scores, against.of_text)
@@ -177,6 +171,18 @@ class RetrievalLoss(Loss):
             self.criterion.terms = self._found  # nobody called the criterion itself
         return torch.stack(values).sum()
 
+    def _gather_candidates(
+        self, text: Features, video: Features, ids: Ids | None, keys: tuple[Features, Features] | None
+    ) -> Gathered:
+        """Gather the videos of all ranks, or the keys in place of both sides; what is compared with them stays."""
+        sent, kept = {"video": video}, {"text": text}
+        if keys is not None:
+            sent, kept = {"text": keys[0], "video": keys[1]}, {"online text": text, "online video": video}
+        problem = find_problem(text, video, ids, keys)
+        if self.gather == "none":
+            return single_rank(sent, id_sets(ids), problem)
+        return gather(sent, id_sets(ids), self.group, self.exchange_dtype, problem, kept)
+
     def _terms_of(self, loss: Tensor) -> dict[str, Tensor]:
         return self._found if len(self._found) > 1 else super()._terms_of(loss)
 
@@ -199,11 +205,6 @@ def _summands(criterion: nn.Module) -> list[tuple[str, float, nn.Module]]:
     if isinstance(criterion, Loss):
         return [(term.name, term.weight, term.loss) for term in criterion.summands()]
     return [(type(criterion).__name__, 1.0, criterion)]
-
-
-def _has_rows(criterion: nn.Module) -> bool:
-    """Tell whether each term is a Criterion, which can be computed row by row."""
-    return all(isinstance(loss, Criterion) for _, _, loss in _summands(criterion))
 
 
 def _criteria(criterion: nn.Module, what: str) -> list[tuple[str, float, Criterion]]:

@@ -29,7 +29,7 @@ class Sigmoid(PartialCriterion):
         init_logit_scale: start of `logit_scale`, the logarithm of the multiplier s. It has no limit.
         init_logit_bias: start of `logit_bias`, b: about minus the logarithm of the number of negatives of a row.
         learn: train scale and bias, or keep them as they are.
-        reduction, direction: of the two directions, as in InfoNCE. Over queues and keys each has pairs of its own.
+        reduction, direction: as in InfoNCE. Over queues and keys each direction has pairs of its own.
 
     Raises:
         ValueError: an unknown direction or reduction.
