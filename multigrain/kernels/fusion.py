@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..aggregators import AOSM, Aggregator, TwoLevel
 from ..reduce import without_autocast
-from ..similarity import UNWEIGHTED, Weights
+from ..similarity import UNWEIGHTED, TokenWeights
 from ..tokens import Tokens
 from .ops import fused_scores
 from .spec import Operand, Spec
@@ -35,7 +35,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def scores(
-    aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str, weights: Weights = UNWEIGHTED
+    aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str, weights: TokenWeights = UNWEIGHTED
 ) -> Tensor:
     """Scores [q, c] of an aggregator that `fuses`; weights take the place of a linear outer reduction's own."""
     direction = aggregator.direction

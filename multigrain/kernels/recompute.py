@@ -7,20 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..similarity import UNWEIGHTED, Weights
+from ..similarity import UNWEIGHTED, TokenWeights
 from ..tokens import Tokens
 
 # Similarities of a block: large enough that the calls of the definition cost nothing beside its work.
 ELEMENTS = 1 << 20
 
-Definition = Callable[[Tokens, Tokens, Weights], Tensor]
+Definition = Callable[[Tokens, Tokens, TokenWeights], Tensor]
 
 
 def scores(
     definition: Definition,
     query: Tokens,
     candidate: Tokens,
-    weights: Weights = UNWEIGHTED,
+    weights: TokenWeights = UNWEIGHTED,
     size: int | None = None,
 ) -> Tensor:
     """Scores [q, c] of definition(query, candidate, weights), holding what one block needs at a time.
