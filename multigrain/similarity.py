@@ -33,7 +33,7 @@ def similarity(query: Tokens, candidate: Tokens) -> Float[Tensor, "q c m n"]:
     dtype = torch.promote_types(q.dtype, c.dtype)
     with without_autocast(q):  # one matrix product: einsum would batch it
         sim = rearrange(q.to(dtype), "q m d -> (q m) d") @ rearrange(c.to(dtype), "c n d -> d (c n)")
-    return rearrange(sim, "(q m) (c n) -> q c m n", q=len(query), c=len(candidate))
+    return rearrange(sim, "(q m) (c n) -> q c m n", q=len(q), c=len(c))
 
 
 def aggregate(
@@ -48,7 +48,7 @@ def aggregate(
     with without_autocast(sim):
         given = () if weights == UNWEIGHTED else weights
         scores = aggregator(sim, nonempty(query.mask), nonempty(candidate.mask), *given)
-        return checks.shaped(f"scores of {type(aggregator).__name__}", scores, (len(query), len(candidate)))
+        return checks.shaped(f"scores of {type(aggregator).__name__}", scores, tuple(sim.shape[:2]))
 
 
 def nonempty(mask: Bool[Tensor, "b l"] | None) -> Bool[Tensor, "b l"] | None:

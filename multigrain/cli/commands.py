@@ -25,7 +25,9 @@ from .console import Bars, print_evaluation
 from .runs import Run
 
 if TYPE_CHECKING:
+    from ..data.pairs import Data
     from ..models import XCLIP
+    from ..training import Evaluation
 
 
 _CHOSEN = "on the validation split; the test split was scored once, at the end, and decided nothing"
@@ -44,7 +46,7 @@ def run_demo(options: argparse.Namespace, _: list[str]) -> None:
         training.check(run.config)
         data = runs.load(run)
         model = runs.fit(run, data)
-        runs.report(run, model, data, runs.evaluate(run, model, data.test), run.results / "index.html")
+        _report(run, model, data, runs.evaluate(run, model, data.test), run.results / "index.html")
 
 
 def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
@@ -105,7 +107,29 @@ def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
             explained = options.hubness is None and not model.recipe.name
             pictured = explained and isinstance(run.config.data, training.BabyAIConfig)
             page = Path(options.report or run.results / "index.html")
-            runs.report(run, model, data, evaluation, page if pictured or options.report is not None else None)
+            _report(run, model, data, evaluation, page if pictured or options.report is not None else None)
+
+
+def _report(run: Run, model: XCLIP, data: Data, evaluation: Evaluation, page: Path | None = None) -> None:
+    """Print the results of a test split and write them, and a page of them where one is asked for, to their files."""
+    sentences, names, metadata = data.test.sentences, data.test.names, getattr(data, "metadata", None)
+    texts, videos = [sentences[row] for row in evaluation.texts], [names[row] for row in evaluation.videos]
+    about = {} if metadata is None else {"data": metadata}
+    about = {"seconds": run.clock.seconds, **about, "settings": dataclasses.asdict(run.config)}
+    protocol = run.config.data.protocol
+    print_evaluation(evaluation, protocol)
+    write_results(run.results, evaluation, protocol, texts, videos, **about)
+    if page is not None:
+        from .pages import write_page
+
+        evaluation = evaluation.gathered()
+        if is_rank_zero():
+            with run.clock.phase("page"):
+                write_page(run, model, data, evaluation, page)
+    print(f"Time: {run.clock}")
+    _print(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}")
+    if page is not None:
+        _print(f"Open {page}")
 
 
 def _targets(path: str, texts: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """A run, phase by phase: pairs, training, evaluation. What `multigrain train`, `evaluate` and `demo` are made of.
 
 Every phase picks up what an earlier, interrupted run left in the cache and in the folder of the run. Where
-torch.distributed has several ranks, `load`, `fit`, `evaluate` and `report` are for all to call, and rank 0 writes.
+torch.distributed has several ranks, `load`, `fit` and `evaluate` are for all to call, and rank 0 writes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from .. import files, training
 from ..checks import printable
 from ..data.manifest import missing_videos
 from ..data.pairs import Data, Pairs, frames_of
-from ..distributed.collectives import is_rank_zero, rank_zero_first
-from ..evaluation.results import write_results
+from ..distributed.collectives import rank_zero_first
 from ..models import XCLIP, ModelConfig
 from ..models.original import is_original
 from ..training import BabyAIConfig, ClipsConfig, Evaluation, TrainConfig, checkpoint
-from .console import Bars, Clock, print_evaluation
+from .console import Bars, Clock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -256,28 +255,6 @@ def evaluate(run: Run, model: XCLIP, pairs: Pairs, hubness: str | None = None) -
             progress=bars.counter("encoding and scoring the test"),
         )
         return evaluation if hubness is None else training.corrected(evaluation, hubness, run.config.data.protocol)
-
-
-def report(run: Run, model: XCLIP, data: Data, evaluation: Evaluation, page: Path | None = None) -> None:
-    """Print the results of a test split and write them, and a page of them where one is asked for, to their files."""
-    sentences, names, metadata = data.test.sentences, data.test.names, getattr(data, "metadata", None)
-    texts, videos = [sentences[row] for row in evaluation.texts], [names[row] for row in evaluation.videos]
-    about = {} if metadata is None else {"data": metadata}
-    about = {"seconds": run.clock.seconds, **about, "settings": dataclasses.asdict(run.config)}
-    protocol = run.config.data.protocol
-    print_evaluation(evaluation, protocol)
-    write_results(run.results, evaluation, protocol, texts, videos, **about)
-    if page is not None:
-        from .pages import write_page
-
-        evaluation = evaluation.gathered()
-        if is_rank_zero():
-            with run.clock.phase("page"):
-                write_page(run, model, data, evaluation, page)
-    print(f"Time: {run.clock}")
-    print(printable(f"Wrote {run.results / 'metrics.json'} and {run.results / 'rankings.jsonl'}"))
-    if page is not None:
-        print(printable(f"Open {page}"))
 
 
 def numbered_pair(

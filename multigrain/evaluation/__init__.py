@@ -1,4 +1,4 @@
-"""From features and pairs to retrieval metrics, for each grain and for all together; any `Encoder` will do."""
+"""Retrieval metrics of features or pairs, for each grain and for all together, with any `Encoder`."""
 
 from .correction import check_hubness, corrected
 from .encoding import encode

@@ -14,13 +14,14 @@ from .scores import ALL, metrics_by_grain, reranks
 
 
 def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") -> Evaluation:
-    """The evaluation after a transductive correction of hubness: texts rank corrected videos, videos corrected texts.
+    """Correct an evaluation for hubness: texts rank videos by corrected scores, and videos rank texts by others.
 
-    It has the scores and the metrics for "all"; a correction holds several matrices beside them.
+    Each direction is corrected over its own queries, with the scores of all of them (transductive). The result has the
+    scores and the metrics for "all"; the correction itself needs room for several more matrices.
 
     Args:
         hubness: a name of multigrain.hubness.TRANSDUCTIVE.
-        protocol: of the evaluation.
+        protocol: that of the evaluation.
 
     Raises:
         ValueError: no such name, an evaluation that is corrected already or was reranked, or several ranks.
@@ -37,7 +38,7 @@ def corrected(evaluation: Evaluation, hubness: str, protocol: str = "diagonal") 
 
 
 def check_hubness(name: str, scorer: nn.Module | None = None) -> None:
-    """That `corrected` can serve, for the scores of a MultiGrain or Recipe: better said before anything is computed.
+    """Check, before anything is computed, that `corrected` can serve the scores of a MultiGrain or Recipe.
 
     Raises:
         ValueError: no such name; a reranker; or several ranks, of which none holds the whole matrix.

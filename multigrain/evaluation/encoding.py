@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from ..data.pairs import Batch, Pairs, loading
 from ..models.protocol import Encoder, check_encoded, check_encoder, device_of, evaluating, takes_index
+from ..scoring import ProgressCallback
 from ..tokens import Features
-
-Count = Callable[[int, int], None]
 
 
 class Unreadable(ValueError):
-    """No video that is needed could be read; `broken` says of each why."""
+    """No video that is needed could be read; `broken` names each with the reason."""
 
     def __init__(self, message: str, broken: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -21,7 +20,7 @@ class Unreadable(ValueError):
 
 
 def first_rows(pairs: Pairs, rows: Sequence[int]) -> list[int]:
-    """Of these pairs, the first one of each id."""
+    """List the first one of these pairs for each id."""
     first: dict[int, int] = {}
     for row, i in zip(rows, pairs.ids[list(rows)].tolist(), strict=True):
         first.setdefault(i, row)
@@ -34,9 +33,9 @@ def encode(
     indices: Sequence[int] | None = None,
     max_frames: int = 12,
     batch_size: int = 100,
-    progress: Count | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[Features, Features]:
-    """(text, video) features of pairs whose videos can all be read, on the CPU, from the model in eval mode.
+    """Compute (text, video) features of pairs whose videos can all be read, on the CPU, with the model in eval mode.
 
     Args:
         indices: which pairs; None = all.
@@ -45,14 +44,14 @@ def encode(
     check_encoder(model)
     rows = list(range(len(pairs.sentences)) if indices is None else indices)
     text = encode_texts(model, [pairs.sentences[row] for row in rows], batch_size)
-    video, _, broken = joined([encode_rows(model, pairs, rows, max_frames, batch_size, progress=progress)])
+    video, _, broken = join_parts([encode_rows(model, pairs, rows, max_frames, batch_size, progress=progress)])
     if broken:
         raise Unreadable(f"expected videos that can be read; {broken[0]}", broken)
     return text, video
 
 
 def encode_texts(model: Encoder, sentences: Sequence[str], batch_size: int = 100) -> Features:
-    """Features of sentences, on the CPU, from the model in eval mode."""
+    """Compute the features of sentences, on the CPU, with the model in eval mode."""
     parts = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
     with evaluating(model):
         found = [check_encoded("encode_text", model.encode_text(part), len(part)).to("cpu") for part in parts]
@@ -60,7 +59,7 @@ def encode_texts(model: Encoder, sentences: Sequence[str], batch_size: int = 100
 
 
 def encode_batch(model: Encoder, batch: Batch) -> Features:
-    """Features of the videos of a batch, on the device of the model, which may take each distinct frame once."""
+    """Compute the features of a batch's videos on the device of the model, which may take each distinct frame once."""
     frames, index, mask = (x.to(device_of(model)) for x in (batch.frames, batch.index, batch.mask))
     if takes_index(model):
         found = model.encode_video(frames, mask, index=index)  # pyright: ignore[reportCallIssue]
@@ -79,10 +78,12 @@ def encode_rows(
     max_frames: int = 12,
     batch_size: int = 100,
     workers: int = 0,
-    progress: Count | None = None,
+    progress: ProgressCallback | None = None,
 ) -> EncodedVideos:
-    """Features of the videos of pairs, on the CPU, from the model in eval mode, None where there is none; the pairs
-    whose videos could be read, and of each that could not, its name and why.
+    """Compute the features of the videos of pairs, on the CPU, with the model in eval mode.
+
+    Returns (features, or None where no video could be read; the pairs whose videos could be read; the name of each
+    other video, with the reason).
     """
     groups = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
     parts, kept, broken, done = list[Features](), list[int](), dict[str, None](), 0
@@ -101,8 +102,8 @@ def encode_rows(
     return Features.cat(parts) if parts else None, kept, tuple(broken)
 
 
-def joined(parts: Sequence[EncodedVideos]) -> tuple[Features, list[int], tuple[str, ...]]:
-    """What `encode_rows` found, one after the other.
+def join_parts(parts: Sequence[EncodedVideos]) -> tuple[Features, list[int], tuple[str, ...]]:
+    """Concatenate what several calls of `encode_rows` returned.
 
     Raises:
         Unreadable: no video could be read.

@@ -1,8 +1,8 @@
 """Retrieval metrics of texts that are spread over ranks: ranks are merged, never matrices.
 
 Each rank has the scores [own texts, videos] of its texts against all videos, and all texts of a video are on one rank.
-Of a text, everything is there. Of a video, the best own score is on one rank (a maximum over ranks finds it), and its
-rivals are counted where they are (a sum over ranks).
+The rank of a text is therefore known where the text is. The best own score of a video is on one rank (a maximum over
+ranks finds it), and its rivals are counted where they are (a sum over ranks).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..metrics import PROTOCOLS, RetrievalMetrics, ranks, ranks_of_videos, summa
 def merged_metrics(
     scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], protocol: str = "diagonal", ties: str = "mean"
 ) -> RetrievalMetrics:
-    """As multigrain.retrieval_metrics of the scores of all ranks, to the last bit. Collective.
+    """Compute multigrain.retrieval_metrics of the scores of all ranks, the same to the last bit. Collective.
 
     Args:
         scores, targets: of this rank's texts, none or more, and the video of each.
 
     Raises:
-        ValueError: as multigrain.retrieval_metrics, on every rank.
+        ValueError: see multigrain.retrieval_metrics; on every rank.
     """
     checks.choice("protocol", protocol, PROTOCOLS)
     _check_counts(targets, scores.shape[1], protocol)
@@ -38,19 +38,19 @@ def merged_metrics(
     if problems := [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(found) if problem]:
         raise ValueError("; ".join(problems))
     v2t = video_ranks(scores, targets, protocol, ties)
-    whole = torch.cat([part for part, _ in found])
-    return {"t2v": summarize(whole), "v2t": summarize(v2t), "protocol": protocol, "ties": ties}
+    all_texts = torch.cat([part for part, _ in found])
+    return {"t2v": summarize(all_texts), "v2t": summarize(v2t), "protocol": protocol, "ties": ties}
 
 
 def video_ranks(
     scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], protocol: str = "all_captions", ties: str = "mean"
 ) -> Float[Tensor, "v"]:
-    """The rank of the best own text of each video among the texts of all ranks. Collective."""
+    """Rank the best own text of each video among the texts of all ranks. Collective."""
     return ranks_of_videos(scores, targets, protocol, ties, all_reduce)
 
 
 def _check_counts(targets: Tensor, videos: int, protocol: str) -> None:
-    """Every video has a text, and under "diagonal" no more than one."""
+    """Check that every video has a text, and under "diagonal" no more than one."""
     counts = all_reduce(torch.bincount(targets, minlength=videos))
     if protocol == "diagonal" and not (counts == 1).all():
         raise ValueError(

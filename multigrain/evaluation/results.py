@@ -1,4 +1,4 @@
-"""The files of an evaluation: metrics.json, and rankings.jsonl with what was found for each query."""
+"""Files of an evaluation: metrics.json, and rankings.jsonl with the results of each query."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ _ELEMENTS = 1 << 20  # of the scores that are sorted at a time
 def write_results(
     out: Path, evaluation: Evaluation, protocol: str, texts: Sequence[str], videos: Sequence[str], **about: Any
 ) -> None:
-    """Write the two files of an evaluation of texts and videos of these names, with `about` in the first. Collective;
-    rank zero writes.
+    """Write the two files of an evaluation whose texts and videos have these names; metrics.json has `about` too.
+
+    Collective; rank zero writes.
     """
     count = sum(all_gather_object(len(texts)))
     lines = rankings(evaluation, texts, videos)
@@ -61,8 +62,9 @@ def write_results(
 def rankings(
     evaluation: Evaluation, texts: Sequence[str], videos: Sequence[str], k: int = RANKED
 ) -> Iterator[dict[str, Any]]:
-    """For each text and then for each video: itself, the rank of its best own item among all items of the other side
-    (for a video, as under "all_captions"), and its k best with their scores.
+    """Yield a line for each text and then for each video: its name, the rank of its best own item, and its k best.
+
+    An item is ranked among all items of the other side; for a video, as under "all_captions".
 
     Collective: each rank ranks its texts, and finds the k best of them for each video.
 
@@ -86,7 +88,7 @@ def _lines(
     video_ranks: Tensor,
     found: list[tuple[Tensor, Tensor, list[list[str]]]],
 ) -> Iterator[dict[str, Any]]:
-    """Of what each rank found: a line at a time, for together they are many times as large."""
+    """Make the lines from the findings of each rank, one at a time: all together they need many times the room."""
     order = sorted((row, rank, i) for rank, (rows, *_) in enumerate(asked) for i, row in enumerate(rows))
     for _, rank, i in order:
         _, texts, text_ranks, targets, (best, columns) = asked[rank]
@@ -102,7 +104,7 @@ def _lines(
 
 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row, and their columns; some rows at a time, of which topk makes a copy."""
+    """Find the k best of each row, and their columns; some rows at a time, since topk copies them."""
     k = min(k, scores.shape[1])
     parts = [part.topk(k) for part in scores.split(max(1, _ELEMENTS // max(1, scores.shape[1])))]
     best, columns = zip(*parts, strict=True)
@@ -115,7 +117,7 @@ def _line(direction: str, query: str, rank: float, items: Sequence[tuple[float, 
 
 
 def environment() -> dict[str, Any]:
-    """What the figures of a run depend on beside its settings."""
+    """Describe the machine, the versions and the command, on which figures depend beside the settings."""
     versions = {name: _version(name) for name in ("multigrain", "torch", "timm", "minigrid", "numpy")}
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

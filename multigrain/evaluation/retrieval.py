@@ -1,7 +1,7 @@
 """From a model and pairs to retrieval metrics, for each grain and for all together.
 
 Where torch.distributed has several ranks, `evaluate` and `evaluate_features` are collective: each rank encodes its
-share of the videos, whose features are exchanged, and scores their texts against all videos; ranks are merged, never
+share of the videos, whose features all ranks gather, and scores their texts against all videos; ranks are merged, never
 matrices.
 """
 
@@ -19,16 +19,17 @@ from ..distributed import world
 from ..distributed.collectives import all_gather_object, share
 from ..metrics import RetrievalMetrics
 from ..models.protocol import Encoder, check_encoder, device_of, evaluating, ranker_of
+from ..scoring import ProgressCallback
 from ..tokens import Features
-from .encoding import Count, encode_rows, encode_texts, first_rows, joined
-from .scores import ALL, check_counts, check_reranker, check_targets, judged, matrices, names_of, reranks
+from .encoding import encode_rows, encode_texts, first_rows, join_parts
+from .scores import ALL, check_counts, check_reranker, check_targets, rank_matrices, reranks, score_matrices
 
 TEXTS = 1024  # whose features are held at a time
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of texts against videos, which of them belong together, and the metrics by grain and for "all".
+    """Scores of texts against videos, the video of each text, and the metrics by grain and for "all".
 
     Over several ranks, the texts are those of this rank, and the metrics those of all.
 
@@ -56,9 +57,9 @@ class Evaluation:
     reranked: bool = False
 
     def gathered(self) -> Evaluation:
-        """With the texts of all ranks, in their order, and the scores for "all" alone. Collective.
+        """Return the evaluation with the texts of all ranks, in their order. Collective.
 
-        It exchanges matrices: for what shows a small collection.
+        Ranks gather each other's matrices, so it is for small collections, such as those that a page shows.
         """
         back = self.scores[ALL] if self.reverse is None else self.reverse
         parts = all_gather_object((self.texts, self.targets, self.scores[ALL], back))
@@ -77,7 +78,7 @@ def evaluate(
     protocol: str = "diagonal",
     batch_size: int = 100,
     workers: int = 0,
-    progress: Count | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Encode and score pairs: texts against the distinct videos among them, which are those of distinct ids.
 
@@ -109,7 +110,7 @@ def evaluate(
 
     own = [order[i] for i in share(len(order))]
     encoded = all_gather_object(encode_rows(model, pairs, own, max_frames, batch_size, workers, count))
-    video, kept, broken = joined(encoded)
+    video, kept, broken = join_parts(encoded)
     column = {int(pairs.ids[row]): i for i, row in enumerate(kept)}
     here = {int(pairs.ids[row]) for row in encoded[world()[0]][1]}
     rows = [row for row, i in zip(rows, ids, strict=True) if i in here]
@@ -120,13 +121,14 @@ def evaluate(
         text = encode_texts(model, [pairs.sentences[row] for row in rows[start : start + step]], batch_size)
         device = device_of(model)
         with evaluating(model):
-            for name, matrix in matrices(scorer, text.to(device), video.to(device)):
+            for name, matrix in score_matrices(scorer, text.to(device), video.to(device)):
                 scores.setdefault(name, matrix.new_empty(len(rows), len(video)))[start : start + step] = matrix
         count(min(start + step, len(rows)) + total - len(rows), total)
     none = torch.empty(0, len(video))  # of a rank without a text
-    found = ((name, scores.pop(name, none)) for name in names_of(scorer))
-    whole, reverse, metrics = judged(found, protocol, targets)
-    return Evaluation(whole, targets, rows, kept, metrics, broken, reverse=reverse, reranked=reranks(scorer))
+    names = next(filter(None, all_gather_object(list(scores))))
+    found = ((name, scores.pop(name, none)) for name in names)
+    ranked, reverse, metrics = rank_matrices(found, protocol, targets)
+    return Evaluation(ranked, targets, rows, kept, metrics, broken, reverse=reverse, reranked=reranks(scorer))
 
 
 def evaluate_features(
@@ -135,12 +137,12 @@ def evaluate_features(
     scorer: nn.Module,
     targets: Int[Tensor, "t"] | None = None,
     protocol: str = "diagonal",
-    progress: Count | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Evaluation:
-    """As `evaluate`, of features that are there already; beside them, two matrices [texts, videos] are held at a time.
+    """Evaluate features that are there already, like `evaluate`; two matrices [texts, videos] are held at a time.
 
     Args:
-        scorer: such as MultiGrain; or a Recipe, for features behind its heads.
+        scorer: such as MultiGrain; or a Recipe, for features that its heads made.
         targets: the video of each text; None: text i's is video i.
         progress: called with (grains done, grains in all).
 
@@ -149,28 +151,27 @@ def evaluate_features(
             a reranker over several ranks.
     """
     check_reranker(scorer)
-    given, rows, videos = targets, torch.arange(len(text)), list(range(len(video)))
-    targets = rows if given is None else given
-    if world()[1] == 1:
-        scores, reverse, metrics = judged(matrices(scorer, text, video, progress), protocol, given)
-        return Evaluation(scores, targets, rows.tolist(), videos, metrics, reverse=reverse, reranked=reranks(scorer))
-    check_targets(given, len(text), len(video), protocol)
-    own = share(len(video))
-    rows = ((targets >= own.start) & (targets < own.stop)).nonzero()[:, 0]
-    found = matrices(scorer, text[rows], video, progress)
-    scores, reverse, metrics = judged(found, protocol, targets[rows])
-    return Evaluation(scores, targets[rows], rows.tolist(), videos, metrics, reverse=reverse)
+    check_targets(targets, len(text), len(video), protocol)
+    targets = torch.arange(len(text)) if targets is None else targets
+    rows, videos = list(range(len(text))), list(range(len(video)))
+    if world()[1] > 1:
+        own = share(len(video))
+        rows = [row for row, target in enumerate(targets.tolist()) if target in own]
+        text, targets = text[rows], targets[rows]
+    found = score_matrices(scorer, text, video, progress)
+    scores, reverse, metrics = rank_matrices(found, protocol, targets)
+    return Evaluation(scores, targets, rows, videos, metrics, reverse=reverse, reranked=reranks(scorer))
 
 
 def scores_by_grain(
-    model: Encoder, text: Features, video: Features, progress: Count | None = None
+    model: Encoder, text: Features, video: Features, progress: ProgressCallback | None = None
 ) -> dict[str, Float[Tensor, "texts videos"]]:
-    """The score matrix of each grain by its name, and of their weighted sum by the name "all".
+    """Compute the score matrix of each grain by its name, and of their weighted sum by the name "all".
 
-    Of a recipe, the scores that rank the videos of a text, without its reranker.
+    A recipe gives the scores that rank the videos of a text; its reranker has no part in them.
 
     Args:
         progress: called with (grains done, grains in all).
     """
     device = device_of(model)
-    return dict(matrices(model.scorer, text.to(device), video.to(device), progress))
+    return dict(score_matrices(model.scorer, text.to(device), video.to(device), progress))

@@ -1,4 +1,4 @@
-"""From a scorer and features to the matrix of each grain, and from matrices to metrics."""
+"""Score matrices of a scorer and of each of its grains, and the metrics of matrices."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from ..distributed import world
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..recipes import Recipe
 from ..scorer import MultiGrain, grains_of
-from ..scoring import score_matrix
+from ..scoring import ProgressCallback, score_matrix
 from ..tokens import Features
-from .encoding import Count
 from .merged import merged_metrics
 
 ALL = "all"
-_BACK = "all, of videos"
+_REVERSE = "all, of videos"
 
 
-def matrices(
-    scorer: nn.Module, text: Features, video: Features, progress: Count | None = None
+def score_matrices(
+    scorer: nn.Module, text: Features, video: Features, progress: ProgressCallback | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """The matrix of each grain, one after the other; then, as "all", that of the scorer; and as _BACK what ranks texts,
-    if it is another. Whoever drops each before the next holds two at a time."""
+    """Yield the score matrix of each grain, then that of the scorer as ALL, then the one that ranks the texts of a
+    video as _REVERSE, if it is another. A caller that drops each before the next holds two at a time.
+    """
     if isinstance(scorer, Recipe):
-        for name, matrix in matrices(scorer.scorer, text, video, progress):
+        for name, matrix in score_matrices(scorer.scorer, text, video, progress):
             if name != ALL or scorer.reranker is None:
                 yield name, matrix
             del matrix
         if scorer.reranker is not None:
             yield ALL, scorer.reranked_of(text, video, "t2v").cpu()
         if scorer.reranker is not None or scorer.reverse is not None:
-            yield _BACK, scorer.reranked_of(text, video, "v2t").cpu()
+            yield _REVERSE, scorer.reranked_of(text, video, "v2t").cpu()
         return
     if not isinstance(scorer, MultiGrain):
         yield ALL, score_matrix(scorer, text, video, device="cpu")
         return
     total: Tensor | None = None
     for done, (grain, weight) in enumerate(zip(grains_of(scorer), scorer.weights, strict=True), 1):
-        alone = MultiGrain(grain, strict=scorer.strict, backend=scorer.backend)
-        matrix = score_matrix(alone, text, video, device="cpu")
+        of_grain = MultiGrain(grain, strict=scorer.strict, backend=scorer.backend)
+        matrix = score_matrix(of_grain, text, video, device="cpu")
         if progress is not None:
             progress(done, len(scorer.grains))
         total = torch.zeros_like(matrix) if total is None else total
@@ -53,41 +53,35 @@ def matrices(
     yield ALL, total
 
 
-def names_of(scorer: nn.Module) -> list[str]:
-    """Those of `matrices`."""
-    names = [ALL]
-    if isinstance(scorer, Recipe):
-        names += [_BACK] * (scorer.reranker is not None or scorer.reverse is not None)
-        scorer = scorer.scorer
-    return [*(grain.name for grain in grains_of(scorer)), *names]
-
-
-def judged(
-    found: Iterable[tuple[str, Tensor]], protocol: str, targets: Tensor | None
+def rank_matrices(
+    matrices: Iterable[tuple[str, Tensor]], protocol: str, targets: Tensor
 ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, RetrievalMetrics]]:
-    """({"all": scores}, what ranks texts where that is another matrix, metrics) of `matrices`. Collective.
+    """Return ({"all": scores}, what ranks texts where that is another matrix, metrics) of `score_matrices`. Collective.
 
-    Each matrix of a grain is ranked and dropped: those of large collections have no place beside each other.
+    The matrix of each grain is ranked and dropped: large collections leave no room for all of them.
     """
     kept: dict[str, Tensor] = {}
     metrics: dict[str, RetrievalMetrics] = {}
-    for name, matrix in found:
-        metrics |= _metrics({name: matrix}, protocol, targets)
-        if name in (ALL, _BACK):
+    for name, matrix in matrices:
+        if world()[1] == 1:
+            metrics |= metrics_by_grain({name: matrix}, protocol, targets)
+        else:
+            metrics[name] = merged_metrics(matrix, targets, protocol)
+        if name in (ALL, _REVERSE):
             kept[name] = matrix
         del matrix
-    if _BACK in metrics:
-        metrics[ALL]["v2t"] = metrics.pop(_BACK)["v2t"]
-    return {ALL: kept[ALL]}, kept.get(_BACK), metrics
+    if _REVERSE in metrics:
+        metrics[ALL]["v2t"] = metrics.pop(_REVERSE)["v2t"]
+    return {ALL: kept[ALL]}, kept.get(_REVERSE), metrics
 
 
 def reranks(scorer: nn.Module) -> bool:
-    """Whether a reranker has the last word."""
+    """Tell whether a reranker has the last word."""
     return isinstance(scorer, Recipe) and scorer.reranker is not None
 
 
 def check_reranker(scorer: nn.Module) -> None:
-    """That an evaluation can serve: better said before anything is computed.
+    """Check, before anything is computed, that an evaluation can serve a scorer.
 
     Raises:
         ValueError: a recipe with a reranker over several ranks, of which none holds the whole matrix.
@@ -111,15 +105,8 @@ def metrics_by_grain(
     return {name: retrieval_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
 
 
-def _metrics(scores: dict[str, Tensor], protocol: str, targets: Tensor | None) -> dict[str, RetrievalMetrics]:
-    """As `metrics_by_grain`, of the texts of all ranks. Collective."""
-    if world()[1] == 1 or targets is None:
-        return metrics_by_grain(scores, protocol, targets)
-    return {name: merged_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
-
-
 def check_targets(targets: Tensor | None, texts: int, videos: int, protocol: str) -> None:
-    """What the ranks have to agree in before they take their shares: the same error on each."""
+    """Check the targets of all texts before ranks take their shares, so that every rank raises the same error."""
     check_counts(protocol, texts, videos)
     if targets is not None:
         checks.labels("targets", targets, texts)
@@ -136,7 +123,7 @@ def _check_diagonal(targets: Tensor | None) -> None:
 
 
 def check_counts(protocol: str, texts: int, videos: int) -> None:
-    """That there are texts, and under "diagonal" as many as videos."""
+    """Check that there are texts, and under "diagonal" as many as videos."""
     if texts == 0:
         raise ValueError("pairs: expected at least one to evaluate, got none")
     if protocol == "diagonal" and texts != videos:

@@ -1,4 +1,4 @@
-"""The one table of a run, as rows of text: each grain's own retrieval and all together, beside chance."""
+"""An evaluation in words: the table (each grain by itself, all together, chance), its title, a verdict, the scorer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIRECTIONS = (("t2v", "text → video"), ("v2t", "video → text"))
 
 
 class Row(NamedTuple):
-    """One line: a name, then `COLUMNS` in either direction."""
+    """A line of the table: a name, then `COLUMNS` in either direction."""
 
     name: str
     cells: list[str]
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def chance(candidates: int, protocol: str = "diagonal") -> RetrievalMetrics | None:
-    """What a random order gives, in expectation, among so many videos; None where that depends on their captions."""
+    """Return the expected metrics of a random order of so many videos; None where they depend on the captions."""
     if protocol == "all_captions":
         return None
     middle = (candidates + 1) / 2
@@ -36,7 +36,7 @@ def chance(candidates: int, protocol: str = "diagonal") -> RetrievalMetrics | No
 
 
 def rows(metrics: Mapping[str, RetrievalMetrics], candidates: int) -> list[Row]:
-    """Every entry of `metrics` (grains, and "all"), then chance where there is one figure for it."""
+    """List every entry of `metrics` (grains, and "all"), then chance where there is one figure for it."""
     grains = len(metrics.keys() - {"all"})
     shown = {name: values for name, values in metrics.items() if name != "all" or grains > 1}
     named = [(name, values, "all" if name == "all" else "grain") for name, values in shown.items()]
@@ -49,7 +49,7 @@ def rows(metrics: Mapping[str, RetrievalMetrics], candidates: int) -> list[Row]:
 
 
 def title(texts: int, videos: int, hubness: str | None = None) -> str:
-    """What was measured, and whether it was corrected by the scores of the other queries of the test."""
+    """Say how many were measured, and whether the scores were corrected by those of the other queries of the test."""
     measured = f"{texts:,} sentences against {videos:,} videos"
     return measured if hubness is None else f"{measured}, corrected by {hubness} (transductive)"
 
@@ -60,13 +60,13 @@ def recall_at_1(metrics: RetrievalMetrics) -> float:
 
 
 def standard_error(per_cent: float, queries: int) -> float:
-    """Of a recall in per cent that was measured with so many queries (binomial)."""
+    """Compute the binomial standard error of a recall in per cent that was measured with so many queries."""
     share = per_cent / 100
     return 100 * math.sqrt(share * (1 - share) / queries)
 
 
 def verdict(metrics: Mapping[str, RetrievalMetrics], candidates: int) -> str:
-    """The result in one sentence."""
+    """Say the result in one sentence."""
     best = recall_at_1(metrics["all"])
     return (
         f"R@1 {best:.1f} % among {candidates:,} (mean of both directions; chance {100 / candidates:.3g} %; "

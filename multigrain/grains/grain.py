@@ -52,8 +52,7 @@ class Grain(nn.Module):
         super().__init__()
         checks.instances(str, query=query, candidate=candidate)
         self.query, self.candidate = query, candidate
-        self.name = "" if name is None else checks.instance("name", name, str)
-        self.name = self.name or f"{query}-{candidate}"
+        self.name = checks.instance("name", "" if name is None else name, str) or f"{query}-{candidate}"
         self.aggregator = None if aggregator is None else aggregator_of(aggregator)
         size = None if bilinear is None else checks.count("bilinear", bilinear)
         self.register_parameter("bilinear", None if size is None else nn.Parameter(torch.eye(size)))

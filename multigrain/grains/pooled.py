@@ -149,8 +149,7 @@ class PooledGrain(nn.Module):
         super().__init__()
         checks.instances(str, query=query, candidate=candidate)
         self.query, self.candidate = query, candidate
-        self.name = "" if name is None else checks.instance("name", name, str)
-        self.name = self.name or f"{query}-{candidate}"
+        self.name = checks.instance("name", "" if name is None else name, str) or f"{query}-{candidate}"
         self.pooler = checks.instance("pooler", pooler, QueryPooler)
 
     def forward(self, query: Features, candidate: Features, backend: str | None = None) -> Float[Tensor, "q c"]:

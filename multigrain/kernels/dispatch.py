@@ -31,20 +31,20 @@ Backend = Callable[[Aggregator, Tokens, Tokens, TokenWeights], Tensor]
 
 
 def blocked(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: TokenWeights = UNWEIGHTED) -> Tensor:
-    """Block by block: the closed form for two-level aggregators, the definition recomputed for all others."""
+    """Score block by block: the closed form for two-level aggregators, the definition recomputed for all others."""
     if fusion.fuses(aggregator, "blocked"):
-        return fusion.scores(aggregator, query, candidate, "blocked", weights)
-    return recompute.scores(functools.partial(aggregate, aggregator), query, candidate, weights)
+        return fusion.two_level_scores(aggregator, query, candidate, "blocked", weights)
+    return recompute.blockwise_scores(functools.partial(aggregate, aggregator), query, candidate, weights)
 
 
 def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: TokenWeights = UNWEIGHTED) -> Tensor:
-    """Fused, on CUDA."""
+    """Score by fused kernels on CUDA."""
     for tokens in (query, candidate):
         if tokens.device.type != "cuda":
             raise Unsupported(f"triton serves features on CUDA, not on {tokens.device}")
     if not fusion.fuses(aggregator, "triton"):
         raise Unsupported(f"triton serves two-level aggregators as they are, not {aggregator!r}")
-    return fusion.scores(aggregator, query, candidate, "triton", weights)
+    return fusion.two_level_scores(aggregator, query, candidate, "triton", weights)
 
 
 BACKENDS: dict[str, Backend] = {"triton": triton, "blocked": blocked, "eager": aggregate}
@@ -88,27 +88,28 @@ def by_blocks(definition: recompute.Definition, query: Tokens, candidate: Tokens
 
     Args:
         backend: as for `scores`.
-        size: how many numbers it holds for a pair.
+        size: the count of numbers that it holds for a pair.
 
     Raises:
         Unsupported: the backend "triton" was asked for.
     """
     if backend == "triton":
         raise Unsupported("triton serves two-level aggregators of similarities, not a pooling by the query")
-    whole = torch.compiler.is_compiling() or checks.transformed() or len(query) * len(candidate) * size < SMALL
-    if backend == "eager" or (backend == "auto" and whole):
+    at_once = torch.compiler.is_compiling() or checks.transformed() or len(query) * len(candidate) * size < SMALL
+    if backend == "eager" or (backend == "auto" and at_once):
         return definition(query, candidate, UNWEIGHTED)
-    return recompute.scores(definition, query, candidate, size=size)
+    return recompute.blockwise_scores(definition, query, candidate, size=size)
 
 
 def _automatic(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> list[str]:
     """The backends to try, best first; the definition, which always serves, is the last."""
-    fused = fusion.fuses(aggregator, "triton" if query.device.type == "cuda" else "blocked")
+    q, c = query.features, candidate.features  # [q, m, D], [c, n, D]
+    fused = fusion.fuses(aggregator, "triton" if q.is_cuda else "blocked")
     # The compiler sees through the definition, not through blocks of it; the operators know nothing of transforms.
     if not fused if torch.compiler.is_compiling() else checks.transformed():
         return ["eager"]
-    if query.device.type == "cuda" and fused:
+    if q.is_cuda and fused:
         return ["triton", "blocked", "eager"]
-    large = len(query) * query.length * len(candidate) * candidate.length >= SMALL
+    large = q.shape[:2].numel() * c.shape[:2].numel() >= SMALL
     return ["blocked"] * large + ["eager"]
 

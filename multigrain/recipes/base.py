@@ -173,7 +173,8 @@ class Recipe(nn.Module):
             k = min(self.rerank_k, len(video if direction == "t2v" else text))
         if direction == "t2v":
             return rerank(scores, self.reranker, k, text, video)
-        return rerank(scores.T, _Turned(self.reranker), k, video, text).T
+        reranker = self.reranker
+        return rerank(scores.T, lambda video, text: reranker(text, video).T, k, video, text).T
 
     def _scorer_of(self, direction: str) -> nn.Module:
         checks.choice("direction", direction, ("t2v", "v2t"))
@@ -205,17 +206,6 @@ class Recipe(nn.Module):
         shown = {n: m for n, m in self.named_children() if m not in again or m is self.loss}
         lines = [self.extra_repr(), *(f"({n}): {m!r}" for n, m in shown.items() if not isinstance(m, nn.Identity))]
         return "Recipe(\n" + textwrap.indent("\n".join(line for line in lines if line), "  ") + "\n)"
-
-
-class _Turned(nn.Module):
-    """A scorer of texts and videos as one of videos and texts."""
-
-    def __init__(self, scorer: nn.Module) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, video: Features, text: Features) -> Tensor:
-        return self.scorer(text, video).T
 
 
 _REGISTRY: dict[str, Callable[..., Recipe]] = {}
