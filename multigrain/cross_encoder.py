@@ -1,11 +1,10 @@
-"""Scorers that read the tokens of both sides together, and what makes them affordable.
+"""Scorers that read the tokens of both sides together, and reranking, which makes them affordable.
 
     CrossEncoder   a transformer over [CLS; query tokens; candidate tokens] and a matching head: logits [., 2]
     SegmentScorer  a scorer of short segments of the candidate, aggregated over segments
-    rerank         the best candidates of a cheap scorer, in the order of a dear one
+    rerank         the best candidates of a fast scorer, in the order of a slow one
 
-A score depends on its own (query, candidate) pair alone, as everywhere; no product of features gives it, so all
-pairs cost one pass of the transformer each.
+A score depends on its own (query, candidate) pair alone. Every pair costs one pass of the transformer.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ ELEMENTS = 1 << 22
 
 
 class CrossEncoder(nn.Module):
-    """Whether a query and a candidate belong together, from all their tokens at once.
+    """A transformer over all tokens of a query and a candidate that scores their match.
 
         x      = [cls; sqrt(D) query tokens + side_q; sqrt(D) candidate tokens + side_c]      of unit tokens
         logits = head(LN(Transformer(x)_cls))          [., 2]: no match, match
         score  = logits_1 - logits_0                   the log-odds of a match
 
     The form that VideoBERT's alignment, LXMERT, OSCAR, ALBEF's matching, CLIP4Clip's tight similarity and TACo's
-    fusion share, over features in place of their encoders. Tokens come with their positions from their encoders:
-    here their order changes nothing, nor does the length of a vector.
+    fusion share, over features in place of their encoders. No position is added: the order of tokens changes nothing,
+    nor does the length of a vector.
 
     Args:
         dim: D of both grains.
@@ -47,7 +46,7 @@ class CrossEncoder(nn.Module):
         query, candidate: names of the grains in the two Features.
 
     Raises:
-        ValueError: settings out of range; in the methods, features of another width.
+        ValueError: settings out of range; in a call, features of another width.
 
     Example:
         >>> scorer = CrossEncoder(16, depth=1, heads=2)
@@ -77,7 +76,7 @@ class CrossEncoder(nn.Module):
     def forward(self, query: Features, candidate: Features) -> Float[Tensor, "q c"]:
         """Scores [queries, candidates] of all pairs; 0 where an item has no real token.
 
-        In blocks, each of which is computed again in the backward pass: memory is that of one.
+        Pairs are scored in blocks, and each block is computed again in the backward pass: memory is that of one block.
         """
         q, c = self._tokens(query, candidate)
         size = self._block(q, c)
@@ -99,10 +98,10 @@ class CrossEncoder(nn.Module):
         return frozenset({self.query}), frozenset({self.candidate})
 
     def pairs(self, query: Features, candidate: Features) -> Float[Tensor, "b 2"]:
-        """Logits [B, 2] (no match, match) of query i with candidate i; 0 where one has no real token. Also in blocks.
+        """Logits [B, 2] (no match, match) of query i with candidate i, in blocks; 0 where one has no real token.
 
         Raises:
-            ValueError: another number of candidates than of queries.
+            ValueError: different numbers of queries and candidates.
         """
         q, c = self._tokens(query, candidate)
         checks.require(len(q) == len(c), "candidate", f"as many items as queries, {len(q)}", len(c))
@@ -124,7 +123,7 @@ class CrossEncoder(nn.Module):
         return q.to(dtype=self.cls.dtype), c.to(dtype=self.cls.dtype)
 
     def _block(self, query: Tokens, candidate: Tokens) -> int:
-        """Pairs of a block."""
+        """The number of pairs in a block."""
         return max(1, ELEMENTS // ((1 + query.length + candidate.length) * query.dim))
 
     def _logits(self, query: Tokens, candidate: Tokens) -> Tensor:
@@ -145,14 +144,14 @@ def _log_odds(logits: Tensor) -> Tensor:
 
 
 def _split(tokens: Tokens, size: int) -> list[Tokens]:
-    # torch.split, not slices: the backward pass of a slice would allocate the whole.
+    # Not slices: the backward pass of each slice would allocate the full tensor.
     features = tokens.features.split(size)
     masks = [None] * len(features) if tokens.mask is None else tokens.mask.split(size)
     return [Tokens(x, mask, unit=True) for x, mask in zip(features, masks, strict=True)]
 
 
 def _computed(function: Callable[[Tokens, Tokens], Tensor], query: Tokens, candidate: Tokens, again: bool) -> Tensor:
-    """function(query, candidate), computed `again` in the backward pass in place of being kept."""
+    """Compute function(query, candidate), `again` in the backward pass so that nothing is kept for it."""
     if not (again and torch.is_grad_enabled()):
         return function(query, candidate)
 
@@ -167,7 +166,7 @@ def _computed(function: Callable[[Tokens, Tokens], Tensor], query: Tokens, candi
 
 
 class SegmentScorer(nn.Module):
-    """aggregator_s scorer(query, segment s): each segment of a candidate's tokens is scored as its own candidate.
+    """Aggregated scores of segments: each segment of a candidate's tokens is scored like a candidate.
 
     ClipBERT's scores of short clips (Lei et al. 2021, arXiv 2102.06183), pooled by mean (MeanMean), max (MaxMax) or
     log-sum-exp (LogSumExp(temperature=1) of logits) over the segments that have a real token.
@@ -176,7 +175,7 @@ class SegmentScorer(nn.Module):
         scorer: Features x Features -> scores [q, c], such as CrossEncoder or MultiGrain.
         length: tokens of a segment; the last one may have fewer.
         aggregator: an Aggregator or its registered name; it sees sim [q, c, 1, segments].
-        grain: which grain of the candidate is cut. Its other grains go, whole, with every segment.
+        grain: the grain of the candidate that is cut into segments. Its other grains go with every segment uncut.
 
     Raises:
         ValueError: a length below 1, an unknown aggregator.
@@ -209,12 +208,12 @@ class SegmentScorer(nn.Module):
 
     @property
     def reads(self) -> tuple[frozenset[str], frozenset[str]] | None:
-        """The names of the grains that the scorer reads and of the one that is cut; None where it does not tell."""
+        """The names of the grains that the scorer reads and of the one that is cut; None where it has no `reads`."""
         names = getattr(self.scorer, "reads", None)
         return None if names is None else (names[0], names[1] | {self.grain})
 
     def _segments(self, candidate: Features) -> tuple[Features, Tensor | None]:
-        """The segments of all candidates as items [c * S], and which have a real token [c, S] (None = all)."""
+        """The segments of all candidates as items [c * s], and a mask [c, s], True where one has a real token."""
         tokens = candidate[self.grain].tokenwise()
         count = -(-tokens.length // self.length)
         missing = count * self.length - tokens.length
@@ -240,8 +239,8 @@ def rerank(
 ) -> Float[Tensor, "q c"]:
     """The k best candidates of each row scored anew; they stay above the rest, which keeps its order.
 
-    As OSCAR and ALBEF search: `scores` are cheap, `scorer` is dear and sees q k pairs in place of q c. The k hold the
-    scorer's scores as they are, the rest falls below the lowest of them in even steps, equal ones together. Only the
+    OSCAR and ALBEF search in this way: `scores` are fast, `scorer` is slow and sees q k pairs in place of q c. The k
+    best get the scorer's scores; the rest falls below the lowest of them in even steps, equal ones together. Only the
     order within a row means something. The other direction is
     `rerank(scores.T, lambda video, text: scorer(text, video).T, k, video, text)`.
 
@@ -268,6 +267,6 @@ def rerank(
     checks.not_nan(again, columns=order)
     lowest = reduce(again, "q k -> q 1", "min")
     below = 1 + F.pad(ordered[:, k + 1 :] != ordered[:, k:-1], (1, 0)).cumsum(1)[:, : scores.shape[1] - k]
-    # A step is as large as the scores are, for a small one would vanish beside them.
+    # The step grows with the scores: a small one would be rounded away.
     rest = lowest - lowest.abs().clamp_min(1) * below
     return again.new_empty(scores.shape).scatter_(1, order, torch.cat([again, rest], 1))

@@ -38,9 +38,9 @@ class Levels:
 
 @dataclass(frozen=True)
 class Weights:
-    """How one pair's score weighs its token similarities x [m, n]: score = sum_ij cells_ij x_ij.
+    """The weights of one pair's token similarities x [m, n] in its score: score = sum_ij cells_ij x_ij.
 
-    Of a PooledGrain, whose score is no such sum, cells are what each candidate token adds to it.
+    The score of a PooledGrain is no such sum: its cells are the change of the score by each candidate token.
     """
 
     cells: Float[Tensor, "m n"]
@@ -69,11 +69,11 @@ def explain(scorer: nn.Module, text: Features, video: Features) -> dict[str, Par
     """Each grain's part in the score of one text and one video, by the grain's name.
 
     Args:
-        scorer: whose score it is, a MultiGrain.
+        scorer: the MultiGrain that gives the score.
         text, video: features of one item each.
 
     Raises:
-        TypeError: a scorer that is no sum of grains.
+        TypeError: a scorer that is no MultiGrain.
         ValueError: more than one item, or a score that is NaN or infinite.
     """
     scorer = checks.instance("scorer", scorer, MultiGrain)
@@ -91,7 +91,7 @@ def explain(scorer: nn.Module, text: Features, video: Features) -> dict[str, Par
         if isinstance(grain, PooledGrain):
             weights = Weights(_contributions(grain, text, video, scores[grain.name]))
         else:
-            sides = zip(grain.token_weights(text, video), (text[grain.query], video[grain.candidate]), strict=True)
+            sides = zip(grain.weigh(text, video), (text[grain.query], video[grain.candidate]), strict=True)
             given = [None if w is None else w[0][side.real_mask[0]] for w, side in sides]
             weights = token_weights(grain.aggregator, sim, *given)
         parts[grain.name] = Part(grain.query, grain.candidate, sim, weights, float(scores[grain.name]), float(share))
@@ -106,9 +106,9 @@ def token_weights(
 ) -> Weights:
     """The weights by which an aggregator turns the similarities [m, n] of one pair's real tokens into its score.
 
-    Exact for means, sums, maxima (ties share), TokenWeighted under the weights that it gave to the tokens, and AOSM,
-    its mixing matrices included. For `LogSumExp` and for an aggregator that is not two-level, one of your own say,
-    `cells` are the gradient of the score instead; the latter has no levels.
+    Exact for means, sums, maxima (ties share), TokenWeighted with the weights that it gave to the tokens, and AOSM with
+    its mixing matrices. For `LogSumExp`, `cells` are the gradient of the score instead; so they are for an aggregator
+    that is not two-level, such as one of your own, which has no levels.
     """
     if aggregator is None:
         return Weights(torch.ones_like(sim))
@@ -130,7 +130,7 @@ def token_weights(
 
 
 def _contributions(grain: PooledGrain, text: Features, video: Features, score: Tensor) -> Tensor:
-    """[1, n]: the score, less that without the token, for each of a single item's real ones."""
+    """The changes [1, n] of a pair's score by each real candidate token: the score minus the score without it."""
     tokens = video[grain.candidate].tokenwise()
     real = tokens.real_mask[0]
     others = ~torch.eye(len(real), dtype=torch.bool, device=real.device)[real] & real
@@ -139,7 +139,7 @@ def _contributions(grain: PooledGrain, text: Features, video: Features, score: T
 
 
 def _levels(aggregator: TwoLevel, x: Tensor, inner_side: str, outer_side: str, given: Tensor | None) -> Levels:
-    """Inner along the last axis of x, outer along the first, unless its weights are given."""
+    """The weights along the last axis of x (inner) and then along the first (outer), unless those are given."""
     inner = _level(aggregator.inner, x, _mixing(aggregator, f"inner_{inner_side}", x.shape[1]))
     if given is not None:
         return Levels(inner, given)
@@ -165,6 +165,6 @@ def _mixing(aggregator: TwoLevel, name: str, size: int) -> Tensor | None:
         return None
     matrix: Tensor | None = getattr(aggregator, name)
     if matrix is None:
-        # With one side mixed there is one matrix, called inner; the other side is a single token.
+        # Where one side is mixed there is one matrix, called inner; the other side is a single token.
         matrix = getattr(aggregator, name.replace("outer", "inner"))
     return None if matrix is None else matrix[:size, :size]

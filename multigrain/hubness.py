@@ -4,12 +4,12 @@
     bank       [b, c]   scores of other queries against the same candidates
     corrected  [q, c]   fp32 (fp64 stays), a new tensor; only the order within a row means something
 
-What a score becomes depends on the scores of other queries: on those that are ranked (transductive: a search that
-answers one query at a time cannot do it), or on a bank of queries known before, such as those of the training. A
-figure that was reached with a correction has to say so, and which of the two it was.
+A corrected score depends on the scores of other queries: on all queries that are ranked (transductive: a search that
+answers one query at a time cannot do it), or on a bank of known queries, such as those of the training. A published
+figure has to say that a correction was used, and which of the two kinds.
 
 The normalisation of each candidate runs over *queries*. Over candidates it would multiply a row by one number and
-leave its order as it was, which is what reusing the t2v matrix, transposed, for v2t does.
+leave its order unchanged; reusing the transposed t2v matrix for v2t makes this mistake.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["TRANSDUCTIVE", "dual_softmax", "dynamic_inverted_softmax", "inverted
 
 
 def dual_softmax(scores: Float[Tensor, "q c"], beta: float = 100.0) -> Float[Tensor, "q c"]:
-    """scores_ij * softmax_i(beta scores_ij): each score times how much of its candidate the query claims.
+    """Multiply each score by the query's share of its candidate: scores_ij * softmax_i(beta scores_ij).
 
-    DSL at inference (Cheng et al. 2021, arXiv 2109.04290). Transductive. As beta goes to 0 the ranks are those of the
-    scores, and so they are for a single query. Shares too small for the dtype tie at 0.
+    DSL at inference (Cheng et al. 2021, arXiv 2109.04290). Transductive. As beta goes to 0, and for a single query,
+    the order is that of the scores. Shares too small for the dtype tie at 0.
 
     Args:
         beta: multiplies the scores in the softmax; 100 is where CLIP's logit scale ends.
@@ -53,7 +53,7 @@ def dual_softmax(scores: Float[Tensor, "q c"], beta: float = 100.0) -> Float[Ten
 def inverted_softmax(
     scores: Float[Tensor, "q c"], bank: Float[Tensor, "b c"], beta: float = 20.0
 ) -> Float[Tensor, "q c"]:
-    """scores_ij - 1/beta log mean_b exp(beta bank_bj): a score beyond what its candidate has for queries at large.
+    """Subtract a candidate's soft mean score for a bank of queries: scores_ij - 1/beta log mean_b exp(beta bank_bj).
 
     The logarithm of the inverted softmax exp(beta scores_ij) / sum_b exp(beta bank_bj) (Smith et al. 2017, arXiv
     1702.03859), in the unit of the scores: the same order, and finite for every beta. Transductive with the scores
@@ -62,10 +62,10 @@ def inverted_softmax(
 
     Args:
         bank: scores of a bank of queries against the same candidates.
-        beta: sharpness; 20 as the code of QB-Norm.
+        beta: sharpness; 20 in the code of QB-Norm.
 
     Raises:
-        TypeError, ValueError: as dual_softmax; a bank of other candidates.
+        TypeError, ValueError: see dual_softmax; or a bank of other candidates.
     """
     x, beta = _checked(scores, beta)
     return x - _soft_mean(_bank(bank, x), beta, 0)
@@ -74,17 +74,17 @@ def inverted_softmax(
 def dynamic_inverted_softmax(
     scores: Float[Tensor, "q c"], bank: Float[Tensor, "b c"], k: int = 1, beta: float = 20.0
 ) -> Float[Tensor, "q c"]:
-    """inverted_softmax in the rows whose best candidate is a hub, one among the k best of a query of the bank.
+    """Apply inverted_softmax to the rows whose best candidate is a hub: among the k best of a query of the bank.
 
-    QB-Norm (Bogolin et al. 2022, arXiv 2112.12777); k and beta as its code. Not transductive with a bank of training
-    queries. The other rows are the scores as they are. Equal scores at the k-th place all count.
+    QB-Norm (Bogolin et al. 2022, arXiv 2112.12777), k and beta from its code. Not transductive with a bank of training
+    queries. The other rows keep their scores. Equal scores at the k-th place all count.
 
     Args:
-        bank, beta: as in inverted_softmax.
-        k: how deep a candidate may be in the ranking of a query of the bank to be a hub.
+        bank, beta: see inverted_softmax.
+        k: a candidate among the k best of any query of the bank is a hub.
 
     Raises:
-        TypeError, ValueError: as inverted_softmax; a k beyond the number of candidates.
+        TypeError, ValueError: see inverted_softmax; or a k beyond the number of candidates.
     """
     x, beta = _checked(scores, beta)
     bank = _bank(bank, x)
@@ -95,19 +95,19 @@ def dynamic_inverted_softmax(
 
 
 def sinkhorn(scores: Float[Tensor, "q c"], beta: float = 100.0, iterations: int = 50) -> Float[Tensor, "q c"]:
-    """scores_ij - u_i - v_j such that exp(beta .) has the mean 1 in every row and column: all are equally in demand.
+    """Balance rows and columns: scores_ij - u_i - v_j such that exp(beta .) has the mean 1 in each of them.
 
     Sinkhorn's alternating normalisation, in log space, where nothing under- or overflows; in retrieval: UCoFiA's
-    normalisation of its scores; Yakovlev et al. 2023 (arXiv 2311.08143). Transductive. One iteration ranks as the
-    inverted softmax with the scores themselves as the bank. The rows are normalised last: they are exact, and the
-    columns the closer, the more iterations there are.
+    normalisation of its scores; Yakovlev et al. 2023 (arXiv 2311.08143). Transductive. One iteration ranks like the
+    inverted softmax with the scores themselves as the bank. The rows are normalised last and are exact; the columns
+    approach the mean 1 with more iterations.
 
     Args:
         beta: multiplies the scores in the exponential.
-        iterations: of columns, then rows.
+        iterations: normalisations of columns, then rows.
 
     Raises:
-        TypeError, ValueError: as dual_softmax; less than one iteration.
+        TypeError, ValueError: see dual_softmax; or less than one iteration.
     """
     x, beta = _checked(scores, beta)
     for _ in range(checks.count("iterations", iterations)):
@@ -116,7 +116,7 @@ def sinkhorn(scores: Float[Tensor, "q c"], beta: float = 100.0, iterations: int 
     return x
 
 
-# By name, those that need nothing but the scores: all of them transductive.
+# Corrections that need only the scores, by name: all of them transductive.
 TRANSDUCTIVE: dict[str, Callable[[Tensor], Tensor]] = {
     "dual_softmax": dual_softmax,
     "inverted_softmax": lambda scores: inverted_softmax(scores, scores),
@@ -130,7 +130,7 @@ def _soft_mean(x: Tensor, beta: float, dim: int) -> Tensor:
     highest = x.amax(dim, keepdim=True)
     z = beta * (x - highest)
     below = z.expm1().mean(dim, keepdim=True)
-    # For a small beta the logarithm is near 0, and its rounding is divided by beta: no difference of large numbers.
+    # For a small beta the logarithm is near 0 and its rounding is divided by beta, so it is not taken as a difference.
     log_mean = torch.where(below > -0.5, below.log1p(), z.logsumexp(dim, keepdim=True) - math.log(x.shape[dim]))
     return highest + log_mean / beta
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while the command line still imports, which takes seconds: one line and exit code 130, as later in cli.py."""
+"""Handle Ctrl-C while the command line is still importing: one line and exit code 130, as after the imports."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
     os._exit(130)
 
 
-# `multigrain ...`, or `python -u -m multigrain.cli ...`; nobody else's interrupts are touched.
+# Only for `multigrain ...` and `python -u -m multigrain.cli ...`; a program that imports the package is left alone.
 if {"multigrain", "multigrain.exe", "multigrain.cli"} & {os.path.basename(name) for name in sys.orig_argv[1:4]}:
     sys.excepthook = _say

@@ -24,11 +24,11 @@ TIES = {"optimistic": 0.0, "mean": 0.5, "pessimistic": 1.0}
 PROTOCOLS = ("diagonal", "group_max", "all_captions")
 """Names of how the captions of one video are counted, see `retrieval_metrics`."""
 RECALLS = (1, 5, 10)
-_ELEMENTS = 1 << 20  # compared at a time: the comparison of a large matrix would otherwise be as large again
+_ELEMENTS = 1 << 20  # scores compared at a time: comparing all at once would double the memory of a large matrix
 
 
 class RetrievalMetrics(TypedDict):
-    """What `retrieval_metrics` returns; serialises to JSON as it is."""
+    """The result of `retrieval_metrics`, which JSON can hold."""
 
     t2v: dict[str, float]
     v2t: dict[str, float]
@@ -46,8 +46,8 @@ def ranks(
 
     Args:
         scores: [queries, candidates], higher is better.
-        positives: the column of each query's positive [q], a bool matrix [q, c] of all its positives (others
-            than the best are no rivals), or None: the diagonal of a square matrix.
+        positives: the column of each query's positive [q], a bool matrix [q, c] of all its positives (only the
+            best one is ranked, and the others are no rivals), or None: the diagonal of a square matrix.
         ties: rivals as good as the positive count fully ("pessimistic"), half ("mean": the expected rank under
             a random order) or not at all ("optimistic").
 
@@ -109,8 +109,8 @@ def retrieval_metrics(
         targets: the video of each text, [texts]; every video has at least one. Not for "diagonal".
         protocol: "diagonal": text i belongs to video i, a square matrix.
             "all_captions": each text ranks all videos; each video ranks all texts, and its best own one counts.
-            "group_max": as X-CLIP and CLIP4Clip evaluate MSVD: each video ranks the videos, each by its best
-            caption, so that a rival's many captions count once. R@1 is as in "all_captions", the rest is easier.
+            "group_max", as in X-CLIP and CLIP4Clip for MSVD: each video ranks the videos, each by its best
+            caption, so that a rival's many captions count once. R@1 equals that of "all_captions", the rest is easier.
         ties: see `ranks`.
         hubness: "dual_softmax", "inverted_softmax" or "sinkhorn" corrects the scores first, for each direction over
             its own queries, and is named in the result: all three are transductive.
@@ -148,21 +148,23 @@ def ranks_of_videos(
     targets: Int[Tensor, "t"] | None,
     protocol: str,
     ties: str,
-    largest: Callable[[Tensor], Tensor] = lambda x: x,
-    total: Callable[[Tensor], Tensor] = lambda x: x,
+    all_reduce: Callable[[Tensor, str], Tensor] = lambda x, operation: x,
 ) -> Float[Tensor, "v"]:
     """The rank of each video's best own text ("all_captions"), or of itself among the videos, each by its best text.
 
     Args:
-        targets: None: text i belongs to video i. Where each video has one text, all protocols are the same.
-        largest, total: over what others hold of the texts, whole videos each; here is all.
+        targets: the video of each text; None: text i belongs to video i. Where each video has one text, all protocols
+            have the same ranks.
+        all_reduce: (tensor, "max" or "sum") -> its reduction over all ranks, where each holds some of the texts, and
+            all texts of a video are on one rank; default: there is one rank.
     """
     if targets is None:
         targets = torch.arange(len(scores), device=scores.device)
     for rows in _blocks(scores):
         checks.not_nan(scores[rows], rows.start)
     own = rearrange(scores.gather(1, rearrange(targets, "t -> t 1")), "t 1 -> t")
-    best = largest(scores.new_full((scores.shape[1],), -torch.inf).scatter_reduce(0, targets, own, "amax"))
+    best = scores.new_full((scores.shape[1],), -torch.inf).scatter_reduce(0, targets, own, "amax")
+    best = all_reduce(best, "max")
     rivals, owners = scores, targets
     if protocol == "group_max":
         owners, places = targets.unique(return_inverse=True)
@@ -173,7 +175,7 @@ def ranks_of_videos(
     for rows in _blocks(rivals):
         others, x = rearrange(owners[rows], "t -> t 1") != videos, rivals[rows]
         counts += reduce([(x > best) & others, (x == best) & others], "better_or_equal t v -> better_or_equal v", "sum")
-    better, equal = total(counts).double()
+    better, equal = all_reduce(counts, "sum").double()
     return 1 + better + TIES[ties] * equal
 
 

@@ -1,4 +1,4 @@
-"""Masked reductions of one axis, the only place with fill values and fp32 widening.
+"""Masked reductions of one axis; the only module with fill values and fp32 widening.
 
     mean       sum_k m_k x_k / sum_k m_k
     sum        sum_k m_k x_k
@@ -6,7 +6,7 @@
     logsumexp  t log sum_k m_k exp(x_k / t)
     softmax    sum_k p_k x_k, p = softmax over real k of x_k / t      (attention over the similarities)
 
-and, beside those that kernels know: `mean_of_top`, `attend_twice`, `attend_normalized`.
+Three more have no kernel: `mean_of_top`, `attend_twice`, `attend_normalized`.
 
 x [...]; mask broadcastable to x, bool, True = a real token, None = all. Masked positions are filled with the
 dtype's lowest number before a max or a softmax and their weights are zeroed after it: a similarity is never
@@ -60,8 +60,8 @@ def attend(
     """Attention of the entries along `dim` over themselves: softmax(x / t), times x.
 
     Args:
-        mixing: [K, K], K the length of `dim`: multiplies the attention after the softmax (p @ mixing), as the
-            code of X-CLIP does. Rows and columns of masked entries drop out.
+        mixing: [K, K], K the length of `dim`: multiplies the attention after the softmax (p @ mixing), as in the
+            code of X-CLIP. Rows and columns of masked entries drop out.
     """
     x = widen(x)
     attention = softmax(x / temperature, mask, dim)
@@ -73,7 +73,7 @@ def attend(
 def attend_twice(
     x: Tensor, mask: Tensor | None = None, dim: int = -1, temperature: float = 1.0, mixing: Tensor | None = None
 ) -> Tensor:
-    """sum_k a_k x_k, a = softmax(p W / t), p = softmax(x / t); W [K, K] as in `attend`, None for the identity."""
+    """sum_k a_k x_k, a = softmax(p W / t), p = softmax(x / t); W [K, K] is `mixing`, None for the identity."""
     x = widen(x)
     first = softmax(x / temperature, mask, dim)
     if mixing is not None:
@@ -84,7 +84,7 @@ def attend_twice(
 def attend_normalized(x: Tensor, mask: Tensor | None = None, dim: int = -1, temperature: float = 1.0) -> Tensor:
     """sum_k a_k x_k, a = softmax(x / (t |x|)), |x| the Euclidean length of the real entries; zeros count alike."""
     x = _zeroed(widen(x), mask)
-    # In units of the largest, a constant that drops out: then no square overflows, and the length is at least 1.
+    # Divided by the largest, a factor that cancels: then no square overflows, and the length is at least 1.
     largest = x.detach().abs().amax(dim, keepdim=True)
     y = x / torch.where(largest > 0, largest, 1.0)
     length = torch.linalg.vector_norm(y, dim=dim, keepdim=True).clamp_min(1.0)
@@ -142,18 +142,18 @@ _TEMPERED: dict[str, Callable[[Tensor, Tensor | None, int, float], Tensor]] = {
 
 
 def widen(x: Tensor) -> Tensor:
-    """fp32 for anything narrower; fp64 stays."""
+    """Convert narrower dtypes to fp32; fp64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def bounded(x: Tensor) -> Tensor:
-    """`widen`ed, -inf as the lowest number: 0 times it, as in the gradient by a scale, is 0 and not NaN."""
+    """Widen, and replace -inf by the lowest number: in the gradient by a scale, 0 times it is 0 and not NaN."""
     x = widen(x)
     return x.clamp_min(torch.finfo(x.dtype).min)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Computing on x's device at the precision of the tensors themselves, whatever autocast surrounds it."""
+    """Make a context without autocast on x's device, so that tensors are computed at their own precision."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device):
         return nullcontext()
@@ -161,7 +161,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def project(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x) in the dtype of x, whatever that of the layer: fp64 tokens meet no fp32 product."""
+    """Apply a layer in the dtype of x, not in its own: fp64 tokens meet no fp32 product."""
     weights = {name: value.to(x.dtype) for name, value in layer.named_parameters()}
     return nn.functional.linear(x, weights["weight"], weights.get("bias"))
 

@@ -24,7 +24,7 @@ class MultiGrain(nn.Module):
         grains: Grain or PooledGrain, with distinct names.
         weights: "mean" (1 / number of grains, as X-CLIP), one number per grain, or "learned" (a softmax over one
             parameter per grain, the mean at first).
-        backend: who computes the scores of the grains: see `Grain.forward`.
+        backend: the backend that computes the scores of the grains; see `Grain.forward`.
         strict: raise where a real token holds NaN or infinity, or an item has no real token, instead of scoring
             the latter 0. It reads the values, which synchronises a GPU.
 
@@ -91,12 +91,12 @@ class MultiGrain(nn.Module):
 
 
 def grains_of(scorer: nn.Module) -> list[Grain]:
-    """Those of a MultiGrain; what scores pairs otherwise has none."""
+    """The grains of a MultiGrain; an empty list for any other scorer."""
     return cast("list[Grain]", list(scorer.grains)) if isinstance(scorer, MultiGrain) else []
 
 
 def _check_grains(grains: Sequence[Grain | PooledGrain]) -> None:
-    """Refuse no grain at all, what is no grain, and a name twice."""
+    """Refuse an empty list, an object that is no grain, and a name that occurs twice."""
     if not grains:
         raise ValueError("grains: expected at least one Grain, got none")
     for i, grain in enumerate(grains):

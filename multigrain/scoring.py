@@ -25,17 +25,17 @@ def score_matrix(
     device: torch.device | str | None = None,
     progress: ProgressCallback | None = None,
 ) -> Float[Tensor, "q c"]:
-    """All scores [queries, candidates], computed block by block without a graph.
+    """Compute all scores [queries, candidates], block by block and without a graph.
 
     Args:
         scorer: Features x Features -> scores, such as MultiGrain.
         query, candidate: the two collections.
-        block: queries and candidates in a block; memory beyond the result is that of one block.
-        device: where the result goes; default: where the features are.
+        block: the number of queries and of candidates in a block; memory beyond the result is that of one block.
+        device: the device of the result; default: the device of the features.
         progress: called with (pairs done, pairs in all) after each block.
 
     Raises:
-        ValueError: block below 1, or whatever the scorer raises.
+        ValueError: a block below 1, or an error of the scorer.
     """
     out: Tensor | None = None
     for rows, columns, scores in _blocks(scorer, query, candidate, block, progress):
@@ -56,21 +56,21 @@ def top_k(
     device: torch.device | str | None = None,
     progress: ProgressCallback | None = None,
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-    """The k best candidates of each query, best first; of equal scores the lower index. Never holds the matrix.
+    """Find the k best candidates of each query, best first, equal ones by index. The matrix is never held.
 
     Args:
         candidate: the collection, or an iterable of its parts in order, of which one is held at a time, such as
             features that are loaded file by file. Indices count through all parts.
-        k: from 1 to the number of candidates, of which parts are known to have too few only after the last.
-        scorer, query, block, device: as for `score_matrix`.
-        progress: called with (pairs done, pairs in all) after each block; of parts, all so far.
+        k: from 1 to the number of candidates; parts that have fewer are noticed after the last one.
+        scorer, query, block, device: see `score_matrix`.
+        progress: called with (pairs done, pairs in all) after each block; the latter counts the parts so far.
 
     Returns:
         Scores [queries, k] and candidate indices [queries, k].
 
     Raises:
-        ValueError: k or block out of range, no part, a score that is NaN (a BadEntry: its row and column are named), or
-            whatever the scorer raises.
+        ValueError: k or block out of range, no part, a score that is NaN (a BadEntry: row and column are named), or an
+            error of the scorer.
     """
     checks.instance("query", query, Features)
     single = isinstance(candidate, Features | Tensor) or not isinstance(candidate, Iterable)  # or no candidates at all
@@ -95,7 +95,10 @@ def top_k(
 def _merged(
     best: tuple[Tensor, Tensor] | None, scores: Float[Tensor, "q c"], indices: Int[Tensor, "c"], k: int
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-    """The k best of those so far and of further candidates with these indices; NaN counts as the highest score."""
+    """Merge the k best so far with the scores of further candidates, which have these indices; NaN counts as the best.
+
+    The candidates need not be neighbours, so that a search may score only those that another index suggests.
+    """
     indices = repeat(indices, "c -> q c", q=len(scores))
     if best is not None:
         scores, indices = torch.cat([best[0], scores], 1), torch.cat([best[1], indices], 1)
@@ -112,10 +115,10 @@ def _blocks(
     progress: ProgressCallback | None,
     before: int = 0,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Row by row of blocks: (queries, candidates, their scores).
+    """Yield (queries, candidates, their scores) of each block, row by row of blocks.
 
     Args:
-        before: how many candidates were scored in earlier parts.
+        before: the number of candidates in earlier parts.
     """
     checks.scorer("scorer", scorer)
     checks.instances(Features, query=query, candidate=candidate)

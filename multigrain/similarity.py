@@ -22,9 +22,9 @@ from .aggregators import Aggregator
 from .reduce import without_autocast
 from .tokens import Tokens
 
-Weights: TypeAlias = "tuple[Tensor | None, Tensor | None]"
-"""Of the tokens of both sides, [q, m] and [c, n], 0 at padding; None where the aggregator gives none."""
-UNWEIGHTED: Weights = (None, None)
+TokenWeights: TypeAlias = "tuple[Tensor | None, Tensor | None]"
+"""Weights of the tokens of both sides, [q, m] and [c, n], 0 at padding; None where the aggregator gives none."""
+UNWEIGHTED: TokenWeights = (None, None)
 
 
 def similarity(query: Tokens, candidate: Tokens) -> Float[Tensor, "q c m n"]:
@@ -37,7 +37,7 @@ def similarity(query: Tokens, candidate: Tokens) -> Float[Tensor, "q c m n"]:
 
 
 def aggregate(
-    aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Weights = UNWEIGHTED
+    aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: TokenWeights = UNWEIGHTED
 ) -> Float[Tensor, "q c"]:
     """Scores by their definition, through the whole [q, c, m, n].
 
@@ -52,7 +52,7 @@ def aggregate(
 
 
 def nonempty(mask: Bool[Tensor, "b l"] | None) -> Bool[Tensor, "b l"] | None:
-    """The mask, where an item without a real token passes as one of zeros: nothing meets an empty softmax."""
+    """The mask, all True for an item without a real token, so that no softmax is empty; its tokens are zeros."""
     return None if mask is None else mask | ~reduce(mask, "b l -> b 1", "any")
 
 
@@ -60,7 +60,7 @@ def check_sides(grain: str, query: Tokens, candidate: Tokens) -> None:
     """Check that the two sides of a grain can be multiplied.
 
     Raises:
-        ValueError: other widths or devices.
+        ValueError: different widths or devices.
     """
     for what, q, c in (
         ("features of the same width", query.dim, candidate.dim),

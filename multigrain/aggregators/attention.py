@@ -26,16 +26,16 @@ class Mixing(LevelAggregator):
             self.register_parameter(f"inner_{side}", _identity(f"{side}_tokens", size))
             self.register_parameter(f"outer_{side}", _identity(f"{side}_tokens", size) if both else None)
         if self.mixes and not both:
-            # A single matrix is the inner one: the other side has one token, whose attention to itself is nothing.
+            # A single matrix is the inner one: attention over the other side's single token does nothing.
             self.order = "query" if query_tokens is None else "candidate"
 
     @property
     def mixes(self) -> bool:
-        """Whether there are learned mixing matrices."""
+        """True where there are learned mixing matrices."""
         return self.inner_query is not None or self.inner_candidate is not None
 
     def mixing(self, side: str, length: int) -> tuple[Tensor | None, Tensor | None]:
-        """The inner and the outer matrix [length, length] of a side of so many tokens; None where there is none.
+        """The inner and the outer matrix [length, length] for the tokens of a side; None where there is none.
 
         Raises:
             ValueError: more tokens than the matrices have, or a side without a matrix that is not coarse.
@@ -108,7 +108,7 @@ class ISA(Mixing):
             both sides or of the one that is not coarse, as in AOSM. The code of UCoFiA learns them.
 
     Raises:
-        ValueError: as AOSM.
+        ValueError: see AOSM.
     """
 
     def __init__(

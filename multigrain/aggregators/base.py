@@ -1,4 +1,4 @@
-"""Aggregator, those of two levels, and the registry of names.
+"""Aggregator, its base class for two levels, and the registry of names.
 
     sim             [q, c, m, n]   q queries of m tokens, c candidates of n tokens
     query_mask      [q, m]         bool, True = a real token; None = all
@@ -28,10 +28,10 @@ DIRECTIONS = ("both", "query", "candidate")
 
 
 class Aggregator(nn.Module, ABC):
-    """Turns sim [q, c, m, n] into scores [q, c]. Subclass it and write `forward`; nothing else is needed.
+    """A module that turns sim [q, c, m, n] into scores [q, c]. Subclass it and write `forward`; no more is needed.
 
-    A score may depend on its own pair alone, and not on what lies behind a mask. The grain zeroes the scores of
-    items without a real token, so `forward` need not.
+    A score may depend on its own pair alone, and not on values behind a mask. The grain zeroes the scores of items
+    without a real token, so `forward` need not.
     """
 
     @abstractmethod
@@ -49,17 +49,17 @@ class Aggregator(nn.Module, ABC):
         """
 
     def reads(self, side: str) -> tuple[str, ...]:
-        """Names of the grains that `weigh` reads of a side ("query" or "candidate"), beside the compared one."""
+        """Names of further grains that `weigh` reads of a side ("query" or "candidate"), not the compared one."""
         return ()
 
     def weigh(self, side: str, features: Features, grain: str) -> Float[Tensor, "b l"] | None:
         """Weights of the tokens of a side's grain, for `forward` to take as query_weights or candidate_weights.
 
-        None, as here, where similarities are all that counts: `forward` then takes sim and masks alone.
+        None, the default, where only similarities count: `forward` then takes sim and masks alone.
 
         Args:
             side: "query" or "candidate".
-            features: that side, as given to the grain: neither normalised nor behind a bilinear matrix.
+            features: the features of that side as the grain got them, neither normalised nor times a bilinear matrix.
             grain: the name of the compared grain.
         """
         return None
@@ -69,13 +69,13 @@ class Axis(NamedTuple):
     """A token axis that a level reduces."""
 
     dim: int
-    """of x"""
+    """number of the axis of x"""
     side: str
-    """"query" or "candidate": whose tokens they are"""
+    """side whose tokens these are, "query" or "candidate" """
     depth: str
     """"inner" or "outer" """
     weights: Tensor | None = None
-    """of these tokens, broadcastable to x; None: none were given"""
+    """given weights of these tokens, broadcastable to x; None: there are none"""
 
 
 class LevelAggregator(Aggregator):
@@ -90,12 +90,13 @@ class LevelAggregator(Aggregator):
     """
 
     fusable: ClassVar[bool] = False
-    """Whether `level` is the `outer` and `inner` reduction that the kernels read; a new `level` says so anew."""
+    """True where `level` is the `outer` and `inner` reduction, which kernels can compute; a subclass with its own
+    `level` has to declare it again."""
 
     def __init__(self, direction: str) -> None:
         super().__init__()
         self.direction = checks.choice("direction", direction, DIRECTIONS)
-        self.order = self.direction  # in which the levels follow each other, where that differs
+        self.order = self.direction  # a subclass may leave out an order of "both" that has the same scores
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -104,12 +105,12 @@ class LevelAggregator(Aggregator):
 
     @abstractmethod
     def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
-        """X without an axis of tokens.
+        """Reduce one axis of tokens of x.
 
         Args:
             x: similarities, [q, c, m, n] at the inner level, [q, c, m] or [q, c, n] at the outer one.
             mask: broadcastable to x, True = a real token; None: all are.
-            axis: which, whose and at what depth.
+            axis: the axis to reduce.
         """
 
     @final
@@ -124,7 +125,7 @@ class LevelAggregator(Aggregator):
         """Scores [q, c]; 0 with zero gradient where an item has no real token.
 
         Args:
-            query_weights, candidate_weights: what `weigh` gave; None: nothing.
+            query_weights, candidate_weights: the results of `weigh`.
         """
         sim = clean(sim, query_mask, candidate_mask)
         scores: list[Tensor] = []
@@ -185,11 +186,11 @@ AggregatorClass = TypeVar("AggregatorClass", bound=type[Aggregator])
 
 
 def register_aggregator(name: str) -> Callable[[AggregatorClass], AggregatorClass]:
-    """A class decorator that gives an Aggregator a name, so that Grain("word", "frame", name) and YAML find it.
+    """Make a class decorator that names an Aggregator, so that Grain("word", "frame", name) and YAML find it.
 
     Args:
-        name: not taken yet, but by a class of the same place: a cell of a notebook may run again.
-            `multigrain.aggregators.aggregator_names()` lists those that are.
+        name: a name that no other class has (see `aggregator_names`); the same class may be defined again, as when a
+            cell of a notebook runs again.
 
     Raises:
         ValueError: the name is taken by another class.
@@ -219,7 +220,7 @@ def aggregator_classes() -> tuple[type[Aggregator], ...]:
 
 
 def aggregator_of(value: object) -> Aggregator:
-    """An aggregator, as it is or of a registered name with its defaults; an error for anything else."""
+    """The aggregator itself, or the one of a registered name with its defaults; an error for anything else."""
     if isinstance(value, str):
         return build_aggregator(value)
     return checks.instance("aggregator", value, Aggregator)

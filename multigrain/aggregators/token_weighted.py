@@ -1,4 +1,4 @@
-"""TokenWeighted: each token's best match, weighted by what the token itself, or somebody else, says it is worth."""
+"""TokenWeighted: each token's best match, weighted by a learned or a given weight of the token."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TokenWeighted(TwoLevel):
                 self.mlps[side] = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1))
 
     def weighs(self, side: str) -> bool:
-        """Whether the direction has a sum over the tokens of a side."""
+        """Tell whether the direction has a sum over the tokens of a side."""
         return self.direction in ("both", side)
 
     def reads(self, side: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""TopK: of each side's tokens, the ones that match best."""
+"""TopK: the mean over the tokens that match best."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TopK(LevelAggregator):
         return mean_of_top(x, self._count(x, mask, axis.dim), mask, axis.dim)
 
     def _count(self, x: Tensor, mask: Tensor | None, dim: int) -> Tensor | int:
-        """How many entries count: one number, or one for each item, with `dim` kept as 1."""
+        """The number of entries that count: one for all, or one for each item, with `dim` kept as 1."""
         if self.share is None:
             assert self.k is not None
             return self.k

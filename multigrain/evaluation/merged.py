@@ -7,8 +7,6 @@ ranks finds it), and its rivals are counted where they are (a sum over ranks).
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -48,7 +46,7 @@ def video_ranks(
     scores: Float[Tensor, "t v"], targets: Int[Tensor, "t"], protocol: str = "all_captions", ties: str = "mean"
 ) -> Float[Tensor, "v"]:
     """Rank the best own text of each video among the texts of all ranks. Collective."""
-    return ranks_of_videos(scores, targets, protocol, ties, partial(all_reduce, operation="max"), all_reduce)
+    return ranks_of_videos(scores, targets, protocol, ties, all_reduce)
 
 
 def _check_counts(targets: Tensor, videos: int, protocol: str) -> None:

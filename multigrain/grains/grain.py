@@ -12,22 +12,22 @@ from ..aggregators import AOSM, Aggregator
 from ..aggregators.base import aggregator_of, zero_empty
 from ..kernels import dispatch
 from ..reduce import without_autocast
-from ..similarity import UNWEIGHTED, Weights, check_sides, similarity
+from ..similarity import UNWEIGHTED, TokenWeights, check_sides, similarity
 from ..tokens import Features, Tokens
 
 
 class Grain(nn.Module):
-    """One way to compare: cosine of every query token with every candidate token, aggregated.
+    """A way to compare: the cosine of every query token with every candidate token, aggregated.
 
     Args:
         query, candidate: names of the grains in the two Features, such as "word" and "frame".
         aggregator: an Aggregator, its registered name, or None where both sides are one token.
         bilinear: D, the feature width: puts an identity-initialised D x D matrix G between the two sides,
             sim = q G c, as the code of X-CLIP does in its video-sentence and frame-word scores.
-        name: how `scores_by_grain` calls it; default "query-candidate".
+        name: the name in `scores_by_grain`; default "query-candidate".
 
     Raises:
-        ValueError: unknown aggregator name; in forward, features that do not fit together.
+        ValueError: an unknown aggregator name; in forward, features that do not fit together.
         KeyError: in forward, a grain that the features lack.
 
     Example:
@@ -52,8 +52,7 @@ class Grain(nn.Module):
         super().__init__()
         checks.instances(str, query=query, candidate=candidate)
         self.query, self.candidate = query, candidate
-        self.name = "" if name is None else checks.instance("name", name, str)
-        self.name = self.name or f"{query}-{candidate}"
+        self.name = checks.instance("name", "" if name is None else name, str) or f"{query}-{candidate}"
         self.aggregator = None if aggregator is None else aggregator_of(aggregator)
         size = None if bilinear is None else checks.count("bilinear", bilinear)
         self.register_parameter("bilinear", None if size is None else nn.Parameter(torch.eye(size)))
@@ -78,7 +77,7 @@ class Grain(nn.Module):
                 )
             scores = rearrange(similarity(q, c), "q c 1 1 -> q c")
         else:
-            scores = dispatch.scores(self.aggregator, q, c, backend, self.token_weights(query, candidate))
+            scores = dispatch.scores(self.aggregator, q, c, backend, self.weigh(query, candidate))
         return zero_empty(scores, q.mask, c.mask)
 
     @property
@@ -87,8 +86,8 @@ class Grain(nn.Module):
         more = [() if self.aggregator is None else self.aggregator.reads(side) for side in ("query", "candidate")]
         return frozenset({self.query, *more[0]}), frozenset({self.candidate, *more[1]})
 
-    def token_weights(self, query: Features, candidate: Features) -> Weights:
-        """The weights [q, m] and [c, n] that the aggregator gives to the tokens themselves; None where it gives none.
+    def weigh(self, query: Features, candidate: Features) -> TokenWeights:
+        """The weights [q, m] and [c, n] that the aggregator gives to tokens; None where it gives none.
 
         Raises:
             KeyError, ValueError: see the aggregator.
@@ -105,7 +104,7 @@ class Grain(nn.Module):
         return similarity(*self._sides(query, candidate))
 
     def _sides(self, query: Features, candidate: Features) -> tuple[Tokens, Tokens]:
-        """The two grains, checked, the query behind the bilinear matrix."""
+        """The two grains, checked, the query multiplied by the bilinear matrix."""
         checks.instances(Features, query=query, candidate=candidate)
         q, c = query[self.query].tokenwise(), candidate[self.candidate].tokenwise()
         check_sides(self.name, q, c)
@@ -128,7 +127,7 @@ def VideoSentence(aggregator: Aggregator | str | None = None, bilinear: int | No
     """Grain("sentence", "video"): one vector each (X-CLIP's S_V-S; all that CLIP has).
 
     Args:
-        aggregator, bilinear: as in Grain.
+        aggregator, bilinear: see Grain.
     """
     return Grain("sentence", "video", aggregator, bilinear)
 
@@ -137,7 +136,7 @@ def VideoWord(aggregator: Aggregator | str | None = None, bilinear: int | None =
     """Grain("word", "video"): each word against the whole video (X-CLIP's S_V-W).
 
     Args:
-        aggregator, bilinear: as in Grain; aggregator None: AOSM().
+        aggregator, bilinear: see Grain; aggregator None: AOSM().
     """
     return Grain("word", "video", AOSM() if aggregator is None else aggregator, bilinear)
 
@@ -146,7 +145,7 @@ def SentenceFrame(aggregator: Aggregator | str | None = None, bilinear: int | No
     """Grain("sentence", "frame"): the sentence against each frame (X-CLIP's S_F-S).
 
     Args:
-        aggregator, bilinear: as in Grain; aggregator None: AOSM().
+        aggregator, bilinear: see Grain; aggregator None: AOSM().
     """
     return Grain("sentence", "frame", AOSM() if aggregator is None else aggregator, bilinear)
 
@@ -155,6 +154,6 @@ def FrameWord(aggregator: Aggregator | str | None = None, bilinear: int | None =
     """Grain("word", "frame"): each word against each frame (X-CLIP's S_F-W).
 
     Args:
-        aggregator, bilinear: as in Grain; aggregator None: AOSM().
+        aggregator, bilinear: see Grain; aggregator None: AOSM().
     """
     return Grain("word", "frame", AOSM() if aggregator is None else aggregator, bilinear)

@@ -1,7 +1,7 @@
-"""PooledGrain: candidate tokens pooled into one vector as each query sees them, then compared with the query.
+"""PooledGrain: candidate tokens pooled into one vector for each query, which is then compared with the query.
 
     query         [q, D]       one token
-    tokens        [c, n, D]    of their own length: cosines are taken by PooledGrain
+    tokens        [c, n, D]    not normalised: PooledGrain takes the cosines
     mask          [c, n]       bool, True = a real token; None = all
     pooled        [q, c, D]    fp32 (fp64 stays)
 
@@ -21,14 +21,14 @@ from .. import checks
 from ..aggregators.base import zero_empty
 from ..kernels import dispatch
 from ..reduce import project, softmax, without_autocast
-from ..similarity import Weights, check_sides, nonempty, similarity
+from ..similarity import TokenWeights, check_sides, nonempty, similarity
 from ..tokens import Features, Tokens, unit_vectors
 
 
 class QueryPooler(nn.Module, ABC):
-    """One vector of a candidate's tokens for each query. Subclass it and write `forward`.
+    """A module that pools a candidate's tokens into one vector for each query. Subclass it and write `forward`.
 
-    A vector may depend on its own pair alone, and not on what lies behind the mask.
+    A vector may depend on its own pair alone, and not on values behind the mask.
     """
 
     @abstractmethod
@@ -42,7 +42,7 @@ class QueryPooler(nn.Module, ABC):
 
 
 class SoftmaxPool(QueryPooler):
-    """v = sum_k a_k x_k, a = softmax over the real tokens of cos(query, x_k) / t; the tokens at their own length.
+    """v = sum_k a_k x_k, a = softmax over the real tokens of cos(query, x_k) / t, of tokens that are not normalised.
 
     The query scoring of CLIP-Hitchhiker (Bain et al. 2022, arXiv 2205.08508), its mode "feats". Its mode "scores",
     sum_k a_k cos(query, x_k), is `AOSM(t, direction="candidate")` of one query token. It tends to the mean of the
@@ -82,13 +82,13 @@ class CrossAttentionPool(QueryPooler):
         o = LN'(W_o sum_k softmax(<q, k> / sqrt(D / heads))_k v_k)
         pooled = LN''(o + dropout(W o))
 
-    The two LN at the entrance are one. All five projections begin as the identity with no bias, so that the pool
-    begins as a softmax of normalised tokens.
+    The two LN of the inputs share their parameters. All five projections begin as the identity without a bias, so that
+    the pool begins as a softmax of normalised tokens.
 
     Args:
         dim: D, the width of query and tokens.
         heads: attention heads, a divisor of dim.
-        dropout: in training, of W o.
+        dropout: the rate of dropout after W o in training.
 
     Raises:
         ValueError: heads that do not divide dim, dropout outside [0, 1); in forward, tokens of another width.
@@ -122,7 +122,7 @@ class CrossAttentionPool(QueryPooler):
 
 
 class PooledGrain(nn.Module):
-    """A grain whose candidate tokens are pooled as each query sees them: cos(query, pool(query, tokens)).
+    """A grain whose candidate tokens are pooled for each query: cos(query, pool(query, tokens)).
 
     It goes where a Grain goes, into MultiGrain too. Memory is that of blocks of pairs: the tokens of all pairs
     [q, c, n, D] never exist, and the vectors [q, c, D] only for a block.
@@ -131,7 +131,7 @@ class PooledGrain(nn.Module):
         query, candidate: names of the grains in the two Features, such as "sentence" and "frame"; the query is one
             token.
         pooler: a QueryPooler.
-        name: how `scores_by_grain` calls it; default "query-candidate".
+        name: the name in `scores_by_grain`; default "query-candidate".
 
     Raises:
         TypeError: no QueryPooler.
@@ -149,15 +149,14 @@ class PooledGrain(nn.Module):
         super().__init__()
         checks.instances(str, query=query, candidate=candidate)
         self.query, self.candidate = query, candidate
-        self.name = "" if name is None else checks.instance("name", name, str)
-        self.name = self.name or f"{query}-{candidate}"
+        self.name = checks.instance("name", "" if name is None else name, str) or f"{query}-{candidate}"
         self.pooler = checks.instance("pooler", pooler, QueryPooler)
 
     def forward(self, query: Features, candidate: Features, backend: str | None = None) -> Float[Tensor, "q c"]:
         """Scores [q, c] of all pairs, fp32 (fp64 stays), before any logit scale.
 
         Args:
-            backend: as for `Grain`; "triton" does not serve.
+            backend: see `Grain.forward`; "triton" does not serve.
 
         Raises:
             Unsupported: the backend "triton" was asked for.
@@ -184,7 +183,7 @@ class PooledGrain(nn.Module):
             raise ValueError(f"grain {self.name!r}: expected one query token, got {q.length}; pool them first")
         return q, c
 
-    def _scores(self, query: Tokens, candidate: Tokens, weights: Weights) -> Tensor:
+    def _scores(self, query: Tokens, candidate: Tokens, weights: TokenWeights) -> Tensor:
         q, c = rearrange(query.filled(), "q 1 d -> q d"), candidate.filled()
         wide = torch.promote_types(q.dtype, c.dtype)
         q, c = q.to(wide), c.to(wide)

@@ -1,11 +1,11 @@
-"""Poolers: from the tokens of an item to one vector.
+"""Poolers, which turn the tokens of an item into one vector, and the head Pool.
 
-    tokens        [B, L, D]    of their own length: cosines are taken by whoever compares them
+    tokens        [B, L, D]    not normalised: the grain that compares the vectors takes the cosines
     mask          [B, L]       bool, True = a real token; None = all
     pooled        [B, D]       fp32 (fp64 stays); zeros where an item has no real token
 
-`Pool` makes a grain of it. A pooler is called with padded slots that are zero. Those that see the query as well are in
-multigrain.grains.
+`Pool` makes a grain of the vectors. A pooler is called with padded slots that are zero. Poolers that see the query too
+are in multigrain.grains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..tokens import Features, Tokens, unit_vectors
 
 
 class Pooler(nn.Module, ABC):
-    """One vector of each item's tokens. Subclass it and write `forward`."""
+    """A module that pools each item's tokens into one vector. Subclass it and write `forward`."""
 
     @abstractmethod
     def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
@@ -35,8 +35,8 @@ class MeanPool(Pooler):
     """The mean of the real tokens.
 
     Args:
-        normalize: the mean of unit tokens, as CLIP4Clip (Luo et al. 2021, arXiv 2104.08860); otherwise long tokens
-            count more.
+        normalize: take the mean of unit tokens, like CLIP4Clip (Luo et al. 2021, arXiv 2104.08860); otherwise long
+            tokens count more.
     """
 
     def __init__(self, normalize: bool = False) -> None:
@@ -64,7 +64,7 @@ class AttentionPool(Pooler):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.score = nn.Linear(checks.count("dim", dim), 1, bias=False)  # softmax takes no notice of a bias
+        self.score = nn.Linear(checks.count("dim", dim), 1, bias=False)  # a bias would not change the softmax
 
     def forward(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
         """Vectors [B, D] of tokens [B, L, D]."""
@@ -86,7 +86,7 @@ class Pool(nn.Module):
     """A head: Features -> Features with one more grain, the pooled vector of another.
 
     Args:
-        source, target: names of the grain that is pooled and of the new one.
+        source, target: the names of the pooled grain and of the new one.
         pooler: a Pooler.
 
     Raises:

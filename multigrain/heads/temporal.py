@@ -1,4 +1,4 @@
-"""Temporal encoders: frame features in, frame features that know their neighbours out."""
+"""Temporal encoders: each frame feature is encoded together with the other frames of its video."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .transformer import Transformer
 class TemporalTransformer(nn.Module):
     """V = F + Transformer(F + P): X-CLIP's TransEnc (arXiv 2207.07285, section 3.1) with its code's residual.
 
-    The residual lets training start from what the frame tower knows.
+    The residual lets training start from the features of the frame tower.
 
     Args:
         width: D of the frame features.
-        depth: blocks (3 in the paper, 4 in its code).
+        depth: number of blocks (3 in the paper, 4 in its code).
         heads: attention heads.
         max_frames: N, the most frames of a video.
         dropout: in [0, 1), in training.
-        quick_gelu, norm_eps: of the blocks; X-CLIP's code has QuickGELU and 1e-12.
-        positions: of P, at least max_frames, which is the default; X-CLIP's code has as many as CLIP's text.
+        quick_gelu, norm_eps: see TransformerBlock; X-CLIP's code has QuickGELU and 1e-12.
+        positions: the number of positions in P, by default max_frames; X-CLIP's code has as many as CLIP's text tower.
 
     Raises:
         ValueError: fewer positions than frames, or heads that do not divide the width.
@@ -55,7 +55,7 @@ class TemporalTransformer(nn.Module):
     def forward(
         self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Frame features [B, N, D] -> [B, N, D]; padded frames (mask False) are neither read nor written.
+        """Encode frame features [B, N, D] as [B, N, D]; padded frames (mask False) are neither read nor written.
 
         Raises:
             ValueError: more frames than max_frames, or of another width.
@@ -107,10 +107,10 @@ class TemporalLSTM(nn.Module):
     def forward(
         self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Frame features [B, N, D] -> [B, N, D]; padded frames (mask False) are skipped and left as they are."""
+        """Encode frame features [B, N, D] as [B, N, D]; padded frames (mask False) are skipped and left as they are."""
         if mask is None:
             return frames + self._hidden(frames)
-        # With the real frames in front nothing that is padding comes before one, which is what packing is for.
+        # The real frames come first, so that no padding is read before a real frame.
         order = repeat((~mask).long().argsort(dim=1, stable=True), "b n -> b n d", d=frames.shape[-1])
         padding = rearrange(~mask, "b n -> b n 1")
         hidden = self._hidden(frames.masked_fill(padding, 0.0).gather(1, order))
@@ -118,6 +118,6 @@ class TemporalLSTM(nn.Module):
         return frames + hidden.masked_fill(padding, 0.0)
 
     def _hidden(self, frames: Tensor) -> Tensor:
-        """In the precision of the weights: few processors have an LSTM in half precision, and the others raise."""
+        """Run the LSTM in the precision of its weights: most processors have none in half precision."""
         with without_autocast(frames):
             return self.lstm(frames.to(next(self.lstm.parameters()).dtype))[0].to(frames.dtype)

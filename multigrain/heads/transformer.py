@@ -13,24 +13,24 @@ from ..similarity import nonempty
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), which OpenAI's CLIP was trained with."""
+    """The activation x sigmoid(1.702 x), which OpenAI's CLIP was trained with."""
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Element by element."""
+        """Apply it to each element."""
         return x * torch.sigmoid(1.702 * x)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    Dropout sits on the two residual branches only: inside the attention it would cost the fused kernel.
+    Dropout is on the two residual branches only: dropout inside the attention would rule out the fused kernel.
 
     Args:
         width: D of the tokens.
         heads: attention heads; must divide the width.
         dropout: in [0, 1), in training.
-        quick_gelu: QuickGELU in the mlp in place of GELU.
-        norm_eps: of the layer norms.
+        quick_gelu: use QuickGELU in the mlp in place of GELU.
+        norm_eps: the epsilon of the layer norms.
 
     Raises:
         ValueError: a number of heads that does not divide the width.
@@ -68,10 +68,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks (see Block) over tokens [B, L, D] under a mask [B, L] (True = real).
+    """`depth` blocks (see TransformerBlock) over tokens [B, L, D] under a mask [B, L] (True = real).
 
-    A padded token is zeroed on the way in and out and no token attends to it, so what it holds (NaN included)
-    changes nothing. An item without a real token comes out as zeros.
+    A padded token is zeroed on the way in and out and no token attends to it, so that its values, NaN included,
+    change nothing. An item without a real token comes out as zeros.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Transformer(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, quick_gelu, norm_eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout, quick_gelu, norm_eps) for _ in range(depth))
 
     def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
         """The tokens after all blocks."""
@@ -94,7 +94,7 @@ class Transformer(nn.Module):
         return x if mask is None else x.masked_fill(rearrange(~mask, "b l -> b l 1"), 0.0)
 
     def first(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b d"]:
-        """The first token, which is real, after all blocks, as `forward` has it; the last block computes no other."""
+        """The first token, which must be real, after all blocks; the last block computes no other."""
         x, keys = _filled(x, mask)
         for i, block in enumerate(self.blocks, 1):
             x = block(x, keys, i == len(self.blocks))

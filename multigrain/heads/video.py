@@ -13,10 +13,10 @@ TEMPORAL = ("mean", "lstm", "transformer")
 
 
 class Encode(nn.Module):
-    """Adds the grain `target`: the tokens of `source` behind an encoder of tokens, with the same mask.
+    """A head that adds the grain `target`: the encoded tokens of `source`, with the same mask.
 
     Args:
-        source, target: names of grains; the same name replaces it.
+        source, target: names of grains; with the same name, the encoded tokens replace the grain.
         encoder: tokens [B, L, D], mask [B, L] or None -> [B, L, D'], such as TemporalTransformer.
 
     Raises:
@@ -33,7 +33,7 @@ class Encode(nn.Module):
         tokens = features[self.source].tokenwise()
         if self.target != self.source:
             check_target(self.target, features, self.source)
-        # Features may be kept in half precision beside an encoder that is not.
+        # Features may be kept in half precision where the encoder is not.
         dtype = next((p.dtype for p in self.encoder.parameters()), tokens.dtype)
         encoded = Tokens(self.encoder(tokens.features.to(dtype), tokens.mask), tokens.mask, self.target)
         return Features(**{name: features[name] for name in features.names} | {self.target: encoded})
@@ -44,11 +44,11 @@ class Encode(nn.Module):
 
 
 def temporal_encoder(kind: str, dim: int, max_frames: int, depth: int, heads: int | None = None) -> nn.Module | None:
-    """An encoder of frames that lets them know each other: None for "mean", an LSTM, or a transformer.
+    """Build an encoder of frames: None for "mean", a TemporalLSTM, or a TemporalTransformer.
 
     Args:
         dim: D of the frames.
-        depth, heads, max_frames: of the transformer; heads: one for every 64 of D by default, as in CLIP.
+        depth, heads, max_frames: of the transformer; heads None: one for every 64 of D, as in CLIP.
 
     Raises:
         ValueError: an unknown kind; sizes that do not fit.
@@ -62,16 +62,16 @@ def temporal_encoder(kind: str, dim: int, max_frames: int, depth: int, heads: in
 
 
 def number_of_heads(dim: int, heads: int | None) -> int:
-    """Attention heads for tokens of width D: as given, or one for every 64 of D, as in CLIP, or fewer that divide D."""
+    """The number of attention heads: as given, or one for every 64 of D, as in CLIP, or fewer that divide D."""
     if heads is not None:
         return heads
     return next(n for n in range(max(1, checks.count("width", dim) // 64), 0, -1) if dim % n == 0)
 
 
 def video_head(encoder: nn.Module | None = None) -> nn.Module:
-    """frame -> frame, video: the mean of unit frames; of those behind an encoder, as "context", where there is one.
+    """Build a head that adds the grain "video": the mean of unit frames, or of the frames that an encoder made.
 
-    The fine grain stays what the tower gave, as in the equations and the code of X-CLIP.
+    Encoded frames become the grain "context"; "frame" stays as the tower gave it, as in the paper and code of X-CLIP.
     """
     if encoder is None:
         return Pool("frame", "video", MeanPool(normalize=True))

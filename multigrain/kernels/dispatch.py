@@ -20,24 +20,24 @@ from torch import Tensor
 
 from .. import checks
 from ..aggregators import Aggregator
-from ..similarity import UNWEIGHTED, Weights, aggregate
+from ..similarity import UNWEIGHTED, TokenWeights, aggregate
 from ..tokens import Tokens
 from . import fusion, recompute
 from .spec import Unsupported
 
 # (aggregator, query tokens, candidate tokens, weights of both) -> scores [q, c]: finite, and passing on no gradient
 # but its own, where an item has no real token; the grain zeroes both.
-Backend = Callable[[Aggregator, Tokens, Tokens, Weights], Tensor]
+Backend = Callable[[Aggregator, Tokens, Tokens, TokenWeights], Tensor]
 
 
-def blocked(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Weights = UNWEIGHTED) -> Tensor:
+def blocked(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: TokenWeights = UNWEIGHTED) -> Tensor:
     """Score block by block: the closed form for two-level aggregators, the definition recomputed for all others."""
     if fusion.fuses(aggregator, "blocked"):
         return fusion.two_level_scores(aggregator, query, candidate, "blocked", weights)
     return recompute.blockwise_scores(functools.partial(aggregate, aggregator), query, candidate, weights)
 
 
-def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Weights = UNWEIGHTED) -> Tensor:
+def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: TokenWeights = UNWEIGHTED) -> Tensor:
     """Score by fused kernels on CUDA."""
     for tokens in (query, candidate):
         if tokens.device.type != "cuda":
@@ -67,7 +67,7 @@ def choice(backend: str | None) -> str:
 
 
 def scores(
-    aggregator: Aggregator, query: Tokens, candidate: Tokens, backend: str, weights: Weights = UNWEIGHTED
+    aggregator: Aggregator, query: Tokens, candidate: Tokens, backend: str, weights: TokenWeights = UNWEIGHTED
 ) -> Tensor:
     """Scores [q, c] by the backend of a name (see `choice`), under the weights of `Aggregator.weigh`.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..aggregators import AOSM, Aggregator, TwoLevel
 from ..reduce import without_autocast
-from ..similarity import UNWEIGHTED, Weights
+from ..similarity import UNWEIGHTED, TokenWeights
 from ..tokens import Tokens
 from .ops import fused_scores
 from .spec import Operand, Spec
@@ -35,7 +35,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def two_level_scores(
-    aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str, weights: Weights = UNWEIGHTED
+    aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str, weights: TokenWeights = UNWEIGHTED
 ) -> Tensor:
     """Compute scores [q, c] of an aggregator that `fuses`; weights take the place of a linear outer reduction's own."""
     direction = aggregator.direction
@@ -121,7 +121,7 @@ _LONG = 1e16
 
 
 def linear_weights(tokens: Tokens, kind: str) -> Tensor:
-    """Weights [B, L]: 1 / number of real tokens for "mean", 1 for "sum", 0 at padding."""
+    """TokenWeights [B, L]: 1 / number of real tokens for "mean", 1 for "sum", 0 at padding."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     if tokens.mask is None:
         value = 1 / tokens.length if kind == "mean" else 1.0

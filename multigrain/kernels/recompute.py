@@ -7,18 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..similarity import UNWEIGHTED, Weights
+from ..similarity import UNWEIGHTED, TokenWeights
 from ..tokens import Tokens
 from .spec import ELEMENTS
 
-Definition = Callable[[Tokens, Tokens, Weights], Tensor]
+Definition = Callable[[Tokens, Tokens, TokenWeights], Tensor]
 
 
 def blockwise_scores(
     definition: Definition,
     query: Tokens,
     candidate: Tokens,
-    weights: Weights = UNWEIGHTED,
+    weights: TokenWeights = UNWEIGHTED,
     size: int | None = None,
 ) -> Tensor:
     """Compute scores [q, c] of definition(query, candidate, weights) in the memory of one block.

@@ -20,26 +20,25 @@ from ..losses.infonce import Ids
 from ..scoring import score_matrix
 from ..tokens import Features
 
-DIRECTIONS = ("t2v", "v2t")
 P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
 class About:
-    """What a recipe compares and at what price, for tables.
+    """A description of a recipe for tables: its grains, its loss and its cost.
 
     Args:
-        system: what its authors call it.
-        paper: who, when, and the arXiv number.
-        grains: which are compared, "text-video".
-        aggregation: how the similarities of tokens become one score.
-        loss: what is minimised.
-        extras: what else it needs: queues, given weights, a second stage; "" for nothing.
+        system: the name that its authors gave it.
+        paper: authors, year and arXiv number.
+        grains: the compared grains, such as "sentence-video".
+        aggregation: the way from similarities of tokens to one score.
+        loss: the loss in words.
+        extras: further needs, such as queues, given weights or a second stage; "" for none.
         cost: the dominant multiplications of one score beyond the encoders, of D-wide features, M words, N frames;
             or those of a batch, where it says so.
         figure: a result that was published for it; "" where none could be checked. Results of other papers, data
             and encoders do not compare.
-        source: where the figure was read.
+        source: the paper or page that has the figure.
     """
 
     system: str
@@ -59,16 +58,16 @@ class Recipe(nn.Module):
         raw text  Features(sentence [B, D], word [B, M, D] + mask)  -> text_head  -> text  -+-> scorer -> scores
         raw video Features(frame [B, N, D] + mask)                  -> video_head -> video -+-> loss   -> scalar
 
-    A recipe reads those of the grains that it compares. It may have parameters: train them beside the encoders'.
+    A recipe reads only the grains that it compares. It may have parameters, which are trained with the encoders.
 
     Args:
         scorer: Features x Features -> scores [texts, videos]. It ranks the videos of a text.
-        loss: (text, video, ids) -> scalar, of features behind the heads. It shares the scorer's parameters.
+        loss: (text, video, ids) -> scalar, of the features that the heads give. It shares the scorer's parameters.
         text_head, video_head: Features -> Features with more grains, or None for the identity.
-        reverse: the scorer that ranks the texts of a video, [texts, videos] too, where it is another (FILIP).
-        reranker: a scorer of single pairs, too slow for all.
-        rerank_k: how many of the best of a ranking it orders, or all of fewer; given if and only if there is a
-            reranker.
+        reverse: another scorer [texts, videos], which ranks the texts of a video (FILIP); None: `scorer` does.
+        reranker: a scorer that is too slow for all pairs.
+        rerank_k: the number of best candidates that it orders, or all where there are fewer; given if and only if
+            there is a reranker.
         momentum: the decay of momentum encoders (see `momentum_update`) that make `keys`; None: there are none.
         queue_size: of the two queues of keys; None: there are none.
 
@@ -114,7 +113,7 @@ class Recipe(nn.Module):
         self.name, self.about = "", None
 
     def encode(self, text: Features, video: Features) -> tuple[Features, Features]:
-        """What the scorer and the loss read, from what the encoders gave."""
+        """Apply the heads to raw features; the scorer and the loss read the result."""
         checks.instances(Features, text=text, video=video)
         return self.text_head(text), self.video_head(video)
 
@@ -122,15 +121,15 @@ class Recipe(nn.Module):
         """The loss of raw features.
 
         Args:
-            ids: which texts and videos belong together; None: text i and video i. See InfoNCE.
-            settings: more for the loss: `keys`, `text_queue` and `video_queue` of RetrievalLoss, features behind the
-                heads of momentum encoders. With `momentum` and no keys, the batch's own features, without a
+            ids: tells which texts and videos belong together; None: text i and video i. See InfoNCE.
+            settings: further arguments of the loss: `keys`, `text_queue` and `video_queue` of RetrievalLoss, made by
+                the heads of momentum encoders. With `momentum` and no keys, the batch's own features, without a
                 gradient, are the keys.
         """
         return self.loss_of(*self.encode(text, video), ids, **settings)
 
     def loss_of(self, text: Features, video: Features, ids: Ids | None = None, **settings: Any) -> Float[Tensor, ""]:
-        """The loss of features behind the heads; otherwise as a call."""
+        """The loss of features that the heads gave; otherwise like a call."""
         if self.momentum is not None and settings.get("keys") is None:
             settings["keys"] = text.detach(), video.detach()
         return self.loss(text, video, ids, **settings)
@@ -142,17 +141,16 @@ class Recipe(nn.Module):
             direction: "t2v" ranks the videos of each text, along the rows; "v2t" the texts of each video, down the
                 columns. They differ where there is a `reverse`.
         """
-        checks.choice("direction", direction, DIRECTIONS)
-        scorer = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
-        return scorer(*self.encode(text, video))
+        return self._scorer_of(direction)(*self.encode(text, video))
 
+    @torch.no_grad()
     def reranked(
         self, text: Features, video: Features, direction: str = "t2v", k: int | None = None
     ) -> Float[Tensor, "t v"]:
-        """`scores` in which the reranker has ordered the k best of each row ("t2v") or column ("v2t").
+        """Scores whose k best of each row ("t2v") or column ("v2t") are in the order of the reranker.
 
-        Without a reranker, the scores. Only the order along the rows, or down the columns, means something then: see
-        `rerank`. In blocks and without a graph; put the recipe in eval mode first.
+        Only the order along the rows, or down the columns, means something then: see `rerank`. Without a reranker they
+        are those of `scores`. In blocks and without a graph; put the recipe in eval mode first.
 
         Args:
             k: from 1 to the number of candidates; None: `rerank_k`, or all where they are fewer.
@@ -160,17 +158,14 @@ class Recipe(nn.Module):
         Raises:
             ValueError: a k out of range, or one without a reranker.
         """
-        with torch.no_grad():
-            return self.reranked_of(*self.encode(text, video), direction, k)
+        return self.reranked_of(*self.encode(text, video), direction, k)
 
     @torch.no_grad()
     def reranked_of(
         self, text: Features, video: Features, direction: str = "t2v", k: int | None = None
     ) -> Float[Tensor, "t v"]:
-        """The same, of features behind the heads."""
-        checks.choice("direction", direction, DIRECTIONS)
-        first = self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
-        scores = score_matrix(first, text, video)
+        """Scores like those of `reranked`, of features that the heads gave."""
+        scores = score_matrix(self._scorer_of(direction), text, video)
         if self.reranker is None or self.rerank_k is None:
             checks.require(k is None, "k", "None without a reranker", k)
             return scores
@@ -178,11 +173,16 @@ class Recipe(nn.Module):
             k = min(self.rerank_k, len(video if direction == "t2v" else text))
         if direction == "t2v":
             return rerank(scores, self.reranker, k, text, video)
-        return rerank(scores.T, _Turned(self.reranker), k, video, text).T
+        reranker = self.reranker
+        return rerank(scores.T, lambda video, text: reranker(text, video).T, k, video, text).T
+
+    def _scorer_of(self, direction: str) -> nn.Module:
+        checks.choice("direction", direction, ("t2v", "v2t"))
+        return self.reverse if direction == "v2t" and self.reverse is not None else self.scorer
 
     @property
     def terms(self) -> dict[str, Tensor]:
-        """Those of the loss after a call."""
+        """Terms of the loss after a call."""
         return self.loss.terms
 
     def queues(self) -> tuple[FeatureQueue, FeatureQueue] | None:
@@ -201,22 +201,11 @@ class Recipe(nn.Module):
         return ", ".join([self.name] * bool(self.name) + [f"{k}={v}" for k, v in settings.items() if v is not None])
 
     def __repr__(self) -> str:
-        """As of any module, but what is a part of the loss too is shown there alone."""
+        """Show the parts like any module; parts that the loss shares are shown in the loss only."""
         again = set(self.loss.modules())
         shown = {n: m for n, m in self.named_children() if m not in again or m is self.loss}
         lines = [self.extra_repr(), *(f"({n}): {m!r}" for n, m in shown.items() if not isinstance(m, nn.Identity))]
         return "Recipe(\n" + textwrap.indent("\n".join(line for line in lines if line), "  ") + "\n)"
-
-
-class _Turned(nn.Module):
-    """A scorer of texts and videos as one of videos and texts."""
-
-    def __init__(self, scorer: nn.Module) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, video: Features, text: Features) -> Tensor:
-        return self.scorer(text, video).T
 
 
 _REGISTRY: dict[str, Callable[..., Recipe]] = {}
@@ -227,7 +216,7 @@ def register_recipe(about: About) -> Callable[[Callable[P, Recipe]], Callable[P,
     """A decorator that registers a function under its own name: `build`, `names` and the table find it.
 
     Args:
-        about: what the recipe is; its recipes get it as `recipe.about`.
+        about: the description, which its recipes have as `recipe.about`.
 
     Raises:
         ValueError: the name is taken by a function of another place; a cell of a notebook may run again.
@@ -268,7 +257,7 @@ def parameters(name: str) -> Mapping[str, inspect.Parameter]:
 
 
 def about(name: str) -> About:
-    """What a recipe is, without building it.
+    """Describe a recipe without building it.
 
     Raises:
         ValueError: no such name; the message lists them.

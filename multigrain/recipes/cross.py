@@ -1,4 +1,4 @@
-"""Systems that read both sides together, alone or behind two towers."""
+"""Systems that read both sides together, alone or after two towers."""
 
 from __future__ import annotations
 

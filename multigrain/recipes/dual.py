@@ -1,4 +1,4 @@
-"""Two towers, one vector each: systems that differ in the loss and in how frames become a video."""
+"""Systems of two towers with one vector each, which differ in the loss and in the way from frames to a video."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOCO_SCALE = math.log(1 / 0.07)
     )
 )
 def clip() -> Recipe:
-    """CLIP over the mean of unit frames, which is how CLIP is applied to videos without training."""
+    """CLIP over the mean of unit frames, the usual way to apply CLIP to videos without training."""
     scorer = MultiGrain(VideoSentence())
     return Recipe(scorer, RetrievalLoss(scorer, InfoNCE()), video_head=video_head())
 
@@ -108,7 +108,7 @@ def wenlan(queue_size: int = 9600, momentum: float = 0.99) -> Recipe:
 def clip4clip(
     dim: int, temporal: str = "mean", max_frames: int = 12, depth: int = 4, heads: int | None = None
 ) -> Recipe:
-    """CLIP4Clip: CLIP over frames that may know each other.
+    """CLIP4Clip: CLIP over frames, with or without a temporal encoder.
 
     Args:
         temporal: "mean", "lstm", "transformer", or "tight": a transformer over the sentence and the frames scores

@@ -1,4 +1,4 @@
-"""Two towers, many vectors each: systems that differ in which tokens meet and how their similarities become a score."""
+"""Systems of two towers with many vectors each, which differ in the compared tokens and in the aggregation."""
 
 from __future__ import annotations
 
@@ -129,10 +129,10 @@ def video_colbert(
     frame_weight: float = 1.0,
     context_weight: float = 1.0,
 ) -> Recipe:
-    """Video-ColBERT: MeanMaxSim with frames as they are and with frames that know their neighbours.
+    """Video-ColBERT: MeanMaxSim with the frames of the tower and with those of a temporal encoder.
 
-    The two lambdas of the loss are frame_weight and context_weight. What a text tower puts in its padded slots is
-    query expansion in the paper: mask them as real to have it. Its learned visual expansion tokens are left out.
+    The two lambdas of the loss are frame_weight and context_weight. In the paper, the text tower's outputs in padded
+    slots are query expansion: mask them as real to have it. Its learned visual expansion tokens are left out.
     """
     frame = Grain("word", "frame", MeanMax("query"))
     context = Grain("word", "context", MeanMax("query"))

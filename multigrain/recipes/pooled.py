@@ -1,4 +1,4 @@
-"""One side pooled by the other: systems whose video vector, or query, is made for the comparison."""
+"""Systems that pool one side for the comparison: frames for each sentence, or words into a query."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of recipes in docs/recipes.md, from what the recipes say about themselves."""
+"""The tables of recipes in docs/recipes.md, made of the recipes' descriptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ END = "<!-- to here -->"
 
 
 def render() -> str:
-    """Both tables in Markdown: what each system is, and what was published for it."""
+    """Both tables in Markdown: the systems, and their published figures."""
     systems = [(name, about(name)) for name in names()]
     what = [
         [

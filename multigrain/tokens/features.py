@@ -56,7 +56,7 @@ class Features:
 
     @property
     def device(self) -> torch.device:
-        """Where all grains are."""
+        """Device of all grains."""
         return self._any.device
 
     @property
@@ -70,7 +70,7 @@ class Features:
         return name in self._grains
 
     def __iter__(self) -> Iterator[Features]:
-        """One Features of one item after the other."""
+        """Yield the items one by one, each as Features of one item."""
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
@@ -81,7 +81,7 @@ class Features:
     @overload
     def __getitem__(self, index: Index) -> Features: ...
     def __getitem__(self, index: str | Index) -> Tokens | Features:
-        """The grain of a name, or the items at an index of the batch axis (an int keeps the axis).
+        """Select a grain by its name, or items along the batch axis (an int keeps the axis).
 
         Raises:
             KeyError: no such grain; the message lists those that are there.
@@ -93,7 +93,7 @@ class Features:
         return Features(**{name: tokens[index] for name, tokens in self._grains.items()})
 
     def only(self, *names: str) -> Features:
-        """The grains of these names.
+        """Features with only the grains of these names.
 
         Raises:
             KeyError: no such grain; the message lists those that are there.
@@ -101,20 +101,20 @@ class Features:
         return Features(**{checks.instance("name", name, str): self[name] for name in names})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Features:
-        """The same features on another device, or of another dtype (masks stay bool)."""
+        """Move all grains to another device or dtype (masks stay bool)."""
         return Features(**{name: tokens.to(device, dtype) for name, tokens in self._grains.items()})
 
     def normalized(self) -> Features:
-        """Every grain as `Tokens.normalized`: worth doing once for a collection that is searched many times."""
+        """Normalise every grain by `Tokens.normalized`; worth it for a collection that is searched many times."""
         return Features(**{name: tokens.normalized() for name, tokens in self._grains.items()})
 
     def detach(self) -> Features:
-        """The same features without their graph."""
+        """Take all grains out of their graph."""
         return Features(**{name: tokens.detach() for name, tokens in self._grains.items()})
 
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:
-        """One batch from several with the same grains; shorter ones are padded and masked.
+        """Join batches that have the same grains into one; shorter ones are padded and masked.
 
         Raises:
             ValueError: nothing to concatenate, or parts with different grains or widths.
@@ -130,10 +130,10 @@ class Features:
         return Features(**{name: _cat([part[name] for part in parts]) for name in parts[0].names})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to one file, whole or not at all (a temporary file, then a rename).
+        """Write to one file, completely or not at all (a temporary file, then a rename).
 
         Raises:
-            OSError: it cannot be written; the file from before is whole.
+            OSError: it cannot be written; an earlier file is still complete.
         """
         grains = {name: (_own(t.features), _own(t.mask), t.unit) for name, t in self._grains.items()}
         files.save_tensors(path, grains)
@@ -142,22 +142,22 @@ class Features:
     def load(
         path: str | os.PathLike[str], device: torch.device | str = "cpu", sha256: str | None = None
     ) -> Features:
-        """Read what `save` wrote; nothing but tensors is ever unpickled.
+        """Read features that `save` wrote; nothing but tensors is ever unpickled.
 
         Args:
-            sha256: the digest of the file, where it was noted; without it, the checksums within are verified.
+            sha256: the digest of the file, if it was noted; None: the checksums within the file are verified.
 
         Raises:
             OSError: it cannot be read.
-            ValueError: the file is not one of ours, or is damaged.
+            ValueError: the file holds no features, or is damaged.
         """
         grains = files.load_tensors(path, device, sha256)
         try:
             for x in (part for grain in grains.values() for part in grain[:2] if isinstance(part, Tensor)):
-                if x.nbytes > x.untyped_storage().nbytes():  # a few numbers, said to be a great many
+                if x.nbytes > x.untyped_storage().nbytes():  # a few numbers that pose as a great many
                     raise ValueError(f"{os.fspath(path)}: expected features that the file holds, got views of fewer")
             return Features(**{name: Tokens(x, mask, name, unit) for name, (x, mask, unit) in grains.items()})
-        except Exception as error:  # whatever the values run into
+        except Exception as error:  # damaged values raise anything
             files.refuse(path, error)
 
 
@@ -213,5 +213,5 @@ def _pad(x: Tensor, length: int) -> Tensor:
 
 
 def _own(x: Tensor | None) -> Tensor | None:
-    """Without its graph, and without what it is a slice of, which a file would hold whole."""
+    """The tensor alone, to be saved: not its graph, nor the larger tensor that it is a slice of."""
     return x if x is None else x.detach() if x.untyped_storage().nbytes() <= x.nbytes else x.detach().clone()

@@ -21,18 +21,18 @@ EPS = 1e-12
 _NO_INDEX = "index: expected the name of a grain, or whole numbers of items, got {}"
 
 
-# A dataclass and a pytree node, as Features: wrappers such as DDP and FSDP2 look for the tensors of a module's inputs
-# and outputs, some of their versions in the one, some in the other.
+# Both a dataclass and a pytree node: wrappers such as DDP and FSDP2 look for the tensors of a module's inputs and
+# outputs in the one or in the other, depending on their version.
 @dataclass(init=False, repr=False, eq=False)
 class Tokens:
     """One grain of a batch of items.
 
     Args:
         features: [B, D] (one token each) or [B, L, D], floating point.
-        mask: bool [B, L], True = a real token; None = all are real. What lies behind a False, NaN
+        mask: bool [B, L], True = a real token; None = all are real. Features where it is False, NaN
             included, can reach neither a score nor a gradient.
-        name: how errors call it.
-        unit: the features are compared as they are: they are normalised already, or their length is meant to
+        name: the name in errors.
+        unit: compare the features as they are, because they are normalised already or their length is meant to
             count.
 
     Raises:
@@ -69,12 +69,12 @@ class Tokens:
 
     @property
     def device(self) -> torch.device:
-        """Where the features are."""
+        """Device of the features."""
         return self.features.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the features as given."""
+        """Dtype of the features as given."""
         return self.features.dtype
 
     @property
@@ -92,21 +92,21 @@ class Tokens:
         return f"Tokens({checks.shape(self.features)}, {self.dtype}, {self.device}{mask})"
 
     def __getitem__(self, index: Index) -> Tokens:
-        """The items at an index of the batch axis; an int keeps the axis."""
+        """Select items along the batch axis; an int keeps the axis."""
         rows = _rows(index, self.batch_size)
         return Tokens(self.features[rows], None if self.mask is None else self.mask[rows], unit=self.unit)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tokens:
-        """The same tokens on another device, or with features of another dtype."""
+        """Move the tokens to another device, or their features to another dtype."""
         mask = None if self.mask is None else self.mask.to(device=device)
         return Tokens(self.features.to(device=device, dtype=dtype), mask, unit=self.unit)
 
     def detach(self) -> Tokens:
-        """The same tokens without their graph."""
+        """Take the tokens out of their graph."""
         return Tokens(self.features.detach(), self.mask, unit=self.unit)
 
     def tokenwise(self) -> Tokens:
-        """The same tokens as [B, L, D], L = 1 for a coarse feature."""
+        """Tokens with features [B, L, D], L = 1 for a coarse feature."""
         if self.features.ndim == 3:
             return self
         return Tokens(rearrange(self.features, "b d -> b 1 d"), self.mask, unit=self.unit)
@@ -122,7 +122,7 @@ class Tokens:
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def normalized(self) -> Tokens:
-        """Unit tokens [B, L, D] in fp32 (fp64 stays), padded slots zero: what every scorer reads.
+        """Unit tokens [B, L, D] in fp32 (fp64 stays), padded slots zero. Every scorer reads tokens through this method.
 
         Half precision is widened before anything is computed: rounding similarities to bf16 reorders results.
         """
@@ -131,7 +131,7 @@ class Tokens:
             return Tokens(x, self.mask, unit=True)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if not (checks.readable(norm) and norm.isfinite().all()):
-            # Long vectors in units of their largest element: fp32 does not hold their squares.
+            # Long vectors are divided by their largest element: fp32 does not hold their squares.
             largest = reduce(x.detach().abs(), "b l d -> b l 1", "max")
             x = x / torch.where(norm.isinf() & largest.isfinite(), largest, 1.0)
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -139,7 +139,7 @@ class Tokens:
 
 
 def _bare_tokens(parts: Iterable[Any], unit: bool) -> Tokens:
-    """Unchecked: the leaves of a pytree may be anything."""
+    """Tokens of unchecked parts: the leaves of a pytree may be anything."""
     tokens = object.__new__(Tokens)
     (tokens.features, tokens.mask), tokens.unit = parts, unit
     return tokens
@@ -170,6 +170,7 @@ def _check_mask(name: str, value: object, values: Tensor) -> Tensor:
 
 
 def _rows(index: Index, size: int) -> slice | Tensor:
+    """A checked index of the batch axis that keeps the axis."""
     if isinstance(index, int) and not isinstance(index, bool):
         if not -size <= index < size:
             raise IndexError(f"index: expected one from {-size} to {size - 1}, got {checks.short(index)}")
@@ -183,13 +184,13 @@ def _rows(index: Index, size: int) -> slice | Tensor:
     if rows.is_floating_point() or rows.is_complex() or (rows.ndim == 0 and rows.dtype == torch.bool):
         raise TypeError(_NO_INDEX.format(checks.short(index)))
     if rows.ndim == 0:
-        return _rows(int(rows), size)  # of a tensor or an array: by itself it would take the axis away
+        return _rows(int(rows), size)  # a number in a tensor, which would remove the axis
     if rows.ndim != 1:
         raise ValueError(f"index: expected one number, or numbers in one dimension, got shape {checks.shape(rows)}")
     if rows.dtype == torch.bool:
         checks.require(len(rows) == size, "index", f"True or False for each of {size} items", f"{len(rows)} of them")
         return rows
-    rows = rows.long()  # to torch, uint8 is another bool
+    rows = rows.long()  # torch reads uint8 as a mask
     if checks.readable(rows) and ((rows < -size) | (rows >= size)).any():
         wrong = int(rows[(rows < -size) | (rows >= size)][0])
         raise IndexError(f"index: expected numbers from {-size} to {size - 1}, got {wrong}")
