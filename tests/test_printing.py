@@ -20,7 +20,7 @@ from multigrain.cli.console import Bars, print_table
 from multigrain.gallery.collection import Collection
 from multigrain.gallery.extraction import Report
 from multigrain.gallery.query import Result
-from multigrain.training.run_folder import Progress
+from multigrain.training import Progress
 
 EVIL = "[/x][red]\x1b]0;title\x07\x1b[31m\n  1  0.99  forged\r\u202egnp\udce9:smile:"
 SAFE = r"[/x][red]\x1b]0;title\x07\x1b[31m\n  1  0.99  forged\r\u202egnp\udce9:smile:"

@@ -1,4 +1,4 @@
-"""From video files to a folder of features. Needs the extra ``data``.
+"""Extraction: from video files to a folder of features. Needs the extra ``data``.
 
 report = extract(model, ["videos/"], "features/")            # resumable, in shards (see Collection)
 report.videos, report.broken                                 # 9987, {"/videos/x.mp4": "no such file"}
@@ -28,7 +28,7 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Report:
-    """What an extraction ended with."""
+    """Result of an extraction."""
 
     folder: Path
     videos: int
@@ -65,7 +65,7 @@ def extract(
     progress: ProgressCallback | None = None,
     model_path: Location | None = None,
 ) -> Report:
-    """Encode videos into a folder of features (see Collection). Killed at any time, the next call goes on.
+    """Encode videos into a folder of features (see Collection). After a kill, the next call goes on.
 
     A video that the folder already has is not read again, nor is one that could not be read. Resumed, the same call
     ends with the same files as if it had never stopped. A shard that is missing or damaged is made again. One call at a

@@ -1,4 +1,4 @@
-"""From video files to Features, by any Encoder. Needs the extra ``data``.
+"""Encoding of video files as Features, by any Encoder. Needs the extra ``data``.
 
     features = encode_videos(model, ["a.mp4", "b.mp4"])          # Features(video [2, D], frame [2, N, D])
 
@@ -98,7 +98,7 @@ def encode_decoded(
     dtype: torch.dtype | None,
     tick: Callable[[], None],
 ) -> Encoded:
-    """(features, their videos, broken videos -> why) of frames that were decoded; with a dtype, on the CPU in it.
+    """Return (features, their videos, broken videos -> why) of decoded frames; with a dtype, on the CPU in that type.
 
     Args:
         strict: raise where a video could not be read.

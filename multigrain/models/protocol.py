@@ -55,7 +55,7 @@ class Encoder(Protocol):
 
     @property
     def frame_size(self) -> int:
-        """Height and width of the frames that it wants, in pixels; 0: it takes no frames."""
+        """Height and width of the frames that the encoder wants, in pixels; 0: it takes features in place of frames."""
         ...
 
     @property
@@ -64,11 +64,11 @@ class Encoder(Protocol):
         ...
 
     def encode_text(self, sentences: list[str], /) -> Features:
-        """Features of sentences."""
+        """Encode sentences."""
         ...
 
     def encode_video(self, frames: Tensor, mask: Tensor, /) -> Features:
-        """Features of videos: frames [B, N, 3, H, W], uint8, and mask [B, N], True = a real frame."""
+        """Encode videos: frames [B, N, 3, H, W], uint8, and mask [B, N], True = a real frame."""
         ...
 
 
