@@ -1,11 +1,11 @@
-"""Checks that any module may use: what was expected, what came, and of which argument."""
+"""Checks that any module may use; their errors name the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,70 +15,55 @@ from torch import Tensor
 T = TypeVar("T")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
-# Beyond, fp32 could not hold the sums and products of what is given: of scores in a loss, of settings with scores.
+# The largest score and setting: fp32 holds the sums of such scores in a loss, and the products of both.
 LARGEST = 1e30
-# The least temperature: fp32 holds a similarity by it, and kernels their fill values beside that.
+# The least temperature: fp32 holds a similarity divided by it, and kernels have room for their fill values.
 SMALLEST = 1e-20
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# What moves a cursor, sets colours, ends a line or turns the direction of writing; halves of surrogate pairs.
+# Characters that move a cursor, set colours, end a line or turn the direction of writing; halves of surrogate pairs.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def floating(name: str, value: Tensor, what: str) -> None:
-    """A dense tensor of numbers to compute with, or an error."""
+    """A dense floating-point tensor, or an error."""
     dense(name, value)
     if value.dtype not in FLOATS:
         raise TypeError(f"{name}: expected floating-point {what} of 16 to 64 bits, got {value.dtype}")
 
 
 def present(name: str, value: Tensor) -> None:
-    """A tensor that has values."""
+    """A tensor that has values, or an error."""
     if value.is_meta:
         raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
 
 
-def no_grain(target: str, names: Sequence[str], source: str) -> None:
-    """Features do not have what a head is about to make: what a caller gave is not overwritten."""
-    if target in names:
-        raise ValueError(
-            f"target: expected features without {target!r}, which is made of {source!r} here, got one; "
-            "features.only(...) leaves it out"
-        )
-
-
-def similarity(sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> None:
-    """sim [q, c, m, n] with masks [q, m] and [c, n] (True = real), or an error."""
-    instance("sim", sim, Tensor)
-    if sim.ndim != 4:
-        raise ValueError(f"sim: expected [query, candidate, query_token, candidate_token], got {shape(sim)}")
-    q, c, m, n = sim.shape
-    for name, value, expected in (("query_mask", query_mask, (q, m)), ("candidate_mask", candidate_mask, (c, n))):
-        if value is None:
-            continue
-        if instance(name, value, Tensor).shape != expected:
-            raise ValueError(f"{name}: expected shape {list(expected)} for sim {shape(sim)}, got {shape(value)}")
-        if value.dtype != torch.bool:
-            raise TypeError(f"{name}: expected dtype torch.bool (True = a real token), got {value.dtype}")
-        if value.device != sim.device:
-            raise ValueError(f"{name}: expected device {sim.device} as sim, got {value.device}")
+def mask(name: str, value: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
+    """A bool mask of this size (True = a real token) on the device of its tokens, or an error."""
+    if value.shape != size:
+        raise ValueError(f"{name}: expected shape {list(size)}, got {shape(value)}")
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name}: expected dtype torch.bool (True = a real token), got {value.dtype}")
+    if value.device != device:
+        raise ValueError(f"{name}: expected device {device} as its tokens, got {value.device}")
+    return value
 
 
 def require(holds: bool, name: str, expected: str, got: object) -> None:
-    """That something holds of a setting or a field."""
+    """Raise a ValueError unless a condition on a setting holds."""
     if not holds:
         raise ValueError(f"{name}: expected {expected}, got {short(got)}")
 
 
 def few(names: Iterable[str]) -> str:
-    """The first of some names, for a message."""
+    """List the first names, for a message."""
     first, *rest = sorted(names)
     shown = [first[:100], *rest[:4]]
     return ", ".join(shown) + (f" and {len(rest) - 4} more" if len(rest) > 4 else "")
 
 
 def positive(name: str, value: float, least: float = SMALLEST, most: float = 1 / SMALLEST) -> float:
-    """A number above zero by which fp32 can divide and multiply similarities, or an error."""
+    """A number above 0 that fp32 can divide and multiply similarities by, or an error."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a positive number, got {short(value)}")
     if not least <= value <= most:
@@ -98,18 +83,18 @@ def number(name: str, value: float, least: float = -LARGEST, most: float = LARGE
 
 
 class BadEntry(ValueError):
-    """An entry of a matrix that may not be there, in this row and column."""
+    """A matrix has a forbidden value in this row and column."""
 
     row: int
     column: int
 
 
 class NotFinite(BadEntry):
-    """Scores of which no loss is finite."""
+    """Scores have a value that no finite loss can come of."""
 
 
 class Rule(NamedTuple):
-    """What the numbers of a config have to be, in words and as a test."""
+    """A condition on a number of a config, in words and as a test."""
 
     expected: str
     kind: type
@@ -127,20 +112,19 @@ SHARE = Rule("a share in [0, 1)", Real, lambda x: 0 <= x < 1)
 
 
 def fields(config: object, rule: Rule, *names: str) -> None:
-    """That fields of a config keep to a rule, or an error that names the first that does not."""
+    """Fields of a config that keep to a rule, or an error that names the first other one."""
     for name in names:
         keeps(name, rule, getattr(config, name))
 
 
 def keeps(name: str, rule: Rule, value: object) -> None:
-    """That a number keeps to a rule, or an error."""
-    require(
-        isinstance(value, rule.kind) and not isinstance(value, bool) and rule.holds(value), name, rule.expected, value
-    )
+    """A number that keeps to a rule, or an error."""
+    holds = isinstance(value, rule.kind) and not isinstance(value, bool) and rule.holds(value)
+    require(holds, name, rule.expected, value)
 
 
 def short(value: object) -> str:
-    """What was given, for a message: its repr in one line, cut where it is long."""
+    """Show a value in a message: its repr in one line, cut where it is long."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of more digits than Python cares to write
@@ -174,25 +158,9 @@ def scores(value: Tensor, name: str = "scores") -> None:
 
 
 def square(value: Tensor, remedy: str = "pass a pair of ids (of the queries, of the candidates) otherwise") -> None:
-    """Row i belongs to column i, or an error that says what to pass otherwise."""
+    """A square matrix, in which row i belongs to column i, or an error that says what to pass otherwise."""
     if value.shape[0] != value.shape[1]:
         raise ValueError(f"scores: expected a square matrix (row i belongs to column i), got {shape(value)}; {remedy}")
-
-
-def targets(value: Tensor, scores: Tensor, axis: int) -> None:
-    """Weights from 0 of the shape of scores [q, c], with one above 0 along `axis`, or an error."""
-    floating("targets", instance("targets", value, Tensor), "weights")
-    require(value.device == scores.device, "targets", f"device {scores.device} as scores", str(value.device))
-    if value.shape != scores.shape:
-        raise ValueError(f"targets: expected the shape of scores, {shape(scores)}, got {shape(value)}")
-    if readable(value):
-        first_bad("targets", "finite weights from 0", value, (value >= 0) & (value < math.inf))
-        lonely = ~(value > 0).any(axis)
-        if lonely.any():
-            raise ValueError(
-                f"targets: expected a weight above 0 in every {'row' if axis else 'column'}, got none in "
-                f"{int(lonely.nonzero()[0])}"
-            )
 
 
 def labels(name: str, value: Tensor, length: int) -> None:
@@ -205,7 +173,7 @@ def labels(name: str, value: Tensor, length: int) -> None:
 
 
 def shaped(name: str, value: Tensor, expected: tuple[int, ...]) -> Tensor:
-    """What a part that may be the caller's own has returned, a tensor of that shape, or an error."""
+    """A tensor of this shape, or an error; for results of code that may be the caller's own."""
     if instance(name, value, Tensor).shape != expected:
         raise ValueError(f"{name}: expected shape {list(expected)}, got {shape(value)}")
     return value
@@ -217,13 +185,12 @@ def shape(value: Tensor) -> str:
 
 
 def positives(value: Tensor) -> None:
-    """Every row and column of a bool matrix has a positive, or an error that names the first without."""
+    """A bool matrix with a True in every row and column, or an error that names the first without one."""
     for axis, name in ((1, "query"), (0, "candidate")):
         lonely = ~value.any(axis)
         if lonely.any():
-            raise ValueError(
-                f"ids: expected a positive for every {name}, got none for {name} {int(lonely.nonzero()[0])}"
-            )
+            row = int(lonely.nonzero()[0])
+            raise ValueError(f"ids: expected a positive for every {name}, got none for {name} {row}")
 
 
 def indices(name: str, value: Tensor, size: int) -> None:
@@ -235,18 +202,12 @@ def indices(name: str, value: Tensor, size: int) -> None:
 
 
 def not_nan(value: Tensor, first_row: int = 0, columns: Tensor | None = None) -> None:
-    """No NaN among scores, or an error that names the first.
+    """Scores without NaN, or an error that names the first one.
 
     Args:
-        columns: of the shape of value, what to call the columns; None: by their places.
+        columns: names of the columns, of the shape of value; None: their places.
     """
     first_bad("scores", "numbers", value, ~value.isnan(), first_row, columns)
-
-
-def comparable(name: str, value: Tensor) -> None:
-    """Finite scores that fp32 can add up, or an error that names the first other one."""
-    if not torch.compiler.is_compiling() and not transformed():
-        first_bad(name, f"finite numbers up to {LARGEST:g}", value, value.abs() <= LARGEST)
 
 
 def first_bad(
@@ -258,7 +219,7 @@ def first_bad(
     columns: Tensor | None = None,
     kind: type[BadEntry] = BadEntry,
 ) -> None:
-    """That all values of a matrix are good, or an error that names the first other one, its row and its column."""
+    """A matrix whose values are all good, or an error that names the first other one, its row and its column."""
     present(name, value)
     if not good.all():
         row, column = (int(i) for i in (~good).nonzero()[0])
@@ -271,10 +232,10 @@ def first_bad(
 
 
 def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scores") -> None:
-    """Scores of which a loss is finite, or an error that names the first other one; read where that costs nothing.
+    """Scores that have a finite loss, or an error that names the first other one. Read only where that costs nothing.
 
     Args:
-        positives: bool, or weights: where those must be that -inf cannot leave out.
+        positives: bool, or weights; a score of -inf leaves a pair out, which is not allowed where they are above 0.
     """
     if not readable(value):
         return
@@ -282,27 +243,22 @@ def contrasted(value: Tensor, positives: Tensor | None = None, name: str = "scor
     good = x <= LARGEST
     if positives is not None:
         good &= (x >= -LARGEST) | (positives <= 0)
-    first_bad(
-        name,
-        f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)",
-        x,
-        good,
-        kind=NotFinite,
-    )
+    expected = f"numbers up to {LARGEST:g} (-inf leaves out a pair that does not belong together)"
+    first_bad(name, expected, x, good, kind=NotFinite)
 
 
 def readable(value: Tensor) -> bool:
-    """Whether a look at values holds nothing up: on the CPU, outside of compilation and of function transforms."""
+    """Tell whether reading values costs nothing: on the CPU, outside compilation and function transforms."""
     return value.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
 
 
 def transformed() -> bool:
-    """Under torch.func or forward-mode differentiation."""
+    """Tell whether torch.func or forward-mode differentiation is at work."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0  # pyright: ignore
 
 
 def width(what: str, size: int, got: int) -> None:
-    """Features as wide as the layers that read them."""
+    """Features as wide as the layers that read them, or an error."""
     if got != size:
         raise ValueError(f"{what}: expected features of width {size}, got {got}")
 
@@ -330,7 +286,7 @@ def instances(kind: type, **values: object) -> None:
 
 
 def scorer(name: str, value: T, but: type | None = None) -> T:
-    """What can be called with two Features, but is no object of a class `but`, or an error."""
+    """A module or function of two Features that is no instance of `but`, or an error."""
     wrong = (but is not None and isinstance(value, but)) or reads(value) in (None, "sim", "scores")
     if wrong or not takes(value, 2):
         raise TypeError(f"{name}: expected a scorer of two Features, such as MultiGrain, got {named(value)}")
@@ -338,36 +294,36 @@ def scorer(name: str, value: T, but: type | None = None) -> T:
 
 
 def reads(value: object) -> str | None:
-    """The name of what a function, or a module's `forward`, takes first; None: it is none, or a class."""
+    """The name of the first argument of a function or a module's `forward`; None for a class or anything else."""
     if isinstance(value, type) or not callable(value):
         return None
     return next(iter(inspect.signature(getattr(value, "forward", value)).parameters), "")
 
 
 def takes(value: object, count: int) -> bool:
-    """Whether a function, or a module's `forward`, can be called with so many arguments."""
+    """Tell whether a function, or a module's `forward`, can be called with so many arguments."""
     try:
         inspect.signature(getattr(value, "forward", value)).bind(*range(count))  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):  # ValueError: of one in C, which does not tell
+    except (TypeError, ValueError):  # ValueError: a function in C may not tell its arguments
         return False
     return True
 
 
 def origin(value: type | Callable[..., object]) -> tuple[str, str]:
-    """Where a class or function is written."""
+    """The module and the name of a class or function."""
     return value.__module__, value.__qualname__
 
 
 def whole_text(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no encoding does."""
+    """The text with U+FFFD for each half of a surrogate pair: JSON may hold halves, but no encoding does."""
     return _HALF_PAIR.sub("\ufffd", text)
 
 
 def printable(text: object) -> str:
-    """A line of text as a terminal may show it: whatever would act on the terminal as its escape, a newline too."""
+    """A line of text that is safe for a terminal: characters that would act on it, newlines too, become escapes."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def named(value: object) -> str:
-    """What an object is, for a message; a class itself is called one."""
+    """The class of an object, for a message; a class itself is called one."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -136,14 +136,21 @@ def _soft_mean(x: Tensor, beta: float, dim: int) -> Tensor:
 
 
 def _checked(scores: Tensor, beta: float) -> tuple[Tensor, float]:
-    checks.scores(scores)
-    checks.comparable("scores", scores := widen(scores))
+    scores = _matrix("scores", scores)
     return scores, checks.positive("beta", beta, 1 / checks.LARGEST, torch.finfo(torch.float32).max)
 
 
+def _matrix(name: str, value: Tensor) -> Tensor:
+    """A checked matrix of finite scores that fp32 can add up, widened."""
+    checks.scores(value, name)
+    value = widen(value)
+    if not torch.compiler.is_compiling() and not checks.transformed():
+        checks.first_bad(name, f"finite numbers up to {checks.LARGEST:g}", value, value.abs() <= checks.LARGEST)
+    return value
+
+
 def _bank(bank: Tensor, scores: Tensor) -> Tensor:
-    checks.scores(bank, "bank")
-    checks.comparable("bank", bank := widen(bank))
+    bank = _matrix("bank", bank)
     if bank.shape[1] != scores.shape[1] or bank.device != scores.device:
         raise ValueError(
             f"bank: expected scores against the same {scores.shape[1]} candidates, on {scores.device}, "

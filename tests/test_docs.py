@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import zlib
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ import yaml
 import multigrain as mg
 from multigrain import training
 from multigrain.models.config import mixing_grains
+from tests.test_architecture import LAYERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,6 +103,22 @@ def test_figures_are_those_of_their_scripts(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(path.stem for path in tmp_path.iterdir()) == quick
+
+
+def test_the_page_on_architecture_shows_this_tree() -> None:
+    """Every file and folder of the package with its layer, and functions that exist."""
+    page, package = (ROOT / "docs/architecture.md").read_text(), ROOT / "multigrain"
+    lines = re.findall(r"^    ([ \d]{2})  (\w+)(/| |\.py) +\S", page, re.MULTILINE)
+    layers = {name: number for number, layer in enumerate(LAYERS, 1) for name in layer}
+    assert {name: int(number) for number, name, _ in lines if number.strip()} == layers
+    entries = {path.stem for path in package.iterdir() if path.name not in ("__pycache__", "__init__.py", "py.typed")}
+    assert sorted(name for _, name, _ in lines) == sorted(entries)
+    paths = re.findall(r"`(\w[\w/]+\.py)`", page)
+    assert [path for path in paths if not ((package / path).exists() or (ROOT / path).exists())] == []
+    named = re.findall(r"`(\w[\w/]+)\.py`\s+`([\w.]+)`", page)
+    assert len(named) > 15
+    for path, name in named:
+        attrgetter(name)(importlib.import_module(f"multigrain.{path.replace('/', '.')}"))
 
 
 def test_settings_of_the_guide_to_swapping_are_read() -> None:

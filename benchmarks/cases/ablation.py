@@ -23,7 +23,7 @@ ALL = "VS+SF+VW+FW"
 
 
 def variants(base: TrainConfig) -> dict[str, TrainConfig]:
-    """Every set of grains, and four grains with one thing changed."""
+    """Make the config of each set of grains, and of four grains with one thing changed."""
     return {name: replace(base, model=model) for name, model in models(base.model).items()}
 
 

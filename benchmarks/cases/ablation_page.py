@@ -54,7 +54,7 @@ class Judgement(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What our interval says about the paper's order, or about ours where it has none."""
+        """The verdict of our interval on the paper's order, or on ours where it has none."""
         return {1: "above" if self.paper is None else "holds", -1: "reversed", 0: "open"}[self.ours.sign]
 
 
@@ -81,7 +81,7 @@ def _setup(result: StudyResult) -> str:
 
 
 def judgements(each: Table, result: StudyResult) -> list[Judgement]:
-    """All pairs of rows that are to be compared, as far as the result has them."""
+    """Judge all pairs of rows that are to be compared and that the result has."""
     there = {run["variant"] for run in result.runs}
     found = []
     for a, b in combinations([row for row in each.rows if row.variant in there], 2):
@@ -96,7 +96,7 @@ def judgements(each: Table, result: StudyResult) -> list[Judgement]:
 
 
 def _nested(a: Row, b: Row) -> bool:
-    """Whether one of two sets of grains is the other and one more, or has all grains."""
+    """Tell whether one of two sets of grains is the other and one more, or has all grains."""
     one, other = set(a.label.split("+")), set(b.label.split("+"))
     return len(one ^ other) == 1 or FOUR in (a.variant, b.variant)
 
@@ -120,7 +120,7 @@ def _summary(result: StudyResult) -> Iterator[str]:
 
 
 def _counted(ordered: list[Judgement], verdict: str) -> str:
-    """How many there are and, if they are few, which."""
+    """Count the orderings of a verdict and, if they are few, list them."""
     these = [j for j in ordered if j.verdict == verdict]
     words = {"holds": ("hold", "holds"), "reversed": ("are reversed", "is reversed"), "open": ("are open", "is open")}
     count = f"{len(these)} {words[verdict][len(these) == 1]}"

@@ -58,7 +58,7 @@ def package(module: str) -> ModuleType | str:
 
 
 def maxsim_rivals(query: Tensor, documents: Tensor, mean: bool) -> dict[str, Scores | str]:
-    """How others score a query [1, m, D] against documents [c, n, D], or why they cannot; `mean` divides by m.
+    """Score a query [1, m, D] against documents [c, n, D] as others do, or say why they cannot; `mean` divides by m.
 
     Whatever a package wants to be given otherwise is prepared here, outside the timer.
     """

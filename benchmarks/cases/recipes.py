@@ -1,4 +1,4 @@
-"""Every recipe trained on the pairs of `multigrain demo`, from the same towers."""
+"""A study of all recipes, trained on the pairs of `multigrain demo`, from the same towers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How time grows with the batch: it should with texts x videos, whatever their number."""
+"""Time against batch size: it should grow with texts x videos."""
 
 from __future__ import annotations
 

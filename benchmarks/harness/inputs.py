@@ -65,7 +65,7 @@ def four_grains(shape: Shape, device: str = "cpu") -> tuple[mg.Features, mg.Feat
 
 
 def as_leaves(features: mg.Features) -> mg.Features:
-    """The same features as leaves that collect gradients."""
+    """Copy features to leaves that collect gradients."""
     grains = {name: features[name] for name in features.names}
     leaves = {n: mg.Tokens(t.features.detach().requires_grad_(), t.mask, unit=t.unit) for n, t in grains.items()}
     return mg.Features(**leaves)

@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
     @property
     def signed(self) -> str:
-        """As a difference."""
+        """The estimate with its sign, for a difference."""
         return f"{round(self.mean, 1) + 0.0:+.1f} ± {self.half:.1f}".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""Where and on what a figure was measured: processor, GPU, versions, commit."""
+"""The provenance of a figure: processor, GPU, versions, commit."""
 
 from __future__ import annotations
 

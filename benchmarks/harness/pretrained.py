@@ -30,7 +30,7 @@ BLOCK = 100  # sentences or videos encoded at a time
 
 @dataclass(frozen=True)
 class Setup:
-    """What the runs of a study have in common; everything else is that of `multigrain demo`.
+    """Settings that the runs of a study share; all others are those of `multigrain demo`.
 
     Args:
         pairs, single, val, test: sizes of the data, see multigrain.data.babyai.load; `val` is not used.
@@ -81,13 +81,13 @@ class Pretrained:
 
     @staticmethod
     def load(path: Path) -> Pretrained:
-        """What `pretrain` wrote."""
+        """Read the file that `pretrain` wrote."""
         values: dict[str, Any] = torch.load(path, weights_only=True)
         return Pretrained(**{**values, "train": Split(**values["train"]), "test": Split(**values["test"])})
 
 
 def towers_file(folder: Path, seed: int) -> Path:
-    """What `pretrain` writes."""
+    """The file that `pretrain` writes."""
     return folder / f"towers-{seed}.pt"
 
 
@@ -147,7 +147,7 @@ def fit(model: XCLIP, stage: training.StageConfig, split: Split, seed: int) -> f
 
 
 def metrics(model: XCLIP, split: Split) -> mg.metrics.RetrievalMetrics:
-    """Of all sentences of a split against all its videos."""
+    """Evaluate all sentences of a split against all its videos."""
     text = encode_texts(model, split.sentences)
     with evaluating(model):
         parts = zip(split.features.split(BLOCK), split.masks.split(BLOCK), strict=True)
@@ -182,7 +182,7 @@ def train_and_score(config: training.TrainConfig, seed: int, path: Path) -> dict
 
 
 def _padded(split: Split, blank: Tensor, masked: bool) -> Split:
-    """Without masks, padding is the feature of a blank frame, as XCLIP.encode_video has it."""
+    """Fill padding, for a model without masks, with the feature of a blank frame, like XCLIP.encode_video."""
     if masked:
         return split
     return replace(split, features=torch.where(split.masks[..., None], split.features, blank))

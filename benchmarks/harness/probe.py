@@ -29,7 +29,7 @@ from .registry import Shape
 
 @dataclass(frozen=True)
 class Task:
-    """What to measure: a warm-up on a tiny problem, the call itself, and the check of what it returned."""
+    """A task to measure: a warm-up on a tiny problem, the call itself, and the check of what it returned."""
 
     warm_up: Callable[[], object]
     call: Callable[[], Outputs]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: figures with their targets, timings, parity checks; and their JSON form."""
+"""Records of a run: figures with their targets, timings, parity checks; and their JSON form."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is kept; None where there is none to judge by."""
+        """True where the target is kept; None where there is none to judge by."""
         if self.target is None or not self.judged:
             return None
         return self.value <= self.target.limit if self.target.at_most else self.value >= self.target.limit
@@ -93,7 +93,7 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
     def judged(self, targets: dict[str, Target], quick: bool) -> Section:
-        """The same section with its figures' targets beside them."""
+        """Return the section with the targets of its figures."""
         figures = [replace(f, target=targets.get(f.name), judged=not quick) for f in self.figures]
         return replace(self, figures=figures)
 
@@ -114,7 +114,7 @@ class Result:
 
     @property
     def file_name(self) -> str:
-        """Where it goes among the results: one file per benchmark and kind of device."""
+        """The name of its file among the results: one per benchmark and kind of device."""
         return f"{self.name}-{self.device.split(':')[0]}.json"
 
     def save(self, folder: Path) -> Path:
@@ -150,7 +150,7 @@ def _figure(data: dict[str, Any]) -> Figure:
 
 
 def figure(name: str, samples: Sequence[float], unit: str = "x") -> Figure:
-    """The median and quartiles of what the rounds gave."""
+    """Make a figure of the samples of all rounds: median and quartiles."""
     if len(samples) == 1:
         return Figure(name, samples[0], samples[0], samples[0], unit)
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")

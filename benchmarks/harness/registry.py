@@ -51,7 +51,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Run:
-    """How a benchmark is run."""
+    """The settings of a run."""
 
     device: str = "cpu"
     quick: bool = False
@@ -86,12 +86,12 @@ class Benchmark:
 
 
 def benchmarks() -> dict[str, Benchmark]:
-    """All benchmarks by name, in the order of the report."""
+    """Benchmarks by name, in the order of the report."""
     found = [b for family in FAMILIES for b in importlib.import_module(f"benchmarks.cases.{family}").BENCHMARKS]
     return {benchmark.name: benchmark for benchmark in found}
 
 
 def studies() -> dict[str, Study]:
-    """All studies by name: what is trained and scored rather than timed."""
+    """Studies by name, which train and score rather than time."""
     found = [importlib.import_module(f"benchmarks.cases.{module}").STUDY for module in STUDIES]
     return {study.name: study for study in found}

@@ -1,4 +1,4 @@
-"""From results to docs/benchmarks.md, and to tables in a terminal."""
+"""Results rendered as docs/benchmarks.md and as rows of tables in a terminal."""
 
 from __future__ import annotations
 

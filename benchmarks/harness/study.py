@@ -70,7 +70,7 @@ class Study:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """All runs of a study: of each its variant, seed, metrics, CPU seconds, parameters, last loss, date and commit."""
+    """The runs of a study, each with its variant, seed, metrics, CPU seconds, parameters, last loss, date, commit."""
 
     name: str
     device: str
@@ -102,7 +102,7 @@ class StudyResult:
 
 
 def run(study: Study, quick: bool = False, cache: Path = CACHE, workers: int | None = None) -> StudyResult:
-    """All runs that are not there yet, and the result of all.
+    """Do the runs that are not there yet, and return the result of all.
 
     Args:
         cache: folder of the runs that are done; those of other settings are not read.
@@ -166,7 +166,7 @@ def _job(name: str, config: TrainConfig, seed: int, towers: Path, path: Path, co
 
 
 def folder_of(cache: Path, kind: str, config: TrainConfig) -> Path:
-    """Where the runs of these settings are kept: a function of all that they depend on but the seed."""
+    """Return the folder of the runs of these settings: a function of all that they depend on but the seed."""
     # Without those that are off: a setting that is new and off changes nothing.
     model = {name: value for name, value in asdict(config.model).items() if value is not None}
     text = json.dumps([model, _shared(config)], sort_keys=True)
@@ -176,14 +176,14 @@ def folder_of(cache: Path, kind: str, config: TrainConfig) -> Path:
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:
-    """What a run depends on beside its model and its seed."""
+    """Settings that a run depends on, other than its model and its seed."""
     values = asdict(config)
     del values["data"]["cache"]
     return {name: values[name] for name in ("data", "stages")}
 
 
 def _each(workers: int, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """What the function returns for each call, as they are done: by so many processes, or here, in order."""
+    """Call the function for each set of arguments, in so many processes, or here, in order; yield results when done."""
     if workers == 0 or not calls:
         yield from (function(*call) for call in calls)
         return

@@ -151,7 +151,7 @@ def _axes(t: Tensor | None, pattern: str) -> Tensor | None:
 
 def clean(sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> Tensor:
     """A checked sim [q, c, m, n] with zeros behind the masks, so that NaN there stays out of every gradient."""
-    checks.similarity(sim, query_mask, candidate_mask)
+    _check_similarity(sim, query_mask, candidate_mask)
     if query_mask is not None:
         sim = torch.where(rearrange(query_mask, "q m -> q 1 m 1"), sim, 0.0)
     if candidate_mask is not None:
@@ -166,6 +166,17 @@ def zero_empty(scores: Tensor, query_mask: Tensor | None, candidate_mask: Tensor
     if candidate_mask is not None:
         scores = torch.where(reduce(candidate_mask, "c n -> 1 c", "any"), scores, 0.0)
     return scores
+
+
+def _check_similarity(sim: Tensor, query_mask: Tensor | None, candidate_mask: Tensor | None) -> None:
+    """Check sim [q, c, m, n] and its masks [q, m] and [c, n] (True = a real token)."""
+    checks.instance("sim", sim, Tensor)
+    if sim.ndim != 4:
+        raise ValueError(f"sim: expected [query, candidate, query_token, candidate_token], got {checks.shape(sim)}")
+    q, c, m, n = sim.shape
+    for name, value, expected in (("query_mask", query_mask, (q, m)), ("candidate_mask", candidate_mask, (c, n))):
+        if value is not None:
+            checks.mask(name, checks.instance(name, value, Tensor), expected, sim.device)
 
 
 _REGISTRY: dict[str, type[Aggregator]] = {}

@@ -122,7 +122,7 @@ def print_table(metrics: Mapping[str, RetrievalMetrics], candidates: int, title:
     title = printable(title)
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for direction, _ in tables.DIRECTIONS:
+    for direction, _ in tables.DIRECTION_NAMES:
         for column in tables.COLUMNS:
             table.add_column(f"{direction}\n{column}", justify="right", no_wrap=True)
         table.add_column("")

@@ -1,6 +1,6 @@
-"""The annotation files of five data sets, as their authors and CLIP4Clip laid them out and X-CLIP reads them.
+"""The annotation files of five data sets, in the layouts of their authors and of CLIP4Clip, which X-CLIP reads.
 
-A reader takes the folder of the files and a variant, and gives for each split the captions of each video by its id,
+A reader takes the folder of the files and a variant, and returns for each split the captions of each video by its id,
 in the order of the files. A video that is listed without a caption has an empty list.
 """
 
@@ -24,14 +24,14 @@ Captions = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
-class Source:
-    """One data set.
+class DataSet:
+    """The annotations of one data set.
 
     Args:
         read: (folder, variant) -> split -> captions by video.
-        files: what `read` needs; {} stands for the variant.
-        protocol: of multigrain.metrics.retrieval_metrics, under which results are published.
-        variants: by name, the first is the default; the value is where clips end, in seconds, None = whole videos.
+        files: the names of the files that `read` needs; {} stands for the variant.
+        protocol: the one of multigrain.metrics.retrieval_metrics under which results are published.
+        variants: name -> the second at which clips end, None = at the video's end; the first is the default.
     """
 
     read: Callable[[Path, str], dict[str, Captions]]
@@ -41,7 +41,7 @@ class Source:
 
 
 def _msrvtt(folder: Path, variant: str) -> dict[str, Captions]:
-    """About 20 captions to each of 9,000 or 7,010 training videos; the test is 1k-A, one caption to a video."""
+    """MSR-VTT: about 20 captions to each of 9,000 or 7,010 training videos; the test is 1k-A, one to a video."""
     names = folder / f"MSRVTT_train.{variant}.csv"
     train = _listed(names, [video for (video,) in _columns(names, "video_id")])
     path = folder / "MSRVTT_data.json"
@@ -56,14 +56,14 @@ def _msrvtt(folder: Path, variant: str) -> dict[str, Captions]:
 
 
 def _msvd(folder: Path, _: str) -> dict[str, Captions]:
-    """About 40 captions to a video, all of them in every split."""
+    """MSVD: about 40 captions to a video, all of them in every split."""
     captions = _pickled_captions(folder / "raw-captions.pkl")
     splits = {split: _lines(folder / f"{split}_list.txt") for split in ("train", "val", "test")}
     return {split: {video: captions.get(video, []) for video in videos} for split, videos in splits.items()}
 
 
 def _lsmdc(folder: Path, _: str) -> dict[str, Captions]:
-    """Tab-separated: clip id, start and end aligned, start and end extracted, sentence. A clip may have several."""
+    """LSMDC: clip id, start and end aligned, start and end extracted, sentence between tabs; clips may repeat."""
     splits: dict[str, Captions] = {}
     for split, name in _LSMDC.items():
         path, captions = folder / name, Captions()
@@ -80,7 +80,7 @@ def _lsmdc(folder: Path, _: str) -> dict[str, Captions]:
 
 
 def _didemo(folder: Path, _: str) -> dict[str, Captions]:
-    """One paragraph to a video: its descriptions in the order of the file, whatever moments they describe."""
+    """DiDeMo: one paragraph to a video, all descriptions in the order of the file, whatever moments they describe."""
     splits: dict[str, Captions] = {}
     for split in ("train", "val", "test"):
         descriptions = _lines(folder / f"{split}_list.txt")
@@ -93,7 +93,7 @@ def _didemo(folder: Path, _: str) -> dict[str, Captions]:
 
 
 def _activitynet(folder: Path, _: str) -> dict[str, Captions]:
-    """One paragraph to a video: its sentences; the test is val_1, the first of two annotations of the validation."""
+    """ActivityNet: one paragraph of all sentences to a video; the test is val_1, the first annotation of two."""
     splits: dict[str, Captions] = {}
     for split, name, ids in (("train", "train.json", "train_ids.json"), ("test", "val_1.json", "val_ids.json")):
         sentences = _listed(folder / ids, _strings(_json(folder / ids, list), str(folder / ids)))
@@ -114,24 +114,24 @@ _LSMDC = {
 }
 
 SOURCES = {
-    "msrvtt": Source(
+    "msrvtt": DataSet(
         _msrvtt,
         ("MSRVTT_train.{}.csv", "MSRVTT_JSFUSION_test.csv", "MSRVTT_data.json"),
         variants={"9k": None, "7k": None},
     ),
-    "msvd": Source(_msvd, (*_LISTS, "raw-captions.pkl"), protocol="group_max"),
-    "lsmdc": Source(_lsmdc, tuple(_LSMDC.values())),
+    "msvd": DataSet(_msvd, (*_LISTS, "raw-captions.pkl"), protocol="group_max"),
+    "lsmdc": DataSet(_lsmdc, tuple(_LSMDC.values())),
     # Descriptions were written of the first 30 s. CLIP4Clip and X-CLIP stop at 31 s, past what annotators saw.
-    "didemo": Source(
+    "didemo": DataSet(
         _didemo,
         (*_LISTS, "train_data.json", "val_data.json", "test_data.json"),
         variants={"30s": 30.0, "31s": 31.0},
     ),
-    "activitynet": Source(_activitynet, ("train.json", "val_1.json", "train_ids.json", "val_ids.json")),
+    "activitynet": DataSet(_activitynet, ("train.json", "val_1.json", "train_ids.json", "val_ids.json")),
 }
 
 
-# A damaged pickle raises what its opcodes happen to run into.
+# A damaged pickle raises any of these.
 _DAMAGED = (
     pickle.UnpicklingError, AttributeError, EOFError, LookupError, MemoryError, OverflowError, TypeError, ValueError,
 )  # fmt: skip
@@ -164,14 +164,14 @@ def _text(path: Path) -> str:
 
 
 def _columns(path: Path, *names: str) -> Iterator[list[str]]:
-    """The values of these columns, row by row, of a CSV file with a head."""
+    """Yield the values of these columns, row by row, of a CSV file with a head."""
     rows = csv.DictReader(io.StringIO(_text(path), newline=""))
     head = list(rows.fieldnames or ())
     for name in names:
         if name not in head:
             raise ValueError(f"{path}: expected a column {name!r}, got {', '.join(head) or 'none'}")
     for row in _readable(rows, path):
-        # DictReader fills short rows with None and puts what is too much under the key None.
+        # DictReader fills short rows with None and puts surplus values under the key None.
         if None in row or None in row.values():
             raise ValueError(f"{path}:{rows.line_num}: expected {len(head)} columns, got more or fewer")
         yield [row[name] for name in names]
@@ -185,12 +185,12 @@ def _readable(rows: csv.DictReader[str], path: Path) -> Iterator[dict[Any, Any]]
 
 
 def _lines(path: Path) -> Captions:
-    """The ids of a file, one to a line."""
+    """Read ids, one to a line, and give each an empty list of captions."""
     return _listed(path, [line.strip() for line in _text(path).split("\n") if line.strip()])
 
 
 def _listed(path: Path, videos: Sequence[str]) -> Captions:
-    """No captions yet, of videos that are listed once each."""
+    """Give each video an empty list of captions; refuse a video that is listed twice."""
     if repeated := [video for video, count in Counter(videos).items() if count > 1]:
         raise ValueError(f"{path}: expected every video once, got {repeated[0]!r} more than once")
     return {video: [] for video in videos}

@@ -1,4 +1,4 @@
-"""Clips: the videos and captions of a manifest as pairs to train and evaluate on. Needs the extra `data`."""
+"""Clips: the videos and captions of a manifest as pairs to train and evaluate on. The extra `data` is needed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .manifest import SPLITS, Clip, load_manifest, texts_and_targets, told
+from .manifest import SPLITS, Clip, load_manifest, path_in_manifest, texts_and_targets
 from .pairs import Batch
 from .video import Sampling, VideoError, read_video
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Every caption of every clip is a pair; videos are decoded when a batch asks for them.
+    """Pairs of a clip and one of its captions; videos are decoded when a batch asks for them.
 
     Args:
         clips: in order.
-        sampling: which frames of a video; its max_frames is that of each batch.
+        sampling: which frames of a video; each batch gives a max_frames of its own.
         size: side of a frame in pixels.
         strict: raise where a video cannot be read, instead of leaving its pairs out of the batch.
         root: folder of the manifest, which may have been moved together with the videos.
@@ -53,15 +53,15 @@ class Clips:
 
     @property
     def sources(self) -> list[str]:
-        """[N] the video of each pair as the manifest tells it, and which part of it."""
-        sources = [f"{told(clip.video, self.root)}:{clip.start}-{clip.end}" for clip in self.clips]
+        """[N] the path of each pair's video in the manifest, and the part of it that is meant."""
+        sources = [f"{path_in_manifest(clip.video, self.root)}:{clip.start}-{clip.end}" for clip in self.clips]
         return [sources[i] for i in self.ids.tolist()]
 
     def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
-        """These pairs, each distinct video decoded once.
+        """Read a batch of pairs; each distinct video is decoded once.
 
         Args:
-            seed: of the frames that are sampled at random; None: uniformly, or the middle of each segment.
+            seed: for frames that are sampled at random; None samples uniformly, or the middle of each segment.
 
         Raises:
             VideoError: with strict, a video that cannot be read.
@@ -72,7 +72,7 @@ class Clips:
         broken: list[str] = []
         for number in dict.fromkeys(wanted):
             try:
-                frames[number] = self._read(self.clips[number], max_frames, seed)
+                frames[number] = self._frames(self.clips[number], max_frames, seed)
             except VideoError as error:
                 if self.strict:
                     raise
@@ -90,12 +90,12 @@ class Clips:
             broken,
         )
 
-    def _read(self, clip: Clip, max_frames: int, seed: int | None) -> Tensor:
+    def _frames(self, clip: Clip, max_frames: int, seed: int | None) -> Tensor:
         sampling = replace(self.sampling, max_frames=max_frames)
         if seed is None and sampling.strategy == "random":
             sampling = replace(sampling, strategy="uniform")
         if seed is not None:
-            # Of the clip, whatever batch it is in and whoever reads it.
+            # The same frames of a clip in any batch and in any process.
             name = f"{seed}:{clip.id}".encode(errors="surrogatepass")
             seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest())
         return read_video(clip.video, sampling, self.size, clip.start, clip.end, seed=seed)
@@ -111,14 +111,14 @@ class Splits:
 
     @property
     def single(self) -> Clips:
-        """For stages that look at one frame: the training clips."""
+        """The training clips, for stages that look at one frame."""
         return self.train
 
 
 def load(
     manifest: str | os.PathLike[str], sampling: Sampling | None = None, *, size: int = 224, strict: bool = False
 ) -> Splits:
-    """The pairs of a manifest (see multigrain.data.manifest).
+    """Load the pairs of a manifest (see multigrain.data.manifest).
 
     Args:
         sampling, size, strict: see Clips.
@@ -133,6 +133,6 @@ def load(
 
 
 def _places(lengths: list[int]) -> list[range]:
-    """Where each of some videos is, one behind the other."""
+    """Return the rows of each video, where videos of these lengths follow one another."""
     starts = [0, *torch.tensor(lengths, dtype=torch.long).cumsum(0).tolist()]
     return [range(start, start + length) for start, length in zip(starts, lengths, strict=False)]

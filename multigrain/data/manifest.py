@@ -6,7 +6,7 @@ video       path of a file or of a folder of frames, relative to the manifest's 
 captions    at least one, none of them blank
 split       "train", "val" or "test"
 start, end  seconds, optional: the part of the video that is meant, 0 <= start < end
-id          unique; optional, by default the video, with ":start-end" behind it where there is either
+id          unique; optional, by default the video, followed by ":start-end" where there is either
 
 Blank lines are skipped; a field that is not named here is an error. Half of a surrogate pair in a caption, which is
 JSON but no text, becomes U+FFFD.
@@ -35,17 +35,17 @@ _FIELDS = ("video", "captions", "split", "start", "end", "id")
 
 @dataclass(frozen=True)
 class Clip:
-    """A video, or a part of it, and what is said about it.
+    """A video, or a part of it, and its captions.
 
     Args:
-        id: names it in reports and results.
+        id: names the clip in reports and results.
         video: a file or a folder of frames; a relative path counts from the working directory.
         captions: at least one, none of them blank.
         split: "train", "val" or "test".
         start, end: seconds; None = from the first frame, to the last.
 
     Raises:
-        ValueError: a field is not as said; its name, what was expected and what came are given.
+        ValueError: a field is out of range; its name, the expected and the given value are named.
     """
 
     id: str
@@ -75,14 +75,14 @@ class Clip:
 
 
 def load_manifest(path: str | os.PathLike[str], split: str | None = None) -> list[Clip]:
-    """The clips of a manifest, in its order, with the paths of their videos absolute.
+    """Load the clips of a manifest, in its order, with the paths of their videos absolute.
 
     Args:
-        split: of these clips only, of which there may be none; None = all.
+        split: keep the clips of this split, of which there may be none; None = all.
 
     Raises:
         FileNotFoundError: there is no such manifest.
-        ValueError: a line is not as the head of this module says; file, line and field are named.
+        ValueError: a line breaks the format at the head of this module; file, line and field are named.
     """
     manifest = Path(path)
     require(split is None or split in SPLITS, "split", f"one of {', '.join(SPLITS)} or None", split)
@@ -125,20 +125,20 @@ def write_manifest(path: str | os.PathLike[str], clips: Sequence[Clip]) -> None:
     write_bytes(manifest, b"".join(lines))
 
 
-def told(video: Path, folder: Path) -> str:
-    """The path of a video as a manifest in a folder tells it: relative to that if it lies below, else absolute."""
+def path_in_manifest(video: Path, folder: Path) -> str:
+    """Return the path of a video for a manifest in a folder: relative if the video lies below it, else absolute."""
     video = video.absolute()
     return video.relative_to(folder).as_posix() if video.is_relative_to(folder) else str(video)
 
 
 def missing_videos(clips: Sequence[Clip]) -> list[Clip]:
-    """The clips whose video is not there, as a file or a folder that a path may name."""
+    """List the clips whose video is neither a file nor a folder."""
     exists = {video: os.path.isfile(video) or os.path.isdir(video) for video in {clip.video for clip in clips}}
     return [clip for clip in clips if not exists[clip.video]]
 
 
 def texts_and_targets(clips: Sequence[Clip]) -> tuple[list[str], Int[Tensor, "texts"]]:
-    """Every caption of every clip, and for each the index of its clip, as `retrieval_metrics` takes them."""
+    """List every caption of every clip, and the index of each caption's clip, for `retrieval_metrics`."""
     sentences = [caption for clip in clips for caption in clip.captions]
     return sentences, torch.tensor([i for i, clip in enumerate(clips) for _ in clip.captions], dtype=torch.long)
 
@@ -165,7 +165,7 @@ def _parse(line: bytes, folder: Path) -> Clip:
 
 def _line(clip: Clip, folder: Path) -> bytes:
     record = {
-        "video": told(clip.video, folder),
+        "video": path_in_manifest(clip.video, folder),
         "captions": clip.captions,
         "split": clip.split,
         "start": clip.start,
@@ -173,7 +173,7 @@ def _line(clip: Clip, folder: Path) -> bytes:
         "id": clip.id,
     }
     text = json.dumps({name: value for name, value in record.items() if value is not None}, ensure_ascii=False)
-    # What UTF-8 cannot hold, such as bytes of a file name that are not text, becomes a JSON escape.
+    # Characters that UTF-8 cannot hold, such as bytes of a file name that are not text, become JSON escapes.
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 

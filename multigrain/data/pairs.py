@@ -1,4 +1,4 @@
-"""Pairs of videos and sentences: what training and evaluation need of any data set, and how batches are read ahead."""
+"""Pairs of videos and sentences: the protocols that a data set keeps, and a reader that prepares batches ahead."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Batch:
     frames: UInt8[Tensor, "u 3 h w"] | Float[Tensor, "u 3 h w"]
     """the distinct frames of all videos, uint8 or floating in [0, 1]"""
     index: Int[Tensor, "b n"]
-    """the row of `frames` of each frame of each pair; of any row where padded"""
+    """the row of `frames` for each frame of each pair; any row where padded"""
     mask: Bool[Tensor, "b n"]
     """True = a real frame"""
     sentences: list[str]
     ids: Int[Tensor, "b"]
     """pairs with the same integer are positives of each other"""
     broken: Sequence[str] = ()
-    """of each video that could not be read, its name and why; its pairs are left out"""
+    """the name of each video that could not be read, and why; its pairs are left out"""
 
 
 def equal_ids(values: Sequence[str]) -> Int[Tensor, "n"]:
-    """The same integer for the same value, counted from 0 in the order of their first appearance."""
+    """Number values from 0 in the order of their first appearance; equal values get one number."""
     ids: dict[str, int] = {}
     return torch.tensor([ids.setdefault(value, len(ids)) for value in values])
 
@@ -63,7 +63,7 @@ class Pairs(Protocol):
         ...
 
     def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
-        """These pairs; `seed` is for frames that are sampled at random, None samples as in evaluation."""
+        """Read a batch of pairs; `seed` is for frames that are sampled at random, None samples as in evaluation."""
         ...
 
 
@@ -72,27 +72,27 @@ class Data(Protocol):
 
     @property
     def train(self) -> Pairs:
-        """For stages with task "videos"."""
+        """Pairs of stages with task "videos"."""
         ...
 
     @property
     def single(self) -> Pairs:
-        """For stages with task "frames"."""
+        """Pairs of stages with task "frames"."""
         ...
 
     @property
     def val(self) -> Pairs:
-        """Scored after each epoch, to choose settings by."""
+        """Pairs that are scored after each epoch, to choose settings by."""
         ...
 
     @property
     def test(self) -> Pairs:
-        """Never seen by the loop."""
+        """Pairs that training never sees."""
         ...
 
 
 class _Fetch(Dataset["Item | Exception"], Generic[Item]):
-    """What a worker of a DataLoader calls."""
+    """The data set of a DataLoader: an item is a batch, or the error of reading it."""
 
     def __init__(self, fetch: Callable[[list[int]], Item]) -> None:
         self.fetch = fetch
@@ -105,18 +105,18 @@ class _Fetch(Dataset["Item | Exception"], Generic[Item]):
 
 
 def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], workers: int) -> Iterator[Item]:
-    """fetch(rows) of each batch, in order; with workers, in so many processes (at most one a core) that run ahead.
+    """Yield fetch(rows) of each batch, in order; `workers` processes (at most one a core) run ahead.
 
     The global random numbers are not touched.
     """
-    # A generator of its own: a DataLoader without one draws from the global random numbers.
+    # A DataLoader without a generator of its own draws from the global random numbers.
     loader: Iterable[Item | Exception] = DataLoader(
         _Fetch(fetch),
         sampler=batches,
         batch_size=None,
         num_workers=min(workers, cores()),
         collate_fn=_as_it_is,
-        worker_init_fn=_outlive_the_group,
+        worker_init_fn=_ignore_termination,
         generator=torch.Generator(),
     )
     with _without_terminations():
@@ -129,7 +129,7 @@ def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], wo
 
 @contextmanager
 def _without_terminations() -> Generator[None]:
-    """SIGTERM waits until the block is over, and in the processes that it starts until `_outlive_the_group`."""
+    """Hold SIGTERM back until the block is over, and in processes started within it until `_ignore_termination`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -140,8 +140,8 @@ def _without_terminations() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _outlive_the_group(_: int) -> None:
-    """Launchers send SIGTERM to readers too; their trainer needs them until it has saved, and ends them itself."""
+def _ignore_termination(_: int) -> None:
+    """Ignore SIGTERM: launchers send it to readers too, but the trainer needs them until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -150,12 +150,12 @@ def _as_it_is(item: Item) -> Item:
 
 
 def cores() -> int:
-    """Cores that this process may use: a container or a batch system may grant fewer than the machine has."""
+    """Count the cores that this process may use: a container or a batch system may grant fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def frames_of(pairs: Pairs, row: int, max_frames: int) -> NDArray[np.uint8]:
-    """The frames [n, height, width, 3] of one pair's video, as the model sees them.
+    """Return the frames [n, height, width, 3] of one pair's video that the model sees.
 
     Raises:
         ValueError: the video cannot be read.

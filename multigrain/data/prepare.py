@@ -1,4 +1,4 @@
-"""From the annotation files of a data set and a folder of videos to a manifest (see manifest.py).
+"""Write the manifest of a published data set from its annotation files and a folder of videos (see manifest.py).
 
     report = prepare("msrvtt", "annotations", "videos", "msrvtt.jsonl")
     print(report)
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..checks import printable
 from ..files import lock, open_folder
-from .annotations import SOURCES, Captions, Source
+from .annotations import SOURCES, Captions, DataSet
 from .manifest import SPLITS, Clip, write_manifest
 from .video.files import VIDEO_SUFFIXES
 
@@ -29,7 +29,7 @@ _ROW = "{:<6}{:>8}{:>10}{:>9}{:>13}"
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What became of the videos of a split."""
+    """The clips of a split, and the videos that were left out."""
 
     clips: int
     captions: int
@@ -40,8 +40,8 @@ class SplitReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `prepare` wrote; str() is a table."""
+class PrepareReport:
+    """The result of `prepare`; str() is a table."""
 
     name: str
     out: Path
@@ -68,17 +68,17 @@ def prepare(
     seed: int = 0,
     variant: str | None = None,
     strict: bool = False,
-) -> Report:
+) -> PrepareReport:
     """Write the manifest of a data set. Blank captions are dropped, and of spaces between words one is kept.
 
     Args:
         name: "msrvtt", "msvd", "lsmdc", "didemo" or "activitynet".
         annotations: folder of its annotation files (see annotations.SOURCES).
-        videos: folder of its videos, in any subfolders: a file is found by the video's id with any of `VIDEO_SUFFIXES`
-            behind it or in place of its own; of ActivityNet, the "v_" before the id may be absent. None is opened.
+        videos: folder of its videos, in any subfolders: a file is named by the video's id with any of `VIDEO_SUFFIXES`
+            added or in place of its own; in ActivityNet, the "v_" before the id may be absent. None is opened.
         out: the manifest; its folder is made, a file of that name replaced.
         val: for MSR-VTT and ActivityNet, how many training videos become the validation (default `VALIDATION`;
-            0 = none). Which ones depends on the seed and the annotations alone, not on the files that are there.
+            0 = none). The choice depends on the seed and the annotations alone, not on the files that are there.
         seed: of that choice.
         variant: "9k" (default) or "7k" training videos of MSR-VTT; clips of DiDeMo end at "30s" (default), which is
             as far as its annotators saw, or at "31s", as in CLIP4Clip and X-CLIP.
@@ -90,14 +90,14 @@ def prepare(
         ValueError: annotations that are not in their format, a video in two splits or in two files, no file for any
             video, or an argument out of range; each is named.
     """
-    source = _source(name)
-    variant = variant if variant is not None else next(iter(source.variants))
-    if variant not in source.variants:
-        choices = " or ".join(repr(choice) for choice in source.variants if choice) or None
+    variants = _data_set(name).variants
+    variant = variant if variant is not None else next(iter(variants))
+    if variant not in variants:
+        choices = " or ".join(repr(choice) for choice in variants if choice) or None
         raise ValueError(f"variant: expected {choices} for {name}, got {variant!r}")
     manifest = Path(out)
     with lock(open_folder(manifest.parent, "out") / manifest.name):
-        splits = _read(name, _folder("annotations", annotations), variant)
+        splits = _read_splits(name, _folder("annotations", annotations), variant)
         if "val" not in splits:
             splits["train"], splits["val"] = _cut(splits["train"], VALIDATION if val is None else val, seed)
         elif val is not None:
@@ -106,7 +106,7 @@ def prepare(
         clips: list[Clip] = []
         reports: dict[str, SplitReport] = {}
         for split in SPLITS:
-            found, reports[split] = _match(splits[split], split, index, source.variants[variant])
+            found, reports[split] = _match(splits[split], split, index, variants[variant])
             if strict and (missing := reports[split].missing):
                 absent = f"{missing[0]!r} ({split})"
                 raise FileNotFoundError(f"videos: expected a file for {absent} under {videos}, got none")
@@ -117,15 +117,15 @@ def prepare(
                 f"got names such as {next(iter(index))!r}"
             )
         write_manifest(manifest, clips)
-        return Report(f"{name} {variant}".strip(), manifest, reports)
+        return PrepareReport(f"{name} {variant}".strip(), manifest, reports)
 
 
 def protocol_of(name: str) -> str:
-    """The protocol of `retrieval_metrics` under which results on the test of a data set are published."""
-    return _source(name).protocol
+    """Return the protocol of `retrieval_metrics` under which results on the test of a data set are published."""
+    return _data_set(name).protocol
 
 
-def _source(name: str) -> Source:
+def _data_set(name: str) -> DataSet:
     if name not in SOURCES:
         raise ValueError(f"name: expected one of {', '.join(SOURCES)}, got {name!r}")
     return SOURCES[name]
@@ -137,8 +137,8 @@ def _folder(name: str, path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _read(name: str, folder: Path, variant: str) -> dict[str, Captions]:
-    """The splits of a data set: no video in two of them, one space between words, no blank captions."""
+def _read_splits(name: str, folder: Path, variant: str) -> dict[str, Captions]:
+    """Read the splits of a data set: no video in two of them, one space between words, no blank captions."""
     files = [file.format(variant) for file in SOURCES[name].files]
     if absent := [file for file in files if not (folder / file).is_file()]:
         raise FileNotFoundError(
@@ -161,7 +161,7 @@ def _read(name: str, folder: Path, variant: str) -> dict[str, Captions]:
 
 
 def _cut(train: Captions, val: int, seed: int) -> tuple[Captions, Captions]:
-    """Train without val videos, and those: ranked by a hash, so that they stay the same when others come or go."""
+    """Cut `val` videos from the training, ranked by a hash: they stay the same when others come or go."""
     captioned = [video for video, captions in train.items() if captions]
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed: expected an integer, got {seed!r}")
@@ -171,10 +171,10 @@ def _cut(train: Captions, val: int, seed: int) -> tuple[Captions, Captions]:
     def rank(video: str) -> bytes:
         return hashlib.blake2b(f"{seed}:{video}".encode(errors="surrogatepass")).digest()
 
-    held = set(sorted(captioned, key=rank)[:val])
+    chosen = set(sorted(captioned, key=rank)[:val])
     return (
-        {video: captions for video, captions in train.items() if video not in held},
-        {video: captions for video, captions in train.items() if video in held},
+        {video: captions for video, captions in train.items() if video not in chosen},
+        {video: captions for video, captions in train.items() if video in chosen},
     )
 
 
@@ -194,7 +194,7 @@ def _match(
 
 
 def _index(root: Path) -> dict[str, list[Path]]:
-    """The video files below a folder, by name and by name without suffix; links are followed, each folder once."""
+    """Find the video files below a folder, by name with and without suffix; links are followed, each folder once."""
     index: dict[str, list[Path]] = {}
     seen: set[str] = set()
     for folder, below, files in os.walk(root, onerror=_raise, followlinks=True):
@@ -219,7 +219,7 @@ def _raise(error: OSError) -> None:
 
 
 def _find(video: str, index: dict[str, list[Path]]) -> Path | None:
-    """The file of a video, or None."""
+    """Find the file of a video; None where there is none."""
     stem, suffix = os.path.splitext(video)
     names = (video, stem if suffix.lower() in VIDEO_SUFFIXES else video, video.removeprefix("v_"))
     paths = next((index[name] for name in names if name in index), [])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -81,11 +81,11 @@ def gather(
         headers = all_gather_object(_header(dict(kept or {}) | dict(sides), ids, dtype, problem), group)
     _agree(headers)
     slots = [_Slot(side, name, sides[side][name], headers) for side in sides for name in sorted(sides[side].names)]
-    plan = _Plan([slot.shape for slot in slots], rank, group, dtype)
-    gathered = cast("tuple[Tensor, ...]", _Gather.apply(plan, *(slot.tokens.tokenwise().features for slot in slots)))
+    shapes, features = [(slot.sizes, slot.length) for slot in slots], [s.tokens.tokenwise().features for s in slots]
+    gathered = cast("tuple[Tensor, ...]", _Gather.apply(shapes, rank, group, dtype, *features))
     grains: dict[str, dict[str, Tokens]] = {side: {} for side in sides}
     for slot, x in zip(slots, gathered, strict=True):
-        mask = all_gather(slot.mask, slot.shape.sizes, group).bool() if slot.masked else None
+        mask = all_gather(slot.mask, slot.sizes, group).bool() if slot.masked else None
         grains[slot.side][slot.name] = Tokens(x.squeeze(1) if slot.coarse else x, mask, unit=slot.tokens.unit)
     numbers = zip(*(header.ids for header in headers), strict=True)
     all_ids = tuple(all_gather(x, n, group) for x, n in zip(_on_device(sides, ids), numbers, strict=True))
@@ -166,22 +166,14 @@ def _agree(headers: Sequence[_Header]) -> None:
         raise ValueError("; ".join(problems))
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """The items of each rank, and the length that all are padded to."""
-
-    sizes: Sequence[int]
-    length: int
-
-
 class _Slot:
-    """One grain of one side, and its shape on all ranks."""
+    """One grain of one side: the items of each rank, and the length that all are padded to."""
 
     def __init__(self, side: str, name: str, tokens: Tokens, headers: Sequence[_Header]) -> None:
         self.side, self.name, self.tokens = side, name, tokens
         dimensions, lengths, masks = zip(*(header.tokens[side, name] for header in headers), strict=True)
         self.coarse = max(dimensions) == 2
-        self.shape = _Shape([header.sizes[side] for header in headers], max(lengths))
+        self.sizes, self.length = [header.sizes[side] for header in headers], max(lengths)
         self.masked = any(masks) or len(set(lengths)) > 1
 
     @property
@@ -190,15 +182,7 @@ class _Slot:
         mask = self.tokens.mask
         if mask is None:
             mask = torch.ones(len(self.tokens), self.tokens.length, dtype=torch.bool, device=self.tokens.device)
-        return F.pad(mask.byte(), (0, self.shape.length - self.tokens.length))
-
-
-@dataclass(frozen=True)
-class _Plan:
-    shapes: Sequence[_Shape]
-    rank: int
-    group: Group = field(repr=False)
-    dtype: torch.dtype | None
+        return F.pad(mask.byte(), (0, self.length - self.tokens.length))
 
 
 class _Gather(torch.autograd.Function):
@@ -208,22 +192,29 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, *features: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        shapes: Sequence[tuple[list[int], int]],
+        rank: int,
+        group: Group,
+        dtype: torch.dtype | None,
+        *features: Tensor,
+    ) -> tuple[Tensor, ...]:
         """All-gather each grain, padded, in the dtype of the exchange."""
-        ctx.plan, ctx.lengths = plan, [x.shape[1] for x in features]
+        ctx.sizes, ctx.rank, ctx.group = [sizes for sizes, _ in shapes], rank, group
+        ctx.lengths = [x.shape[1] for x in features]
         gathered: list[Tensor] = []
-        for shape, x in zip(plan.shapes, features, strict=True):
-            padded = F.pad(x.to(plan.dtype or x.dtype), (0, 0, 0, shape.length - x.shape[1]))
-            gathered.append(all_gather(padded, shape.sizes, plan.group).to(x.dtype))
+        for (sizes, length), x in zip(shapes, features, strict=True):
+            padded = F.pad(x.to(dtype or x.dtype), (0, 0, 0, length - x.shape[1]))
+            gathered.append(all_gather(padded, sizes, group).to(x.dtype))
         return tuple(gathered)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Sum the gradients of this rank's items over the ranks."""
-        plan: _Plan = ctx.plan
         own: list[Tensor | None] = []
-        for shape, grad, length, needed in zip(plan.shapes, grads, ctx.lengths, ctx.needs_input_grad[1:], strict=True):
-            total = reduce_scatter(grad, shape.sizes, plan.rank, plan.group) if needed else None
+        for sizes, grad, length, needed in zip(ctx.sizes, grads, ctx.lengths, ctx.needs_input_grad[4:], strict=True):
+            total = reduce_scatter(grad, sizes, ctx.rank, ctx.group) if needed else None
             own.append(None if total is None else total[:, :length].to(grad.dtype))
-        return None, *own
+        return None, None, None, None, *own

@@ -14,7 +14,7 @@ from ..recipes import Recipe
 from ..scorer import MultiGrain, grains_of
 
 COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
-DIRECTIONS = (("t2v", "text → video"), ("v2t", "video → text"))
+DIRECTION_NAMES = (("t2v", "text → video"), ("v2t", "video → text"))
 
 
 class Row(NamedTuple):

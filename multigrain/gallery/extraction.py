@@ -27,7 +27,7 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
-class Report:
+class ExtractionReport:
     """Result of an extraction."""
 
     folder: Path
@@ -64,7 +64,7 @@ def extract(
     resume: bool = True,
     progress: ProgressCallback | None = None,
     model_path: Location | None = None,
-) -> Report:
+) -> ExtractionReport:
     """Encode videos into a folder of features (see Collection). After a kill, the next call goes on.
 
     A video that the folder already has is not read again, nor is one that could not be read. Resumed, the same call
@@ -126,7 +126,7 @@ def extract(
             for first in range(0, len(todo), shard_size):
                 collection.append(*encode(min(shard_size, len(todo) - first)))
         collection.finish()
-        return Report(
+        return ExtractionReport(
             collection.folder,
             len(collection.videos),
             len(collection.videos) - before,

@@ -73,6 +73,15 @@ class AttentionPool(Pooler):
         return einsum(attention, tokens, "b l, b l d -> b d")
 
 
+def check_target(target: str, features: Features, source: str) -> None:
+    """Refuse features that have the grain that a head is about to make: it would be overwritten."""
+    if target in features:
+        raise ValueError(
+            f"target: expected features without {target!r}, which is made of {source!r} here, got one; "
+            "features.only(...) leaves it out"
+        )
+
+
 class Pool(nn.Module):
     """A head: Features -> Features with one more grain, the pooled vector of another.
 
@@ -99,7 +108,7 @@ class Pool(nn.Module):
         """The features and the new grain [B, D]; an item without a real token of the source has none of the target."""
         checks.instance("features", features, Features)
         tokens = features[self.source].tokenwise()
-        checks.no_grain(self.target, features.names, self.source)
+        check_target(self.target, features, self.source)
         with without_autocast(tokens.features):
             pooled = self.pooler(tokens.filled(), nonempty(tokens.mask))
         real = None if tokens.mask is None else reduce(tokens.mask, "b l -> b 1", "any")

@@ -6,7 +6,7 @@ from torch import nn
 
 from .. import checks
 from ..tokens import Features, Tokens
-from .pool import MeanPool, Pool
+from .pool import MeanPool, Pool, check_target
 from .temporal import TemporalLSTM, TemporalTransformer
 
 TEMPORAL = ("mean", "lstm", "transformer")
@@ -32,7 +32,7 @@ class Encode(nn.Module):
         checks.instance("features", features, Features)
         tokens = features[self.source].tokenwise()
         if self.target != self.source:
-            checks.no_grain(self.target, features.names, self.source)
+            check_target(self.target, features, self.source)
         # Features may be kept in half precision beside an encoder that is not.
         dtype = next((p.dtype for p in self.encoder.parameters()), tokens.dtype)
         encoded = Tokens(self.encoder(tokens.features.to(dtype), tokens.mask), tokens.mask, self.target)

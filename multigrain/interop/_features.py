@@ -21,7 +21,7 @@ def grain_names(scorer: nn.Module) -> tuple[set[str], set[str]]:
 
 
 def as_features(name: str, value: Value, grains: set[str]) -> Features:
-    """Features as they are; a tensor, or (tensor, mask), stands for each of the grains, compared as it is.
+    """Return Features; a tensor, or (tensor, mask), becomes each of the grains, compared as it is.
 
     Raises:
         TypeError: a tensor where the scorer does not tell which grains it reads.
@@ -37,5 +37,5 @@ def as_features(name: str, value: Value, grains: set[str]) -> Features:
 
 
 def video_features(frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None) -> Features:
-    """Features(frame, video): the video is the mean of its real, normalised frames, as in CLIP4Clip."""
+    """Make Features(frame, video): the video is the mean of its real, normalised frames, as in CLIP4Clip."""
     return Pool("frame", "video", MeanPool(normalize=True))(Features(frame=(frames, mask)))

@@ -16,7 +16,7 @@ def to_features(
     word_output: Float[Tensor, "b w d"] | None = None,
     attention_mask: Int[Tensor, "b w"] | None = None,
 ) -> tuple[Features, Features]:
-    """(text, video) in place of the arguments of `get_similarity_logits`.
+    """Make (text, video) of the arguments of `get_similarity_logits`.
 
     Args:
         sequence_output: [B, 1, D] or [B, D], the sentences.

@@ -1,4 +1,4 @@
-"""open_clip: a loss that is called as its ClipLoss and SigLipLoss are, over any scorer. open_clip is not imported."""
+"""open_clip: a loss with the call signature of its ClipLoss and SigLipLoss, over any scorer. It is not imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._features import Value, as_features, grain_names
 
 
 class ClipLoss(nn.Module):
-    """criterion(logit_scale * scorer(text, image) + logit_bias).
+    """The loss criterion(logit_scale * scorer(text, image) + logit_bias).
 
     With its defaults it is open_clip's ClipLoss, and as exact over ranks as RetrievalLoss.
 
@@ -51,7 +51,7 @@ class ClipLoss(nn.Module):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
     ) -> Float[Tensor, ""] | dict[str, Tensor]:
-        """The loss, a scalar, or {"contrastive_loss": the loss}.
+        """Compute the loss, a scalar, or {"contrastive_loss": the loss}.
 
         Args:
             image_features, text_features: tensors [B, D] or [B, L, D], or (tensor, mask [B, L]), which are compared

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
+from ..aggregators.base import DIRECTIONS
 from ..losses import InfoNCE, Loss
-from ..losses.criterion import Ids, split_ids
+from ..losses.criterion import Ids, ids_of_scores
 from ..tokens import Features, Tokens
 
 try:
@@ -57,7 +58,7 @@ class ScoreDistance(CosineSimilarity):
         self.normalize_embeddings = False
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """The scores; a copy, since miners write into it."""
+        """Return the scores; a copy, since miners write into it."""
         if query_emb is ref_emb or query_emb.shape[1] != len(ref_emb):
             raise ValueError(
                 f"ref_emb: expected the transpose of the scores {checks.shape(query_emb)}, got "
@@ -66,7 +67,7 @@ class ScoreDistance(CosineSimilarity):
         return query_emb.clone()
 
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """There is none."""
+        """Raise: there is no distance of two embeddings."""
         raise NotImplementedError("ScoreDistance knows scores of all pairs, not of two embeddings")
 
 
@@ -92,7 +93,7 @@ class MetricCriterion(Loss):
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None, direction: str = "both") -> None:
         super().__init__()
         self.loss, self.miner = loss, miner
-        self.direction = checks.choice("direction", direction, ("both", "query", "candidate"))
+        self.direction = checks.choice("direction", direction, DIRECTIONS)
         for name, part in (("loss", loss), ("miner", miner)):
             for module in [] if part is None else checks.instance(name, part, nn.Module).modules():
                 if isinstance(module, BaseDistance) and not isinstance(module, ScoreDistance):
@@ -106,7 +107,7 @@ class MetricCriterion(Loss):
                     )
 
     def forward(self, scores: Float[Tensor, "q c"], ids: Ids | None = None) -> Float[Tensor, ""]:
-        """The loss, a scalar.
+        """Compute the loss, a scalar.
 
         Args:
             ids: as in InfoNCE.
@@ -114,13 +115,7 @@ class MetricCriterion(Loss):
         Raises:
             ValueError: scores or ids of the wrong shape.
         """
-        checks.scores(scores)
-        if ids is None:
-            checks.square(scores)
-            ids = torch.arange(len(scores), device=scores.device)
-        queries, candidates = split_ids(ids)
-        checks.labels("ids of the queries", queries, scores.shape[0])
-        checks.labels("ids of the candidates", candidates, scores.shape[1])
+        queries, candidates = ids_of_scores(scores, ids)
         losses: list[Tensor] = []
         if self.direction != "candidate":
             losses.append(self._one_way(scores, queries, candidates))
@@ -153,7 +148,7 @@ class CriterionLoss(BaseMetricLossFunction):
     def compute_loss(
         self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
     ) -> dict[str, Any]:
-        """What the package's reducers take.
+        """Return the loss as the package's reducers take it.
 
         Raises:
             ValueError: no references, no labels, or the pairs of a miner.
@@ -167,7 +162,7 @@ class CriterionLoss(BaseMetricLossFunction):
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 
     def get_default_distance(self) -> Any:
-        """Where none is given."""
+        """The distance where none is given."""
         return CosineSimilarity()
 
 
@@ -196,15 +191,15 @@ class FeatureDistance(CosineSimilarity):
         self.embedding_size = max(_width(self.query), _width(self.candidate))
 
     def pack_queries(self, features: Features) -> Float[Tensor, "q e"]:
-        """Embeddings of queries."""
+        """Pack queries into embeddings."""
         return _pack(features, self.query, self.embedding_size)
 
     def pack_candidates(self, features: Features) -> Float[Tensor, "c e"]:
-        """Embeddings of candidates."""
+        """Pack candidates into embeddings."""
         return _pack(features, self.candidate, self.embedding_size)
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """The scores of packed features.
+        """Score packed features.
 
         Raises:
             ValueError: no references where queries and candidates are packed differently.
@@ -216,7 +211,7 @@ class FeatureDistance(CosineSimilarity):
         return self.scorer(_unpack(query_emb, self.query), _unpack(ref_emb, self.candidate))
 
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """The scores of pairs."""
+        """Score pairs of packed features."""
         return torch.cat([self.compute_mat(q, c)[0] for q, c in zip(query_emb.split(1), ref_emb.split(1), strict=True)])
 
 
@@ -225,7 +220,7 @@ def _width(sizes: Sizes) -> int:
 
 
 def _pack(features: Features, sizes: Sizes, width: int) -> Tensor:
-    """[B, width]: for each grain its tokens and then their mask, padded to its size."""
+    """Pack features [B, width]: for each grain its tokens and then their mask, padded to its size."""
     parts: list[Tensor] = []
     for name, (length, dim) in sizes.items():
         tokens = features[name].normalized()

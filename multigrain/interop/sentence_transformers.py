@@ -21,7 +21,7 @@ Embeddings: TypeAlias = "Tensor | Sequence[Tensor]"
 
 
 def as_similarity_fct(scorer: nn.Module | str, own: bool = False) -> SimilarityFct:
-    """The `similarity_fct` of a loss or an evaluator of sentence-transformers' MultiVectorEncoder.
+    """Make the `similarity_fct` of a loss or an evaluator of sentence-transformers' MultiVectorEncoder.
 
     Args:
         scorer: a Grain, an Aggregator or the name of one, or a MultiGrain, whose grains then all read the same tokens.
@@ -42,7 +42,7 @@ def as_similarity_fct(scorer: nn.Module | str, own: bool = False) -> SimilarityF
 
 
 class SimilarityFct(nn.Module):
-    """See `as_similarity_fct`. A module, so that a trainer finds the parameters of the scorer."""
+    """The function that `as_similarity_fct` makes: a module, so that a trainer finds the parameters of the scorer."""
 
     def __init__(self, scorer: nn.Module, own: bool) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class SimilarityFct(nn.Module):
         queries_mask: Tensor | None = None,
         documents_mask: Tensor | None = None,
     ) -> Float[Tensor, "q c"] | Float[Tensor, "q"]:
-        """Scores in fp32 (fp64 stays), on the device of the documents. Embeddings are compared as they are.
+        """Compute scores in fp32 (fp64 stays), on the device of the documents. Embeddings are compared as they are.
 
         Args:
             queries_embeddings: [Q, q, D], or a list of [q, D], or one [q, D].
@@ -90,12 +90,12 @@ class SimilarityFct(nn.Module):
         return scores if documents.ndim == 4 else scores[:, 0]
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What sentence-transformers writes on a model card."""
+        """The settings that sentence-transformers writes on a model card."""
         return {"scorer": repr(self.scorer), "own": self.own}
 
 
 def _padded(name: str, embeddings: Embeddings, mask: Tensor | None) -> tuple[Tensor, Bool[Tensor, "..."]]:
-    """Embeddings [..., length, D] and their mask [..., length]."""
+    """Return embeddings [..., length, D] and their mask [..., length]."""
     if isinstance(embeddings, Tensor):
         if embeddings.ndim == 2:
             embeddings, mask = embeddings[None], mask[None] if mask is not None and mask.ndim == 1 else mask
@@ -110,7 +110,7 @@ def _padded(name: str, embeddings: Embeddings, mask: Tensor | None) -> tuple[Ten
 
 
 def _of_list(name: str, items: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "b l"]]:
-    """A list of [length, D], padded, and which tokens are real: the list tells, so that one of zeros counts."""
+    """Pad a list of [length, D]; the mask follows its lengths, so that a token of zeros counts."""
     checks.require(len(items) > 0, name, "at least one item", list(items))
     width = None
     for i, item in enumerate(items):

@@ -1,4 +1,4 @@
-"""transformers: what its encoders return, as Features. transformers is not imported.
+"""transformers: the outputs of its encoders as Features. transformers is not imported.
 
 `XCLIP.from_clip` takes over a whole CLIPModel; here it stays as it is.
 """
@@ -23,7 +23,7 @@ def encoder_features(
     pooled: str = "sentence",
     projection: nn.Module | None = None,
 ) -> Features:
-    """Features of the output of any encoder of transformers: all its tokens, and one vector.
+    """Make Features of the output of any encoder of transformers: all its tokens, and one vector.
 
     Args:
         output: with `last_hidden_state` [B, L, H], and `pooler_output` [B, D]; without the latter, the vector is the
@@ -41,7 +41,7 @@ def encoder_features(
 
 
 def text_features(model: Any, input_ids: Int[Tensor, "b w"], attention_mask: Int[Tensor, "b w"]) -> Features:
-    """Features(sentence, word) of a CLIPModel, or another model with `get_text_features` and `text_projection`.
+    """Make Features(sentence, word) by a CLIPModel, or another model with `get_text_features` and `text_projection`.
 
     The words go through the projection too, so that they meet frames in one space.
 
@@ -60,7 +60,7 @@ def text_features(model: Any, input_ids: Int[Tensor, "b w"], attention_mask: Int
 def video_features(
     model: Any, pixel_values: Float[Tensor, "b n 3 h w"], mask: Int[Tensor, "b n"] | None = None
 ) -> Features:
-    """Features(frame, video) of a model with `get_image_features`, such as CLIPModel, from the frames of videos.
+    """Make Features(frame, video) of the frames of videos by a model with `get_image_features`, such as CLIPModel.
 
     Args:
         model: a CLIPModel.

@@ -31,20 +31,20 @@ Backend = Callable[[Aggregator, Tokens, Tokens, Weights], Tensor]
 
 
 def blocked(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Weights = UNWEIGHTED) -> Tensor:
-    """Block by block: the closed form for two-level aggregators, the definition recomputed for all others."""
+    """Score block by block: the closed form for two-level aggregators, the definition recomputed for all others."""
     if fusion.fuses(aggregator, "blocked"):
-        return fusion.scores(aggregator, query, candidate, "blocked", weights)
-    return recompute.scores(functools.partial(aggregate, aggregator), query, candidate, weights)
+        return fusion.two_level_scores(aggregator, query, candidate, "blocked", weights)
+    return recompute.blockwise_scores(functools.partial(aggregate, aggregator), query, candidate, weights)
 
 
 def triton(aggregator: Aggregator, query: Tokens, candidate: Tokens, weights: Weights = UNWEIGHTED) -> Tensor:
-    """Fused, on CUDA."""
+    """Score by fused kernels on CUDA."""
     for tokens in (query, candidate):
         if tokens.device.type != "cuda":
             raise Unsupported(f"triton serves features on CUDA, not on {tokens.device}")
     if not fusion.fuses(aggregator, "triton"):
         raise Unsupported(f"triton serves two-level aggregators as they are, not {aggregator!r}")
-    return fusion.scores(aggregator, query, candidate, "triton", weights)
+    return fusion.two_level_scores(aggregator, query, candidate, "triton", weights)
 
 
 BACKENDS: dict[str, Backend] = {"triton": triton, "blocked": blocked, "eager": aggregate}
@@ -88,17 +88,17 @@ def by_blocks(definition: recompute.Definition, query: Tokens, candidate: Tokens
 
     Args:
         backend: as for `scores`.
-        size: how many numbers it holds for a pair.
+        size: the count of numbers that it holds for a pair.
 
     Raises:
         Unsupported: the backend "triton" was asked for.
     """
     if backend == "triton":
         raise Unsupported("triton serves two-level aggregators of similarities, not a pooling by the query")
-    whole = torch.compiler.is_compiling() or checks.transformed() or len(query) * len(candidate) * size < SMALL
-    if backend == "eager" or (backend == "auto" and whole):
+    at_once = torch.compiler.is_compiling() or checks.transformed() or len(query) * len(candidate) * size < SMALL
+    if backend == "eager" or (backend == "auto" and at_once):
         return definition(query, candidate, UNWEIGHTED)
-    return recompute.scores(definition, query, candidate, size=size)
+    return recompute.blockwise_scores(definition, query, candidate, size=size)
 
 
 def _automatic(aggregator: Aggregator, query: Tokens, candidate: Tokens) -> list[str]:

@@ -1,4 +1,4 @@
-"""From a two-level aggregator to what a fused kernel is told."""
+"""Two-level aggregators, translated into the arguments of a fused kernel."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LINEAR = ("mean", "sum")
 
 
 def fuses(aggregator: Aggregator, backend: str) -> TypeGuard[TwoLevel]:
-    """Whether an aggregator is outer(inner(sim)) and nothing else, no hook to serve and no patch; with mixing matrices
-    only for "triton"."""
+    """Tell whether a backend's kernel may serve: an outer(inner(sim)) and nothing else, without hooks and patches;
+    mixing matrices are for "triton" alone."""
     if not (isinstance(aggregator, TwoLevel) and aggregator.fusable) or (_mixes(aggregator) and backend != "triton"):
         return False
     return not (vars(aggregator).keys() & _PATCHES or any(getattr(aggregator, hooks) for hooks in _HOOKS))
@@ -34,10 +34,10 @@ _PATCHES = {"forward", "level"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def scores(
+def two_level_scores(
     aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str, weights: Weights = UNWEIGHTED
 ) -> Tensor:
-    """Scores [q, c] of an aggregator that `fuses`; weights take the place of a linear outer reduction's own."""
+    """Compute scores [q, c] of an aggregator that `fuses`; weights take the place of a linear outer reduction's own."""
     direction = aggregator.direction
     if _mixes(aggregator):
         return _mixed(aggregator, query, candidate, backend)
@@ -51,7 +51,7 @@ def scores(
 
 
 def _commutes(aggregator: TwoLevel, query: Tokens, candidate: Tokens) -> bool:
-    """Whether both directions give the same score, so that one of them will do."""
+    """Tell whether both directions give the same score, so that one of them will do."""
     coarse = 1 in (query.length, candidate.length)
     return aggregator.outer == aggregator.inner and (coarse or aggregator.inner.kind == "logsumexp")
 
@@ -76,7 +76,7 @@ def _fused(
 
 
 def _mixed(aggregator: AOSM, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
-    """AOSM with mixing matrices. Those that a direction does not use stay out of it, and without a gradient."""
+    """Score by AOSM with mixing matrices; a matrix that a direction does not use gets no gradient."""
     dtype, t = _wide(query, candidate), aggregator.inner.temperature
     q, c = _operand(query, None, dtype), _operand(candidate, None, dtype)
     (q_inner, q_outer), (c_inner, c_outer) = (
@@ -109,8 +109,8 @@ def _operand(tokens: Tokens, outer: str | None, dtype: torch.dtype | None, given
 
 
 def _long(x: Tensor) -> bool:
-    """Whether fp32 might not hold a squared norm; unknown, and False, where a look would hold things up: kernels then
-    score such tokens NaN."""
+    """Tell whether fp32 might not hold a squared norm. False where a look would hold things up: kernels then score such
+    tokens NaN."""
     if x.dtype == torch.float16 or not checks.readable(x):
         return False
     low, high = x.detach().aminmax()
@@ -121,7 +121,7 @@ _LONG = 1e16
 
 
 def linear_weights(tokens: Tokens, kind: str) -> Tensor:
-    """[B, L]: 1 / number of real tokens for "mean", 1 for "sum", 0 at padding."""
+    """Weights [B, L]: 1 / number of real tokens for "mean", 1 for "sum", 0 at padding."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     if tokens.mask is None:
         value = 1 / tokens.length if kind == "mean" else 1.0
@@ -131,7 +131,7 @@ def linear_weights(tokens: Tokens, kind: str) -> Tensor:
 
 
 def _pooled(aggregator: TwoLevel, query: Tokens, candidate: Tokens, backend: str) -> Tensor:
-    """A linear inner reduction comes before the product: the mean of cosines is the cosine with a mean."""
+    """Score with a linear inner reduction before the product: the mean of cosines is the cosine with a mean."""
     directions = ("query", "candidate") if aggregator.direction == "both" else (aggregator.direction,)
     out: list[Tensor] = []
     for direction in directions:

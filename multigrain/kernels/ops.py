@@ -27,7 +27,7 @@ _SCHEMA = (
 
 
 def fused_scores(query: Operand, candidate: Operand, spec: Spec, backend: str) -> Tensor:
-    """Scores [q, c], fp32 (fp64 stays), by a backend with a kernel ("blocked" or "triton")."""
+    """Compute scores [q, c], fp32 (fp64 stays), by a backend with a kernel ("blocked" or "triton")."""
     return torch.ops.multigrain.pair_scores(*_flat(query, candidate), *spec, backend)
 
 
@@ -89,10 +89,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _differentiable_backward(grad: Tensor, arguments: tuple[Any, ...], wanted: list[int]) -> list[Tensor | None]:
-    """Grad mode in a backward pass means create_graph=True: a gradient of the gradient, which the eager one has."""
+    """Differentiate the definition: grad mode in a backward pass asks for a gradient of the gradient."""
     query, candidate, spec, _ = _unflat(arguments)
     inputs = [arguments[i] for i in wanted if arguments[i].requires_grad]
-    scores = reference.scores(query, candidate, spec)
+    scores = reference.reference_scores(query, candidate, spec)
     gradients = iter(torch.autograd.grad(scores, inputs, grad, create_graph=True, materialize_grads=True))
     return [next(gradients) if arguments[i].requires_grad else None for i in wanted]
 

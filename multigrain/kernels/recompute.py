@@ -1,4 +1,4 @@
-"""Blocks for scores that are only known by their definition: each is computed again in the backward pass."""
+"""Scores of any definition, block by block: the backward pass computes each block again."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from torch import Tensor
 
 from ..similarity import UNWEIGHTED, Weights
 from ..tokens import Tokens
-
-# Similarities of a block: large enough that the calls of the definition cost nothing beside its work.
-ELEMENTS = 1 << 20
+from .spec import ELEMENTS
 
 Definition = Callable[[Tokens, Tokens, Weights], Tensor]
 
 
-def scores(
+def blockwise_scores(
     definition: Definition,
     query: Tokens,
     candidate: Tokens,
     weights: Weights = UNWEIGHTED,
     size: int | None = None,
 ) -> Tensor:
-    """Scores [q, c] of definition(query, candidate, weights), holding what one block needs at a time.
+    """Compute scores [q, c] of definition(query, candidate, weights) in the memory of one block.
 
     Args:
-        size: how many numbers the definition holds for a pair; default: as many as it has similarities.
+        size: the count of numbers that the definition holds for a pair; None: that of its similarities.
     """
     pairs = max(1, ELEMENTS // (size or query.length * candidate.length))
     q_size = min(len(query), max(1, int(pairs**0.5)))
@@ -36,7 +34,7 @@ def scores(
 
 
 def _split(tokens: Tokens, weights: Tensor | None, size: int) -> list[tuple[Tokens, Tensor | None]]:
-    # torch.split, not slices: the backward pass of a slice would allocate the whole.
+    # torch.split, not slices: the backward pass of a slice would allocate the full tensor.
     features = tokens.features.split(size)
     masks, parts = ([None] * len(features) if t is None else t.split(size) for t in (tokens.mask, weights))
     each = zip(features, masks, parts, strict=True)

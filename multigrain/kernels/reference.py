@@ -10,8 +10,8 @@ from ..tokens import Tokens
 from .spec import Operand, Spec
 
 
-def scores(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
-    """Scores [q, c] through the whole [q, c, m, n], differentiable any number of times."""
+def reference_scores(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
+    """Compute scores [q, c] through all similarities [q, c, m, n], differentiable any number of times."""
     q, c = _unit(query), _unit(candidate)
     sim = torch.einsum("qmd,cnd->qcmn", q, c)
     q_mask = None if query.mask is None else query.mask[:, None, :, None]

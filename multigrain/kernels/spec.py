@@ -1,10 +1,16 @@
-"""What a kernel is told: the two operands, the aggregation, and how it says that it cannot serve."""
+"""The arguments of a kernel, operands and aggregation; its gradients; and the exception that says it cannot serve."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+# Below every similarity, yet finite: a weight of 0 times it is 0.
+LOWEST = -1e30
+# Similarities of a block: enough that starting an operation costs little beside its work, few enough that a block and
+# its copies (4 MB each in fp32) stay in a shared cache.
+ELEMENTS = 1 << 20
 
 
 class Unsupported(Exception):
@@ -24,13 +30,12 @@ class Operand(NamedTuple):
 
     @property
     def mixed(self) -> bool:
-        """Whether it has a mixing matrix."""
+        """True where the side has a mixing matrix."""
         return self.inner is not None or self.outer is not None
 
 
 class Spec(NamedTuple):
-    """A two-level aggregation: outer over query tokens of inner over candidate tokens; `both` averages with the
-    converse."""
+    """A two-level aggregation: outer over query tokens of inner over candidate tokens; `both` averages both orders."""
 
     inner: str  # max, softmax or logsumexp
     inner_temperature: float
@@ -40,8 +45,7 @@ class Spec(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """By tokens [B, L, D], weights [B, L] and matrices [L, L] of both operands, in their dtypes; None for those not
-    given."""
+    """Gradients by tokens [B, L, D], weights [B, L] and matrices [L, L] of both operands, in their dtypes."""
 
     query: Tensor
     candidate: Tensor

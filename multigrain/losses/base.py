@@ -36,10 +36,10 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *args: Any, **settings: Any) -> Tensor:
-        """The loss, a scalar."""
+        """Compute the loss, a scalar."""
 
     def named(self, name: str) -> Loss:
-        """The same loss under a name; a sum's terms get it in front of theirs, as in "name.InfoNCE".
+        """Name the loss; the terms of a sum then begin with the name, as in "name.InfoNCE".
 
         Raises:
             ValueError: an empty name.
@@ -49,11 +49,11 @@ class Loss(nn.Module, ABC):
         return Sum([Term(name, 1.0, self)])
 
     def summands(self) -> list[Term]:
-        """What this loss is the sum of: itself, where it is no sum."""
+        """The terms of this loss: itself, where it is no sum."""
         return [Term(type(self).__name__, 1.0, self)]
 
     def _terms_of(self, loss: Tensor) -> dict[str, Tensor]:
-        """The terms of what a call returned."""
+        """The terms of a call, given the loss that it returned."""
         return {type(self).__name__: loss.detach()}
 
     def __add__(self, other: object) -> Loss:
@@ -92,34 +92,34 @@ class Sum(Loss):
         self.parts = nn.ModuleList([part.loss for part in parts])
 
     def forward(self, *args: Any, **settings: Any) -> Tensor:
-        """The weighted sum.
+        """Compute the weighted sum.
 
         Raises:
             TypeError: a keyword argument that no term knows.
         """
-        known = [_known(part, settings) for part in self.parts]
+        known = [_accepted(part, settings) for part in self.parts]
         if stray := set(settings).difference(*known):
             raise TypeError(f"{', '.join(sorted(stray))}: expected by no term of {', '.join(self.names)}")
         found = [part(*args, **mine) for part, mine in zip(self.parts, known, strict=True)]
         return torch.stack([weight * x for weight, x in zip(self.weights, found, strict=True)]).sum()
 
     def summands(self) -> list[Term]:
-        """The terms of all terms, each with its whole name and weight."""
+        """The terms of all terms, each with its full name and weight."""
         return [
-            Term(_whole_name(name, inner.name, len(terms)), weight * inner.weight, inner.loss)
+            Term(_full_name(name, inner.name, len(terms)), weight * inner.weight, inner.loss)
             for name, weight, part in self.outer()
             for terms in [part.summands()]
             for inner in terms
         ]
 
     def outer(self) -> list[Term]:
-        """The terms as they were added: one of them may be a sum under a name."""
+        """The terms as they were added: one of them may be a named sum."""
         parts = cast("list[Loss]", list(self.parts))
         return [Term(*each) for each in zip(self.names, self.weights, parts, strict=True)]
 
     def _terms_of(self, loss: Tensor) -> dict[str, Tensor]:
         return {
-            _whole_name(name, inner, len(part.terms)): weight * value
+            _full_name(name, inner, len(part.terms)): weight * value
             for name, weight, part in self.outer()
             for inner, value in part.terms.items()
         }
@@ -130,7 +130,7 @@ class Sum(Loss):
 
 
 def _keep_terms(loss: nn.Module, _: Any, value: Tensor) -> None:
-    """A forward hook."""
+    """Keep the terms of a call: a forward hook."""
     cast("Loss", loss).terms = cast("Loss", loss)._terms_of(value)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -138,12 +138,12 @@ def _outer(loss: Loss) -> list[Term]:
     return loss.outer() if isinstance(loss, Sum) else [Term(type(loss).__name__, 1.0, loss)]
 
 
-def _whole_name(name: str, inner: str, terms: int) -> str:
+def _full_name(name: str, inner: str, terms: int) -> str:
     return name if terms == 1 else f"{name}.{inner}"
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The second "a" becomes "a_2"."""
+    """Number names that occur more than once: the second "a" becomes "a_2"."""
     found: list[str] = []
     for name in names:
         number = next(i for i in itertools.count(1) if (name if i == 1 else f"{name}_{i}") not in found)
@@ -151,10 +151,10 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _known(loss: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of the keyword arguments that a loss takes."""
+def _accepted(loss: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
+    """Select the keyword arguments that a loss takes."""
     if isinstance(loss, Sum):
-        return {name: value for part in loss.parts for name, value in _known(part, settings).items()}
+        return {name: value for part in loss.parts for name, value in _accepted(part, settings).items()}
     parameters = inspect.signature(loss.forward).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return settings

@@ -23,7 +23,7 @@ from .base import Loss
 from .batch import text_and_video
 
 Chunk = TypeVar("Chunk")
-Encode: TypeAlias = "Callable[[Chunk], tuple[Features, Features]]"
+EncodeChunk: TypeAlias = "Callable[[Chunk], tuple[Features, Features]]"
 NoSync: TypeAlias = "Callable[[], AbstractContextManager[Any]]"
 # (side, grain) -> shape, mask, unit
 _Layout: TypeAlias = "dict[tuple[int, str], tuple[torch.Size, Tensor | None, bool]]"
@@ -32,8 +32,8 @@ _Layout: TypeAlias = "dict[tuple[int, str], tuple[torch.Size, Tensor | None, boo
 class CachedLoss(Loss):
     """loss(text, video, ids) of a batch that is encoded chunk by chunk, and once more in the backward pass.
 
-    `backward()` of what it returns does the second pass: gradient scaling, accumulation and clipping are as ever.
-    Dropout is the same in both passes (the random states of CPU and CUDA are restored), and so is autocast. A batch
+    `backward()` of the returned loss does the second pass: gradient scaling, accumulation and clipping work as usual.
+    Dropout and autocast are the same in both passes: the random states of CPU and CUDA are restored. A batch
     normalisation sees chunks, and sees them twice. `torch.autograd.grad` cannot reach the encoder's parameters.
 
     Args:
@@ -48,13 +48,13 @@ class CachedLoss(Loss):
 
     def forward(
         self,
-        encode: Encode[Chunk],
+        encode: EncodeChunk[Chunk],
         chunks: Sequence[Chunk],
         ids: Any = None,
         no_sync: NoSync | None = None,
         **settings: Any,
     ) -> Float[Tensor, ""]:
-        """The loss of all chunks together.
+        """Compute the loss of all chunks together.
 
         Args:
             encode: a chunk -> (text, video), the Features of its pairs: one forward pass of all that is trained.
@@ -82,9 +82,9 @@ class CachedLoss(Loss):
 
 
 class _Tape(Generic[Chunk]):
-    """How to encode each chunk a second time as the first."""
+    """Recorded states and layouts: each chunk is encoded a second time like the first."""
 
-    def __init__(self, encode: Encode[Chunk], chunks: Sequence[Chunk], no_sync: NoSync) -> None:
+    def __init__(self, encode: EncodeChunk[Chunk], chunks: Sequence[Chunk], no_sync: NoSync) -> None:
         self.encode, self.chunks, self.no_sync = encode, chunks, no_sync
         self.random: list[_Random] = []
         self.layouts: list[_Layout] = []
@@ -93,7 +93,7 @@ class _Tape(Generic[Chunk]):
         self.autocast = [(d, torch.get_autocast_dtype(d), torch.is_autocast_enabled(d)) for d in devices]
 
     def record(self) -> tuple[Tensor, ...]:
-        """The features of all chunks, chunk by chunk, without a graph."""
+        """Encode all chunks without a graph, and return their features chunk by chunk."""
         tensors: list[Tensor] = []
         for chunk in self.chunks:
             self.random.append(_Random())
@@ -104,7 +104,7 @@ class _Tape(Generic[Chunk]):
         return tuple(tensors)
 
     def rebuild(self, tensors: Sequence[Tensor]) -> tuple[Features, Features]:
-        """Texts and videos of the whole batch from the features of all chunks."""
+        """Assemble texts and videos of the whole batch from the features of all chunks."""
         rest = iter(tensors)
         parts: tuple[list[Features], list[Features]] = [], []
         for layout in self.layouts:
@@ -116,7 +116,7 @@ class _Tape(Generic[Chunk]):
         return Features.cat(parts[0]), Features.cat(parts[1])
 
     def replay(self, grads: Iterator[Tensor | None]) -> None:
-        """Each chunk again, and the gradient by its features through it."""
+        """Encode each chunk again, and pass the gradient by its features through it."""
         now = _Random()
         for i, (chunk, random, layout) in enumerate(zip(self.chunks, self.random, self.layouts, strict=True)):
             random.restore()
@@ -137,7 +137,7 @@ class _Tape(Generic[Chunk]):
         now.restore()
 
     def _encode(self, chunk: Chunk) -> dict[tuple[int, str], Tokens]:
-        """Side and name of each grain -> its tokens."""
+        """Encode a chunk: side and name of each grain -> its tokens."""
         with ExitStack() as stack:
             for device, dtype, enabled in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
@@ -147,11 +147,11 @@ class _Tape(Generic[Chunk]):
 
 
 class _Replay(torch.autograd.Function):
-    """Features of all chunks; their gradient goes through the encoder, chunk by chunk, within the backward pass."""
+    """The features of all chunks; their gradient goes through the encoder, chunk by chunk, within the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, tape: _Tape[Any]) -> tuple[Tensor, ...]:
-        """Encode without a graph, as all that happens in the forward pass of a Function."""
+        """Encode without a graph, like everything in the forward pass of a Function."""
         ctx.tape = tape
         ctx.set_materialize_grads(False)
         return tape.record()

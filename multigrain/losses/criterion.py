@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import checks
+from ..aggregators.base import DIRECTIONS
 from .base import Loss
 
 Ids: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
-DIRECTIONS = ("both", "query", "candidate")
 
 
 class Criterion(Loss):
@@ -108,16 +108,21 @@ def split_ids(ids: Ids) -> tuple[Tensor, Tensor]:
     return ids
 
 
-def matches(scores: Tensor, ids: Ids | None) -> Tensor:
-    """Positives [queries, candidates], bool: the diagonal, or equal ids; an error where they do not fit the scores."""
+def ids_of_scores(scores: Tensor, ids: Ids | None) -> tuple[Tensor, Tensor]:
+    """Ids of the queries and of the candidates, numbers where None are given; an error where they do not fit."""
     checks.scores(scores)
     if ids is None:
         checks.square(scores)
-        return torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+        ids = torch.arange(len(scores), device=scores.device)
     queries, candidates = split_ids(ids)
     checks.labels("ids of the queries", queries, scores.shape[0])
     checks.labels("ids of the candidates", candidates, scores.shape[1])
-    queries, candidates = queries.to(scores.device), candidates.to(scores.device)
+    return queries.to(scores.device), candidates.to(scores.device)
+
+
+def matches(scores: Tensor, ids: Ids | None) -> Tensor:
+    """Positives [queries, candidates], bool: the diagonal, or equal ids; an error where they do not fit the scores."""
+    queries, candidates = ids_of_scores(scores, ids)
     positives = rearrange(queries, "q -> q 1") == candidates
     if isinstance(ids, tuple):
         checks.positives(positives)

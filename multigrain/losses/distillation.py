@@ -8,12 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
+from ..aggregators.base import DIRECTIONS
 from ..distributed import Group
 from ..reduce import bounded
 from ..tokens import Features
 from .base import Loss
 from .batch import Reads, WholeBatchLoss, grains_read
-from .criterion import DIRECTIONS, Ids
+from .criterion import Ids
 
 # Probabilities whose distance from their mean is shorter than this are all equal: they correlate with nothing.
 LENGTH = 1e-12

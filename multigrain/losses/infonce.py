@@ -96,7 +96,7 @@ class InfoNCE(PartialCriterion):
         of_rows, of_columns = both
         for share, weights, axis in zip(self.shares, (of_rows, of_columns), (1, 0), strict=True):
             if share:
-                checks.targets(weights, scores, axis)
+                _check_targets(weights, scores, axis)
         return self._both_ways(scores, of_rows.detach(), of_columns.detach())
 
     def partial(self, scores: Float[Tensor, "q c"], positives: Tensor) -> Float[Tensor, "q 6"]:
@@ -154,3 +154,19 @@ def scaled(scores: Float[Tensor, "q c"], logit_scale: Tensor) -> Float[Tensor, "
     """Scale scores by exp(logit_scale) in fp32 or wider; -inf becomes the lowest number, with a gradient of 0."""
     x = bounded(scores)
     return bounded(logit_scale.exp().to(x.dtype) * x)
+
+
+def _check_targets(value: Tensor, scores: Tensor, axis: int) -> None:
+    """Check weights from 0 of the shape of scores [q, c], with one above 0 along `axis`."""
+    checks.floating("targets", checks.instance("targets", value, Tensor), "weights")
+    checks.require(value.device == scores.device, "targets", f"device {scores.device} as scores", str(value.device))
+    if value.shape != scores.shape:
+        raise ValueError(f"targets: expected the shape of scores, {checks.shape(scores)}, got {checks.shape(value)}")
+    if checks.readable(value):
+        checks.first_bad("targets", "finite weights from 0", value, (value >= 0) & (value < math.inf))
+        lonely = ~(value > 0).any(axis)
+        if lonely.any():
+            raise ValueError(
+                f"targets: expected a weight above 0 in every {'row' if axis else 'column'}, got none in "
+                f"{int(lonely.nonzero()[0])}"
+            )

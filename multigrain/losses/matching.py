@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import checks
+from ..aggregators.base import DIRECTIONS
 from ..reduce import logsumexp, mean, widen
 from ..tokens import Features
 from .base import Loss
-from .criterion import DIRECTIONS
 
 Negatives: TypeAlias = 'tuple[Int[Tensor, "q k"], Bool[Tensor, "q k"]]'
 

@@ -17,11 +17,11 @@ from ..tokens import Features, Tokens
 
 
 class FeatureQueue:
-    """First in, first out: the newest `size` items that were pushed, without their graph, oldest first.
+    """A first-in, first-out queue: the newest `size` items that were pushed, without their graph, oldest first.
 
     It holds nothing at first, so there is never an empty entry among the candidates. Shorter items are padded and
-    masked. Over several ranks each pushes its own batch and all hold the same queue. It is no module, as it is
-    part of the training and not of the model: save its `state_dict` as that of an optimizer.
+    masked. Over several ranks each pushes its own batch and all hold the same queue. It is no module,
+    since it is a part of training and not of the model: save its `state_dict` like that of an optimizer.
 
     Args:
         size: the most items to hold.
@@ -69,7 +69,7 @@ class FeatureQueue:
         self.features, self.ids = Features.cat(parts), torch.cat(labels) if labels else None
 
     def _problem(self, features: Features, ids: Tensor | None) -> str | None:
-        """Why this rank cannot push, to be raised on every rank."""
+        """Say why this rank cannot push, to be raised on every rank; None: it can."""
         if ids is not None:
             try:
                 checks.labels("ids", ids, len(features))
@@ -86,7 +86,7 @@ class FeatureQueue:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """The items and ids, as tensors, and the size."""
+        """Items and ids, as tensors, and the size."""
         grains = {} if self.features is None else {name: self.features[name] for name in self.features.names}
         tokens = {name: (t.features, t.mask, t.unit) for name, t in grains.items()}
         return {"size": self.size, "features": tokens, "ids": self.ids}

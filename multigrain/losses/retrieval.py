@@ -4,8 +4,8 @@
     local    scorer(texts of this rank, videos of all): every pair is scored on one rank alone
     global   scorer(texts of all, videos of all), on every rank
 
-Local needs the videos of all ranks, and no texts: a row of scores is whole on its rank, and what a column needs of the
-rows elsewhere are its scores there, or for InfoNCE and Sigmoid a few numbers of each rank (`PartialCriterion`).
+Local needs the videos of all ranks, and no texts: a row of scores is complete on its rank. A column lacks the rows of
+other ranks: these send its scores there, or for InfoNCE and Sigmoid a few numbers each (`PartialCriterion`).
 
 On R ranks the loss of rank r is R times its share of the loss L of the whole batch (`global`: L itself), so that the
 mean over ranks is L. With the gather's summed gradient, what DDP, FSDP2, Fabric and accelerate leave after they average
@@ -42,13 +42,13 @@ class RetrievalLoss(Loss):
         criterion: scores [texts, videos], ids -> scalar, such as InfoNCE or a sum of such. `local`, queues and keys
             need a Criterion, which is a mean over rows, or a sum of them.
         gather: "none"; "local": each rank scores its texts with all videos; "global": all texts with all videos;
-            "auto": local (global for what is no Criterion) where torch.distributed has more than one rank, else
-            none. In a group of one rank all are the same. All ranks have to call, with the same grains, widths and
+            "auto": local (global for a criterion that is no Criterion) where torch.distributed has more than one rank,
+            else none. In a group of one rank all are the same. All ranks have to call, with the same grains, widths and
             dtypes, but batches and lengths may differ.
         group: the process group; None: the default one.
         exchange_dtype: of the features while they travel, such as torch.bfloat16; None: their own.
-        distillation: alpha from 0 to 1, for InfoNCE with keys: that share of the targets is what the keys say, the
-            softmax of the scores of keys with keys, the rest is the positives' (ALBEF's momentum distillation, alpha
+        distillation: alpha from 0 to 1, for InfoNCE with keys: the share of the targets that is the softmax of the
+            scores of keys with keys; the rest is the positives' (ALBEF's momentum distillation, alpha
             .4: Li et al. 2021, arXiv 2107.07651). An attribute that may be changed between steps.
 
     The scorer and the criterion may learn: wrap this module, or one that holds it, as you wrap the towers, such as
@@ -56,8 +56,8 @@ class RetrievalLoss(Loss):
 
     Raises:
         ValueError: an unknown gather, or distillation out of range or without keys.
-        TypeError: a scorer or criterion that is none; local, queues or keys with what is no Criterion; distillation
-            with another than InfoNCE.
+        TypeError: a scorer or criterion that is none; local, queues or keys with a criterion that is no Criterion;
+            distillation with another than InfoNCE.
 
     Example:
         >>> scorer = mg.MultiGrain(mg.Grain("sentence", "video"))
@@ -93,7 +93,7 @@ class RetrievalLoss(Loss):
         text_queue: FeatureQueue | None = None,
         video_queue: FeatureQueue | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch of pairs: text i belongs to video i, or to those of the same id (see InfoNCE).
+        """Compute the loss of a batch of pairs: text i belongs to video i, or to those of the same id (see InfoNCE).
 
         Args:
             text, video: this rank's.

@@ -1,4 +1,4 @@
-"""Encoders: towers, temporal encoders and XCLIP. Needs the extra `models`."""
+"""Encoders: towers, temporal encoders and XCLIP. The extra `models` is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From settings to the parts of an XCLIP."""
+"""Build the parts of an XCLIP from its settings."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _unset_criteria(recipe: Recipe) -> list[InfoNCE]:
 
 
 def freeze(tower: nn.Module, settings: ClipConfig) -> None:
-    """Keep of a tower what the settings keep as it is; the rest trains."""
+    """Freeze the layers of a tower that the settings keep as they are; the rest trains."""
     if settings.frozen:
         tower.requires_grad_(False)
     else:
@@ -146,7 +146,7 @@ def _temporal(config: ModelConfig, weights: ClipWeights | None) -> nn.Module | N
 
 
 def _timm_vision(vision: VisionConfig, weights: ClipWeights) -> TimmTower:
-    """A tower of timm with CLIP's weights where it is a CLIP tower, with its own otherwise."""
+    """Build a tower of timm, with CLIP's weights where it is CLIP's tower and with its own otherwise."""
     dim = int(weights.architecture["embed_dim"])
     if not is_timm_clip(vision.name):
         return TimmTower(vision.name, dim, vision.kwargs, None, None)
@@ -161,7 +161,7 @@ def _timm_vision(vision: VisionConfig, weights: ClipWeights) -> TimmTower:
 
 
 def is_timm_clip(name: str) -> bool:
-    """Whether a timm name is that of CLIP's vision transformer, which CLIP's weights fit."""
+    """Tell whether a timm name is one of CLIP's vision transformers, which CLIP's weights fit."""
     return name.startswith("vit_") and "_clip_" in name
 
 
@@ -180,12 +180,12 @@ def _map_to_timm(tower: TimmTower, state: Mapping[str, Tensor]) -> None:
 
 
 def _offline(vision: VisionConfig) -> VisionConfig:
-    """The settings without those that say where weights come from."""
+    """Drop the arguments that say where weights come from."""
     return dataclasses.replace(vision, kwargs={k: v for k, v in vision.kwargs.items() if k not in ONLINE})
 
 
 def _check_lengths(scorer: MultiGrain, lengths: Mapping[str, int]) -> None:
-    """Mixing matrices are as large as the longest sequences."""
+    """Refuse mixing matrices that are smaller than the longest sequences."""
     for grain in cast("Iterable[Grain]", scorer.grains):
         for side in ("query", "candidate"):
             matrix, tokens = getattr(grain.aggregator, f"inner_{side}", None), getattr(grain, side)

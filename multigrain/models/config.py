@@ -1,4 +1,4 @@
-"""What an XCLIP is made of, as plain data: written in YAML, saved as JSON beside the weights."""
+"""Settings of an XCLIP as plain data: written in YAML, saved as JSON together with the weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class VisionConfig:
     """The frame tower: a timm model by name, with the arguments of timm.create_model.
 
     Raises:
-        ValueError: a number that no tower has.
+        ValueError: a number out of range.
     """
 
     name: str = "vit_tiny_patch16_224"
@@ -70,8 +70,8 @@ class ClipConfig:
             it can be left out.
         vision: a timm tower in place of CLIP's own (see XCLIP.from_timm).
         max_words: W, the most tokens of a caption, its first and last included; at most CLIP's context length.
-        include_bos, include_eos: whether the first and the last token of a caption are among its words, as in the
-            code of X-CLIP. CLIP's first token says nothing about the caption.
+        include_bos, include_eos: count the first and the last token of a caption among the words, as X-CLIP's code
+            does. CLIP's first token says nothing about the caption.
         frozen: keep both towers as they are.
         frozen_layers: keep the embeddings and so many layers of each tower as they are; 0: the embeddings alone, as
             the scripts of X-CLIP do; None = train all.
@@ -101,13 +101,13 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class TemporalConfig:
-    """What lets the frames of a video know each other before their mean becomes the video vector.
+    """The temporal encoder: it lets the frames of a video know each other before their mean is the video vector.
 
     Args:
         kind: "none", "transformer" (X-CLIP's; CLIP4Clip's seqTransf) or "lstm" (CLIP4Clip's seqLSTM).
         depth: blocks of the transformer; 0 leaves it out.
-        heads: of the transformer. Beside CLIP's towers, it has the heads and the activation of CLIP's text
-            transformer, whose first layers and positions it starts from where the widths agree.
+        heads: of the transformer. With CLIP's towers, it has the heads and the activation of CLIP's text
+            transformer, and starts from the first layers and positions of that where the widths agree.
         max_frames: N, the most frames of a video.
 
     Raises:
@@ -144,7 +144,7 @@ class GrainConfig:
     name: str | None = None
 
     def build(self, dim: int, default: str | dict[str, Any]) -> Grain:
-        """The Grain, for features of width `dim`; `default` is the model's aggregator."""
+        """Build the Grain for features of width `dim`; `default` is the model's aggregator."""
         spec = self.aggregator
         if spec is None and not {self.query, self.candidate} <= _COARSE:
             spec = default
@@ -167,7 +167,7 @@ class RecipeConfig:
     word_weights: bool = False
 
     def build(self, dim: int, max_frames: int) -> recipes.Recipe:
-        """The recipe, for features of width `dim` of so many frames.
+        """Build the recipe for features of width `dim` and at most `max_frames` frames.
 
         Raises:
             ValueError: no recipe of that name, or settings that it does not have or that do not fit.
@@ -179,12 +179,12 @@ class RecipeConfig:
 
 
 def four_grains() -> list[GrainConfig]:
-    """X-CLIP's four grains, with the model's aggregator."""
+    """List X-CLIP's four grains, with the model's aggregator."""
     return [GrainConfig(query, candidate) for candidate in ("video", "frame") for query in ("sentence", "word")]
 
 
 def mixing_grains(max_words: int, max_frames: int) -> list[GrainConfig]:
-    """X-CLIP's four grains with the eight learned matrices of its code (not of its paper)."""
+    """List X-CLIP's four grains with the eight learned matrices of its code (not of its paper)."""
 
     def aosm(**tokens: int) -> dict[str, Any]:
         return {"class_path": "multigrain.AOSM", "init_args": tokens}
@@ -202,8 +202,9 @@ class ModelConfig:
     """All settings of an XCLIP.
 
     Args:
-        recipe: a published system in place of the temporal encoder (but for its max_frames), `frame_source`, `grains`,
-            `weights` and `aggregator`, which are then not read, and of the loss of a "videos" stage.
+        recipe: another published system than X-CLIP: it brings the heads, the scorer and the loss of a "videos" stage,
+            so that `temporal` (except for max_frames), `frame_source`, `grains`, `weights` and `aggregator` are not
+            read. None: X-CLIP's own recipe, which these settings describe.
         clip: CLIP's towers; `vision`, `text` and `dim` are then not read. None: towers trained from scratch.
         dim: D of all features; with CLIP, CLIP's.
         grains, weights: see MultiGrain.
@@ -215,8 +216,8 @@ class ModelConfig:
         dropout: in the temporal transformer and in a text tower trained from scratch.
 
     Raises:
-        ValueError: words that a mask should leave out, or a recipe, without masks; word weights with CLIP; a number
-            out of range.
+        ValueError: masked=False where a mask is needed (a recipe, words to leave out); word weights with CLIP; a
+            number out of range.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -257,7 +258,7 @@ class ModelConfig:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ModelConfig:
-        """The inverse of dataclasses.asdict.
+        """Build settings from what dataclasses.asdict made of them.
 
         Raises:
             ValueError: unknown settings, or values of other types.
@@ -266,7 +267,7 @@ class ModelConfig:
 
 
 def build_from_spec(spec: str | Mapping[str, Any] | None) -> Aggregator | None:
-    """An aggregator from a registered name, or from {"class_path": ..., "init_args": {...}}.
+    """Build an aggregator from a registered name, or from {"class_path": ..., "init_args": {...}}.
 
     A class path is a dotted path to a subclass of Aggregator in a module that is imported, or a registered name.
 
@@ -293,7 +294,7 @@ def build_from_spec(spec: str | Mapping[str, Any] | None) -> Aggregator | None:
 
 
 def import_trusted(config: ModelConfig, trust: Sequence[str]) -> None:
-    """See that settings from a file name no aggregators but multigrain's, registered ones and those of `trust`.
+    """Refuse settings that name an aggregator outside multigrain, the registered ones and the packages of `trust`.
 
     Args:
         trust: packages, which are imported, and so are the modules in them that the settings name.
@@ -321,6 +322,6 @@ def import_trusted(config: ModelConfig, trust: Sequence[str]) -> None:
 
 
 def _imported(path: str) -> object:
-    """What lies at a dotted path in a module that is imported; None: nothing. Neither is a module asked to make it."""
+    """Look up a dotted path in a module that is imported already, without calling its __getattr__; None: nothing."""
     module, _, name = path.rpartition(".")
     return vars(sys.modules[module]).get(name) if module in sys.modules else None

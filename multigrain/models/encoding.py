@@ -1,4 +1,4 @@
-"""Encoding of video files as Features, by any Encoder. Needs the extra ``data``.
+"""Encode video files as Features, with any Encoder. The extra ``data`` is needed.
 
     features = encode_videos(model, ["a.mp4", "b.mp4"])          # Features(video [2, D], frame [2, N, D])
 
@@ -42,7 +42,7 @@ def encode_videos(
     workers: int = 2,
     progress: ProgressCallback | None = None,
 ) -> Features:
-    """Features of videos, in their order, from the model in eval mode, on its device, without a graph.
+    """Encode videos in their order, with the model in eval mode, on its device, without a graph.
 
     Args:
         videos: files, or folders, which are searched with their subfolders for files that are named like videos.
@@ -71,7 +71,7 @@ def encode_pair(
     video: str | os.PathLike[str] | Tensor | NDArray[np.uint8],
     sampling: Sampling | None = None,
 ) -> tuple[Features, Features, list[str], NDArray[np.uint8]]:
-    """Features of a sentence and a video, the words and the frames [n, height, width, 3] that they are of.
+    """Encode a sentence and a video; return both features, the words and the frames [n, height, width, 3].
 
     Args:
         video, sampling: see multigrain.data.read_video; default one frame a second, at most the model's.
@@ -98,10 +98,11 @@ def encode_decoded(
     dtype: torch.dtype | None,
     tick: Callable[[], None],
 ) -> Encoded:
-    """Return (features, their videos, broken videos -> why) of decoded frames; with a dtype, on the CPU in that type.
+    """Encode decoded frames; return (features, their videos, broken videos -> why).
 
     Args:
         strict: raise where a video could not be read.
+        dtype: of the features, which are then moved to the CPU; None: as they come.
         tick: called after each video.
     """
     parts: list[Features] = []
@@ -138,7 +139,7 @@ def encode_decoded(
 def decoding(
     model: Encoder, paths: Sequence[str], sampling: Sampling, batch_size: int, workers: int
 ) -> Generator[Iterator[Decoded]]:
-    """Decode videos, or tell why one cannot be, in order; a batch ahead of whoever asks."""
+    """Decode videos in order, a batch ahead of the reader; a video that cannot be read gives its error."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     size = model.frame_size
 
@@ -165,10 +166,10 @@ def decoding(
 
 
 def check_sampling(model: Encoder, sampling: Sampling | None, batch_size: int, workers: int) -> Sampling:
-    """Return the sampling, once it and the other arguments fit the model.
+    """Return the sampling that is given, or the model's default.
 
     Raises:
-        TypeError, ValueError: they do not.
+        TypeError, ValueError: an argument that does not fit the model.
     """
     check_encoder(model)
     checks.count("batch_size", batch_size)
@@ -184,7 +185,7 @@ def check_sampling(model: Encoder, sampling: Sampling | None, batch_size: int, w
 
 
 def ticks(progress: ProgressCallback | None, done: int, total: int) -> Callable[[], None]:
-    """Make a function that reports one more each time; at once those done before are reported."""
+    """Make a function that reports one more item at each call; the `done` ones are reported at once."""
     count = itertools.count(done)
 
     def tick() -> None:

@@ -1,4 +1,4 @@
-"""Where an XCLIP comes from, and how it is kept: settings, CLIP, a folder, a checkpoint of X-CLIP's code."""
+"""Loading and saving of an XCLIP: from settings, from CLIP, from a folder, from a checkpoint of X-CLIP's code."""
 
 from __future__ import annotations
 
@@ -38,23 +38,20 @@ class PretrainedMixin(nn.Module):
     text: TextTower
 
     @classmethod
-    def from_config(cls, config: ModelConfig, vocabulary: Sequence[str] | None = None) -> Self:
-        """A new model of these settings: with CLIP's towers where config.clip is set, or from scratch.
+    def from_config(
+        cls, config: ModelConfig, vocabulary: Sequence[str] | None = None, weights: ClipWeights | None = None
+    ) -> Self:
+        """Build a new model: with CLIP's towers where config.clip is set, or from scratch.
 
         Args:
             vocabulary: the words of a text tower trained from scratch (see build_vocabulary).
+            weights: CLIP, where it was loaded already (see load_clip); None: config.clip says from where.
 
         Raises:
             ImportError: timm, open_clip, ... is missing or cannot be imported; the message says what to do.
             FileNotFoundError: there are no weights where the settings say.
             ValueError: settings that do not fit, or no vocabulary; the message names them.
         """
-        return cls._build(config, vocabulary)
-
-    @classmethod
-    def _build(
-        cls, config: ModelConfig, vocabulary: Sequence[str] | None = None, weights: ClipWeights | None = None
-    ) -> Self:
         parts, config = build_parts(config, vocabulary, weights)
         model = cls(**parts)
         model.config = config
@@ -78,7 +75,7 @@ class PretrainedMixin(nn.Module):
         recipe: RecipeConfig | None = None,
         **clip: Any,
     ) -> Self:
-        """X-CLIP over CLIP's towers.
+        """Build X-CLIP over CLIP's towers.
 
             XCLIP.from_clip("ViT-B-32.pt")                                   # OpenAI's archive
             XCLIP.from_clip("laion2b.safetensors", "ViT-B-32")               # weights that open_clip trained
@@ -88,7 +85,7 @@ class PretrainedMixin(nn.Module):
             weights, architecture, tokenizer: see load_clip.
             aggregator, grains, frame_source, masked, recipe: see ModelConfig.
             temporal: default the transformer of X-CLIP's code, four blocks that start from CLIP's text transformer.
-                Its max_frames gives way to this function's.
+                The max_frames below takes the place of its own.
             max_words, max_frames: W and N.
             mixing: the eight learned matrices of X-CLIP's code; they tie the model to max_words and max_frames.
             clip: further settings of ClipConfig, such as frozen_layers and grad_checkpointing.
@@ -110,36 +107,36 @@ class PretrainedMixin(nn.Module):
             dropout=0.0,
             recipe=recipe,
         )
-        return cls._build(config, weights=loaded)
+        return cls.from_config(config, weights=loaded)
 
     @classmethod
     def from_timm(cls, vision: str, weights: Any, architecture: Any = None, **settings: Any) -> Self:
-        """X-CLIP over a vision tower of timm and CLIP's text tower.
+        """Build X-CLIP over a vision tower of timm and CLIP's text tower.
 
         Args:
             vision: a timm name. CLIP's own ("vit_base_patch32_clip_quickgelu_224") gets CLIP's vision weights too;
-                any other has those that timm gives it and a new projection to CLIP's width.
+                any other has the weights that timm gives it and a new projection to CLIP's width.
             weights, architecture: CLIP, see load_clip.
-            settings: of from_clip; and `vision_kwargs`, for timm.create_model, such as {"pretrained": True}.
+            settings: arguments of from_clip; and `vision_kwargs`, for timm.create_model, such as {"pretrained": True}.
 
         Raises:
-            ValueError: a CLIP tower whose activation or sizes are not those of the weights; and as from_clip.
+            ValueError: a CLIP tower whose activation or sizes differ from the weights'; and see from_clip.
         """
         tower = VisionConfig(vision, settings.pop("vision_kwargs", {}))
         return cls.from_clip(weights, architecture, vision=tower, **settings)
 
     @classmethod
     def from_original(cls, path: str | os.PathLike[str], masked: bool = False) -> Self:
-        """The model in a checkpoint of X-CLIP's own code, in eval mode.
+        """Load a checkpoint of X-CLIP's own code, in eval mode.
 
         Args:
-            path: what that code saves (pytorch_model.bin.N), or the same state dict as .safetensors. All sizes, the
-                temporal encoder, max_words and max_frames are told from its tensors.
+            path: a file that this code saves (pytorch_model.bin.N), or its state dict as .safetensors. All sizes, the
+                temporal encoder, max_words and max_frames are told from the tensors.
             masked: False scores as the original does, whose padding takes part; True keeps it out.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: another kind of checkpoint; what is missing, unexpected or of another shape is named.
+            ValueError: another kind of checkpoint; tensors that are missing, unexpected or of another shape are named.
         """
         config, state = read_original(path, masked)
         model = cls.from_config(config)
@@ -158,7 +155,7 @@ class PretrainedMixin(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model.safetensors and config.json (settings and vocabulary) into a folder, made if need be.
 
-        A tokenizer of transformers is written beside them; one of your own kind is not.
+        A tokenizer of transformers is written too; one of your own class is not.
 
         Raises:
             ImportError: safetensors is not installed.
@@ -173,10 +170,10 @@ class PretrainedMixin(nn.Module):
 
     @classmethod
     def from_pretrained(cls, place: str | os.PathLike[str], trust: Sequence[str] = ()) -> Self:
-        """The model that save_pretrained wrote, in eval mode.
+        """Load a model that save_pretrained wrote, in eval mode.
 
-        A folder can be opened whoever made it: its settings name multigrain's aggregators and recipes, and those that
-        the program has registered, and nothing else that would run.
+        A folder can be opened whoever made it: its settings may name multigrain's aggregators and recipes, and the
+        ones that the program has registered, and nothing else that would run.
 
         Args:
             place: the folder, or "hub:owner/name" for a repository on the Hugging Face Hub that holds it.
@@ -191,7 +188,7 @@ class PretrainedMixin(nn.Module):
         folder = find_folder(place)
         settings = read_settings(folder, trust)
         try:
-            model = cls._build(*settings)
+            model = cls.from_config(*settings)
         except ImportError:
             raise
         except ValueError as error:

@@ -1,8 +1,8 @@
 """Checkpoints of the code published with X-CLIP (github xuguohai/X-CLIP), read and written.
 
 A checkpoint is the state dict of the original model: CLIP under "clip.", the temporal encoder, and eight learned
-matrices. The original multiplies each matrix W into the attention a after its softmax, as (a W); where each of them
-lives here is the table below.
+matrices. The original multiplies each matrix W into the attention a after its softmax, as (a W); the table below says
+where each of them lives here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _POSITIONS, _BLOCKS, _LSTM = "frame_position_embeddings.weight", "transformerCli
 
 
 def is_original(path: str | os.PathLike[str]) -> bool:
-    """Whether a checkpoint is one of X-CLIP's code, rather than of CLIP.
+    """Tell whether a checkpoint comes from X-CLIP's code, rather than from CLIP.
 
     Raises:
         FileNotFoundError, ValueError: no file, or not a checkpoint.
@@ -45,7 +45,7 @@ def is_original(path: str | os.PathLike[str]) -> bool:
 
 
 def read_original(path: str | os.PathLike[str], masked: bool) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The settings that a checkpoint of the original implies, and its state dict in fp32.
+    """Read the settings that a checkpoint of the original implies, and its state dict in fp32.
 
     Raises:
         FileNotFoundError: no such file.
@@ -76,7 +76,7 @@ def read_original(path: str | os.PathLike[str], masked: bool) -> tuple[ModelConf
 
 
 def load_original(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Put the state dict of the original into a model of the same settings.
+    """Load the state dict of the original into a model of these settings.
 
     Raises:
         ValueError: tensors that are missing, unexpected or of another shape.

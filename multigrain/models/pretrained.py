@@ -1,8 +1,7 @@
-"""The folder of a model: config.json (all that builds it again, and digests of the other files), model.safetensors, and
-a tokenizer/ where it has one.
+"""The folder of a model: config.json (settings, and digests of the other files), model.safetensors, perhaps tokenizer/.
 
 CLIP's architecture is in config.json as open_clip's settings, so the file that its weights came from is not needed.
-Whoever made a folder can open no file, reach no address and import no module by what it says.
+Nothing in a folder can make the reader open another file, reach an address or import a module.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ def write_folder(
     model: nn.Module,
     tokenizer: Any = None,
 ) -> None:
-    """Write a model and its settings; the settings, which have the digests of all other parts, come last.
+    """Write a model and its settings; the settings come last, since they hold the digests of all other parts.
 
     Raises:
-        OSError: it cannot be written, and the model from before is whole; or another process is writing there.
+        OSError: it cannot be written, and the model from before is intact; or another process is writing there.
     """
     folder = files.open_folder(folder, "folder")
     weights = {name: value.detach().cpu().contiguous() for name, value in distinct_state(model).items()}
-    parts = {"model.safetensors": safetensors().save(weights, metadata={"format": "pt"}), **_saved(tokenizer)}
+    parts = {"model.safetensors": safetensors().save(weights, metadata={"format": "pt"}), **_tokenizer_parts(tokenizer)}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
     settings = {"model": dataclasses.asdict(config), "vocabulary": vocabulary, "sha256": digests}
     with files.lock(folder):
@@ -56,8 +55,8 @@ def write_folder(
             (folder / old).unlink()
 
 
-def _saved(tokenizer: Any) -> dict[str, bytes]:
-    """The files of a tokenizer of transformers, by their path in the folder of a model."""
+def _tokenizer_parts(tokenizer: Any) -> dict[str, bytes]:
+    """Return the files of a tokenizer of transformers, by their path in the folder of a model."""
     if tokenizer is None:
         return {}
     with tempfile.TemporaryDirectory() as folder:
@@ -66,17 +65,13 @@ def _saved(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _tokenizer_files(folder: Path) -> set[str]:
-    """The vocabularies and settings among the files in the folder of a tokenizer; nothing else of it is read."""
+    """List the vocabularies and settings of a tokenizer; nothing else in its folder is read."""
     found = (path for path in (folder / TOKENIZER).glob("[!.]*") if path.suffix in (".json", ".txt") and path.is_file())
     return {path.relative_to(folder).as_posix() for path in found}
 
 
 def _check_parts(folder: Path, settings: Any) -> None:
-    """That weights and tokenizer are those that were written with the settings.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Refuse weights or a tokenizer that were not written together with the settings."""
     digests = settings.get("sha256") if isinstance(settings, dict) else None
     if not isinstance(digests, dict) or digests.keys() != {"model.safetensors", *_tokenizer_files(folder)}:
         raise ValueError(
@@ -88,13 +83,13 @@ def _check_parts(folder: Path, settings: Any) -> None:
 
 
 def find_folder(place: str | os.PathLike[str]) -> Path:
-    """The folder itself, or for "hub:owner/name" the local copy of that repository of the Hugging Face Hub.
+    """Find the folder, or for "hub:owner/name" the local copy of that repository of the Hugging Face Hub.
 
     Raises:
         FileNotFoundError: there is none, or one of the two files is missing.
     """
     repository = _HUB.fullmatch(os.fspath(place))
-    folder = _download(repository[1]) if repository else Path(place)
+    folder = _fetch(repository[1]) if repository else Path(place)
     if (folder / "model" / "model.safetensors").is_file():
         folder /= "model"  # the folder of a run
     for name in ("config.json", "model.safetensors"):
@@ -106,7 +101,7 @@ def find_folder(place: str | os.PathLike[str]) -> Path:
 
 
 def read_settings(folder: Path, trust: Sequence[str] = ()) -> tuple[ModelConfig, list[str] | None, ClipWeights | None]:
-    """The settings, the vocabulary of a text tower from scratch, and CLIP (without weights) where it is in use.
+    """Read the settings, the vocabulary of a text tower from scratch, and CLIP (without weights) where it is in use.
 
     Args:
         trust: see XCLIP.from_pretrained.
@@ -139,7 +134,7 @@ def read_settings(folder: Path, trust: Sequence[str] = ()) -> tuple[ModelConfig,
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights.
+    """Read the weights.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -153,7 +148,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder / 'model.safetensors'}: not the weights of this model: {error}") from error
 
 
-def _download(repository: str) -> Path:
+def _fetch(repository: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

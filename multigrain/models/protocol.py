@@ -1,4 +1,4 @@
-"""Encoder: all that search, extraction, evaluation and pictures need of a model, whoever wrote it.
+"""Encoder: the methods of a model that search, extraction, evaluation and pictures call, whoever wrote it.
 
     class Mine(nn.Module):
         frame_size, max_frames = 224, 12
@@ -40,10 +40,10 @@ class Encoder(Protocol):
 
     It may have more, each of which has a default:
 
-    - `words(sentence)`: the words that its word features stand for, for pictures (default: their numbers).
+    - `words(sentence)`: one word for each of its word features, for pictures (default: numbers).
     - `recipe`: a Recipe, whose reverse scorer and reranker then take part in an evaluation.
-    - `fingerprint()`: plain values that change whenever video features do, by which a folder of features knows its
-      model (default: the name of its class and a digest of all its weights).
+    - `fingerprint()`: plain values that change whenever video features do: a folder of features remembers them
+      (default: the name of the class and a digest of all weights).
     - a parameter `index` of `encode_video`, [B, N]: it is then given each distinct frame of a batch once, [U, 3, H, W],
       and the row of each frame.
     """
@@ -55,7 +55,7 @@ class Encoder(Protocol):
 
     @property
     def frame_size(self) -> int:
-        """Height and width of the frames that the encoder wants, in pixels; 0: it takes features in place of frames."""
+        """Height and width of the frames that the model wants, in pixels; 0: it takes no frames."""
         ...
 
     @property
@@ -114,7 +114,7 @@ def evaluating(model: Encoder | nn.Module) -> Generator[None]:
 
 
 def device_of(model: Encoder | nn.Module) -> torch.device:
-    """Return the device of a model: that of its first parameter or buffer, the CPU where it has none."""
+    """Return the device of a model's first parameter or buffer, the CPU where it has none."""
     module = model if isinstance(model, nn.Module) else nn.Module()
     tensors = itertools.chain(module.parameters(), module.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))

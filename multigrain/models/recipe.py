@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from einops import rearrange
 from torch import nn
 
 from .. import checks
@@ -42,7 +43,7 @@ class FrameHead(nn.Module):
         encoded = x if self.temporal is None else self.temporal(x, mask)
         # X-CLIP's code takes the mean of unit vectors, so that a long frame does not outweigh the others.
         unit = Tokens(encoded, mask).normalized().features
-        video = mean(unit, None if mask is None else mask[..., None], dim=1)
+        video = mean(unit, None if mask is None else rearrange(mask, "b n -> b n 1"), dim=1)
         return Features(video=video, frame=(encoded if self.frame_source == "temporal" else x, mask))
 
     def extra_repr(self) -> str:

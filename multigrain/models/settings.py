@@ -1,6 +1,6 @@
-"""Settings from plain values, as JSON and YAML hold them, by the types of a dataclass's fields.
+"""Build a dataclass of settings from the plain values of JSON or YAML, by the types of its fields.
 
-Nothing is imported, opened or called because a value says so: a class path stays the word that it is.
+Nothing is imported, opened or called because a value says so: a class path stays a string.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], values: Any, name: str = "") -> T:
-    """A dataclass of settings from values by name.
+    """Build a dataclass of settings from values by name.
 
     Args:
-        name: of the settings, for messages.
+        name: how messages call the settings.
 
     Raises:
-        ValueError: a setting that there is not, that is missing, of another type or out of range; it is named.
+        ValueError: an unknown or missing setting, or a value of another type or out of range; it is named.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{name or 'settings'}: expected settings by name, got {checks.short(values)}")
@@ -37,7 +37,7 @@ def build(cls: type[T], values: Any, name: str = "") -> T:
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
-    """The value as a field of this type holds it."""
+    """Convert a value to the type of a field."""
     if kind is Any:
         return value
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
@@ -56,7 +56,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of a type, as far as can be seen from outside."""
+    """Tell whether a value is of a type; items of lists and settings by name are checked later."""
     outer = get_origin(kind) or kind
     if dataclasses.is_dataclass(kind) or outer is dict:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
@@ -68,7 +68,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number; one such as 1e-3 is a word to YAML."""
+    """Tell whether a value is a finite number, perhaps as a string: YAML reads 1e-3 as one."""
     try:
         return not isinstance(value, bool) and math.isfinite(float(value))
     except (OverflowError, TypeError, ValueError):

@@ -1,6 +1,6 @@
-"""State dicts: read from files of every kind that CLIP and X-CLIP come in, and compared with a model.
+"""State dicts: read from every kind of file that CLIP and X-CLIP come in, and compared with a model.
 
-Nothing is unpickled but tensors; OpenAI's archives are TorchScript and are read as data (see torchscript.py).
+Only tensors are unpickled; OpenAI's archives are TorchScript and are read as data (see torchscript.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .torchscript import is_torchscript, read_torchscript
 
 OPENAI = "openai"
 _MARKERS = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's archives and nowhere else
-_SMALL = 1 << 20  # numbers that no one minds
+_SMALL = 1 << 20  # numbers that are fine in a file of any size
 
 
 def distinct_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict, where a tensor that several names share is there under the first."""
+    """Return the state dict, with a tensor that several names share under the first name alone."""
     found: dict[str, Tensor] = {}
     names: dict[tuple[int, torch.Size], str] = {}
     for name, value in module.state_dict().items():
@@ -33,10 +33,10 @@ def distinct_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> None:
-    """The state dict has the names and the shapes of a model.
+    """Compare the names and shapes of a state dict with those of a model.
 
     Raises:
-        ValueError: it has not; the first few are named, with the number of all.
+        ValueError: they differ; the first few are named, with the number of all.
     """
     shapes = [
         f"{key} is {list(state[key].shape)}, not {list(value.shape)}"
@@ -55,10 +55,10 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], nam
 
 
 def read_state(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[str, Tensor], str]:
-    """A state dict in fp32, and the kind of file: "openai", "training" (a checkpoint of open_clip) or "plain".
+    """Read a state dict in fp32, and the kind of file: "openai", "training" (a checkpoint of open_clip) or "plain".
 
     Args:
-        device: "meta": names and shapes will do, so that a torch.save'd file need not be read whole.
+        device: "meta" reads names and shapes alone, so that the numbers of a torch.save'd file are not read.
 
     Raises:
         FileNotFoundError: no such file.
@@ -67,7 +67,7 @@ def read_state(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[
     """
     path = files.check_file(path, "weights")
     try:
-        values, kind = _read(path, device)
+        values, kind = _read_values(path, device)
     except ImportError:
         raise
     except Exception as error:  # zipfile, torch.load and safetensors each have their own
@@ -86,7 +86,7 @@ def read_state(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, kind
 
 
-def _read(path: Path, device: str) -> tuple[Any, str]:
+def _read_values(path: Path, device: str) -> tuple[Any, str]:
     if path.suffix == ".safetensors":
         return safetensors().load_file(path), "plain"
     if is_torchscript(path):
@@ -95,11 +95,7 @@ def _read(path: Path, device: str) -> tuple[Any, str]:
 
 
 def safetensors() -> Any:
-    """safetensors.torch.
-
-    Raises:
-        ImportError: it is not installed; the message says what to do.
-    """
+    """Import safetensors.torch, or raise an ImportError that says how to install it."""
     try:
         import safetensors.torch
     except ImportError as error:

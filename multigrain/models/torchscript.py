@@ -1,4 +1,4 @@
-"""The state dict of a TorchScript archive, read as data: nothing in it is run, and torch.jit has no part in it.
+"""Read the state dict of a TorchScript archive as data: nothing in it is run, and torch.jit is not used.
 
     NAME/data.pkl           the modules: a pickle of classes by name, attributes by name, tensors by what they view
     NAME/data/0, 1, ...     the bytes that the tensors view
@@ -23,8 +23,8 @@ from torch import Tensor
 from ..files import PlainUnpickler
 
 _MARK = "/constants.pkl"  # in every archive of torch.jit, and in nothing else
-_TEXT = 1 << 24  # bytes of data.pkl and of the code that is read, a few hundred for each tensor
-_ENTRY = 100  # bytes that count for a module or a tensor each time that it is met
+_MOST_TEXT = 1 << 24  # bytes of data.pkl and of the code that is read, a few hundred for each tensor
+_ENTRY = 100  # bytes that each mention of a module or a tensor counts for
 _DTYPES = {
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
@@ -41,7 +41,7 @@ _FIELDS = ("  __parameters__ = [", "  __buffers__ = [")
 
 
 def is_torchscript(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an archive of torch.jit, as OpenAI's are; a damaged archive is none."""
+    """Tell whether a file is an archive of torch.jit, as OpenAI's are; a damaged archive is none."""
     with Path(path).open("rb") as file:
         try:
             return any(name.endswith(_MARK) for name in zipfile.ZipFile(file).namelist())
@@ -50,7 +50,7 @@ def is_torchscript(path: str | os.PathLike[str]) -> bool:
 
 
 def read_torchscript(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """What torch.jit.load(path).state_dict() would be, on the CPU.
+    """Return the tensors of torch.jit.load(path).state_dict(), on the CPU.
 
     Raises:
         OSError: it cannot be read.
@@ -63,7 +63,7 @@ def read_torchscript(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _tensors(module: Any, prefix: str, files: _Files) -> Iterator[tuple[str, Any]]:
-    """The parameters and buffers of a module and of those in it, by the name that a state dict gives them."""
+    """Yield the parameters and buffers of a module and of its submodules, by their names in a state dict."""
     if not isinstance(module.state, dict):
         raise ValueError(f"{module.path}: expected attributes by name, got an object that restores itself")
     files.spend("modules", _ENTRY)
@@ -75,7 +75,7 @@ def _tensors(module: Any, prefix: str, files: _Files) -> Iterator[tuple[str, Any
 
 
 class _Holder:
-    """Stands for an object of any class: what it was made of, and the state that it was given."""
+    """A stand-in for an object of any class: it keeps the arguments and the state, and does nothing."""
 
     path: str
     args: tuple[Any, ...]
@@ -91,7 +91,7 @@ class _Holder:
 
 
 class _Unpickler(PlainUnpickler):
-    """Builds holders too; it knows no class and calls no function, whatever the pickle names."""
+    """Unpickle plain values and holders; whatever the pickle names, no class is made and no function called."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -106,10 +106,10 @@ class _Unpickler(PlainUnpickler):
 
 
 class _Files:
-    """The files of an archive; what comes of them is together no larger than the archive and some text."""
+    """The files of an archive, which may together give no more bytes than the archive has, and some text."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
-        self._archive, self._room = archive, size + _TEXT
+        self._archive, self._room = archive, size + _MOST_TEXT
         names = archive.namelist()
         self._folder = next(name for name in names if name.endswith(_MARK)).removesuffix(_MARK)
         self._storages: dict[tuple[str, str], Tensor] = {}
@@ -118,7 +118,7 @@ class _Files:
             raise ValueError(f"expected numbers whose {sys.byteorder} end comes first")
 
     def read(self, name: str, stored: bool = False) -> bytes:
-        """A file; with `stored`, one that is not compressed."""
+        """Read a file; with `stored`, it must not be compressed."""
         entry = self._archive.getinfo(f"{self._folder}/{name}")
         if stored and entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name}: expected numbers that are not compressed")
@@ -126,13 +126,13 @@ class _Files:
         return self._archive.read(entry)
 
     def spend(self, name: str, count: int) -> None:
-        """Take so many bytes of those that there can be."""
+        """Count bytes against the most that there may be."""
         self._room -= count
         if self._room < 0:
             raise ValueError(f"{name}: expected no more than the archive holds")
 
     def fields(self, path: str) -> set[str] | None:
-        """The names of a class's parameters and buffers; None: it is no class of modules."""
+        """Return the names of a class's parameters and buffers; None: it is no class of modules."""
         module, _, name = path.rpartition(".")
         if not f"{module}.".startswith("__torch__."):
             return None
@@ -149,7 +149,7 @@ class _Files:
         return self._fields[module].get(name)
 
     def tensor(self, value: Any) -> Tensor:
-        """A tensor, which views a part of the bytes of its storage."""
+        """Build a tensor, a view of a part of its storage."""
         self.spend("tensors", _ENTRY)
         if value.path != "torch._utils._rebuild_tensor_v2":
             raise ValueError(f"expected tensors, got {value.path}")

@@ -1,7 +1,7 @@
 """Towers: frames -> frame features, sentences -> sentence and word features.
 
 `FrameTower` and `TextTower` are all that XCLIP asks of an encoder. `TimmTower` and `WordTower` are the two that
-can be trained from scratch, `FeatureTower` stands for features that were computed before; CLIP's are in clip.py.
+can be trained from scratch, `FeatureTower` takes features that were computed before; CLIP's are in clip/.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..checks import whole_text
 from ..heads.transformer import Transformer
 
-_SPREAD = 0.3  # of embeddings and positions at first
+_SPREAD = 0.3  # standard deviation of embeddings and positions at the start
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -31,11 +32,11 @@ class FrameTower(Protocol):
     """height and width of the frames that the tower wants"""
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """Features [U, dim], not normalised."""
+        """Encode frames as features [U, dim], not normalised."""
         ...
 
     def blank(self, frames: Tensor) -> Tensor:
-        """One frame [1, 3, H, W] of the size of these that is zero once normalised: padding where masks are off."""
+        """Return a frame [1, 3, H, W] of their size that is zero once normalised: padding where masks are off."""
         ...
 
 
@@ -46,11 +47,11 @@ class TextTower(Protocol):
     max_words: int
 
     def __call__(self, sentences: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of width dim, not normalised, of a list of strings or of whatever else the tower reads."""
+        """Encode a list of strings, or whatever else the tower reads, as features of width dim, not normalised."""
         ...
 
     def words(self, sentence: str) -> list[str]:
-        """The words of a sentence as its word features see them, one for each."""
+        """List the words of a sentence, one for each of its word features."""
         ...
 
 
@@ -87,28 +88,29 @@ class TimmTower(nn.Module):
         self.projection = nn.Linear(_features_of(self.backbone, kwargs or {}), dim, bias=False)
         for key, given in (("mean", mean), ("std", std)):
             value: Any = self.backbone.default_cfg[key] if given is None else given  # type: ignore[index]
-            self.register_buffer(key, torch.as_tensor(value).float().reshape(-1, 1, 1), persistent=False)
+            value = torch.as_tensor(value).float().reshape(-1)  # one number, or three
+            self.register_buffer(key, rearrange(value, "c -> c 1 1"), persistent=False)
 
     def forward(self, frames: Tensor) -> Float[Tensor, "u d"]:
-        """Features [U, dim] of frames [U, 3, H, W], uint8 or floating in [0, 1]."""
+        """Encode frames [U, 3, H, W], uint8 or floating in [0, 1], as features [U, dim]."""
         pixels = normalized_pixels(frames, self.mean, self.std, self.projection.weight.dtype)
-        return self.projection(self.backbone(pixels).flatten(1))
+        return self.projection(rearrange(self.backbone(pixels), "u ... -> u (...)"))
 
     def blank(self, frames: Tensor) -> Tensor:
-        """One frame [1, 3, H, W] of the mean colour."""
+        """Return a frame [1, 3, H, W] of the mean colour."""
         return self.mean.expand(1, *frames.shape[-3:])
 
 
 def normalized_pixels(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """(pixels - mean) / std of frames [U, 3, H, W], uint8 or floating in [0, 1]; mean and std are [3, 1, 1].
+    """Compute (pixels - mean) / std of frames [U, 3, H, W], uint8 or floating in [0, 1]; mean and std are [3, 1, 1].
 
     Raises:
         ValueError: floating frames that hold 0 to 255, NaN or infinity.
     """
-    # Not 1: interpolation may overshoot, and frames of noise are fair; 255 is the mistake that is made.
+    # 16 rather than 1: interpolation may overshoot, and frames of noise are allowed; the usual mistake is 255.
     if frames.is_floating_point() and frames.numel():
         low, high = map(float, frames.aminmax())
-        if not (low >= -16 and high <= 16):  # nor is NaN
+        if not (low >= -16 and high <= 16):  # true of NaN too
             raise ValueError(
                 f"frames: expected floating pixels in [0, 1] (or uint8 from 0 to 255), got {low:g} to {high:g}"
             )
@@ -119,8 +121,8 @@ def normalized_pixels(frames: Tensor, mean: Tensor, std: Tensor, dtype: torch.dt
 class FeatureTower(nn.Module):
     """The identity, for an XCLIP over features that were computed before: of frames, of texts or of both.
 
-    As a frame tower it takes features [U, D] (so that XCLIP takes [B, N, D]), as a text tower a tuple (sentence
-    features [B, D], word features [B, M, D], mask [B, M]).
+    A frame tower takes features [U, D] (so that XCLIP takes [B, N, D]), a text tower a tuple (sentence features [B, D],
+    word features [B, M, D], mask [B, M]).
 
     Args:
         dim: D.
@@ -134,7 +136,7 @@ class FeatureTower(nn.Module):
         self.dim, self.max_words = dim, max_words
 
     def forward(self, features: Any) -> Any:
-        """The features as they are.
+        """Return the features as they are.
 
         Raises:
             ValueError: features of another width.
@@ -145,24 +147,16 @@ class FeatureTower(nn.Module):
         return features
 
     def blank(self, frames: Tensor) -> Tensor:
-        """One feature [1, D] of zeros."""
+        """Return one feature [1, D] of zeros."""
         return torch.zeros_like(frames[:1])
 
     def words(self, sentence: str) -> list[str]:
-        """There are none.
-
-        Raises:
-            TypeError: always.
-        """
+        """Raise a TypeError: features that were computed before have no words."""
         raise TypeError(f"sentences: expected features that were computed before, got the text {sentence!r}")
 
 
 def import_library(name: str) -> Any:
-    """The module of timm or open_clip.
-
-    Raises:
-        ImportError: it is not installed, or cannot be imported; the message says what to do.
-    """
+    """Import timm or open_clip, or raise an ImportError that says what to do."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -180,7 +174,7 @@ def import_library(name: str) -> Any:
 
 
 def create_timm(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """timm.create_model(name, **kwargs), with errors that say what to do (see TimmTower)."""
+    """Call timm.create_model(name, **kwargs), with errors that say what to do (see TimmTower)."""
     timm = import_library("timm")
     if not timm.is_model(name):
         similar = timm.list_models(f"*{name.split('_')[0]}*")[:5]
@@ -190,7 +184,7 @@ def create_timm(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         )
     try:
         return timm.create_model(name, **kwargs)
-    # What its modules run into, where arguments do not fit, is as many errors.
+    # Arguments that do not fit make its modules raise any of these.
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"vision kwargs: timm's {name!r} does not take {dict(kwargs)}: {reason}") from error
@@ -198,7 +192,7 @@ def create_timm(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
 
 @torch.no_grad()
 def _features_of(backbone: nn.Module, kwargs: Mapping[str, Any]) -> int:
-    """Numbers per frame: the model's width, or with global_pool="" that times the places."""
+    """Count the numbers per frame: the model's width, with global_pool="" times the number of places."""
     if kwargs.get("global_pool") != "":
         return int(backbone.num_features)  # type: ignore[arg-type]
     size = _size_of(backbone, kwargs)
@@ -206,17 +200,17 @@ def _features_of(backbone: nn.Module, kwargs: Mapping[str, Any]) -> int:
 
 
 def _size_of(backbone: nn.Module, kwargs: Mapping[str, Any]) -> int:
-    """The side of the frames that a timm model was made for."""
+    """Return the side of the frames that a timm model was made for."""
     return int(kwargs.get("img_size") or backbone.default_cfg["input_size"][-1])  # type: ignore[index]
 
 
 def split_words(sentence: str) -> list[str]:
-    """Lower-case words and punctuation marks, each its own token."""
+    """Split a sentence into lower-case words and punctuation marks."""
     return _WORD.findall(whole_text(sentence).lower())
 
 
 def checked_sentences(sentences: object) -> list[str]:
-    """The sentences as a list, each of them whole text (see checks.whole_text).
+    """Return the sentences as a list, each passed through checks.whole_text.
 
     Raises:
         TypeError: something else than a list of strings.
@@ -235,7 +229,7 @@ def checked_sentences(sentences: object) -> list[str]:
 
 
 def build_vocabulary(sentences: Iterable[str]) -> list[str]:
-    """All words of the sentences, sorted."""
+    """List all words of the sentences, sorted."""
     return sorted({word for sentence in sentences for word in split_words(sentence)})
 
 
@@ -285,11 +279,11 @@ class WordTower(nn.Module):
         self.projection = nn.Linear(width, dim, bias=False)
 
     def words(self, sentence: str) -> list[str]:
-        """The words that have a feature, in order."""
+        """List the words that have a feature, in order."""
         return split_words(sentence)[: self.max_words]
 
     def tokenize(self, sentences: Sequence[str]) -> tuple[Int[Tensor, "b m"], Bool[Tensor, "b m"]]:
-        """Word ids (0 = unknown or padding) and mask, on the device of the model.
+        """Return word ids (0 = unknown or padding) and their mask, on the device of the model.
 
         Raises:
             TypeError: something else than a list of strings.
@@ -312,10 +306,10 @@ class WordTower(nn.Module):
     def forward(
         self, sentences: Sequence[str]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
-        """Sentence features, word features and the mask of the words."""
+        """Return sentence features, word features and the mask of the words."""
         ids, mask = self.tokenize(sentences)
         words = self.embedding(ids) + self.position[: ids.shape[1]]
-        tokens = torch.cat([self.start.expand(len(ids), 1, -1), words], 1)
+        tokens = torch.cat([repeat(self.start, "d -> b 1 d", b=len(ids)), words], 1)
         hidden = self.transformer(tokens, torch.cat([mask.new_ones(len(ids), 1), mask], 1))
         features = self.projection(self.norm(hidden))
         return features[:, 0], features[:, 1:], mask

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -111,7 +112,7 @@ class XCLIP(PretrainedMixin):
         return self.text.words(sentence)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the video features: the settings of the video side and a digest of its weights."""
+        """Return plain values that change whenever the video features do: settings and a digest of weights."""
         config: dict[str, Any] = {} if self.config is None else dataclasses.asdict(self.config)
         parts = {"vision": self.vision, "recipe": self.recipe.video_head}
         tensors = (
@@ -137,11 +138,11 @@ class XCLIP(PretrainedMixin):
         return self.text.max_words
 
     def tower_parameters(self, logit_scale: bool = True) -> set[str]:
-        """Names of the parameters that come from CLIP, to be trained at a lower rate than the rest.
+        """Return the names of the parameters that come from CLIP, to be trained at a lower rate than the rest.
 
-        As in X-CLIP's code, all of CLIP: both towers and, with `logit_scale`, the logit scale. What starts from random
-        numbers counts as the rest: a timm tower that is not CLIP's without weights of its own, its projection
-        whatever its weights, and towers trained from scratch.
+        In X-CLIP's code that is all of CLIP: both towers and, with `logit_scale`, the logit scale. Parameters that
+        start from random numbers belong to the rest: a timm tower that is not CLIP's and has no weights of its own,
+        its projection in any case, and towers trained from scratch.
         """
         if self.config is None or self.config.clip is None:
             return set()
@@ -153,7 +154,7 @@ class XCLIP(PretrainedMixin):
         return names | {name for name, _ in self.named_parameters() if logit_scale and _is_scale(name)}
 
     def train(self, mode: bool = True) -> XCLIP:
-        """As of any module, but towers that are frozen stay in eval mode, with the statistics that they have."""
+        """Set the mode like any module, but keep frozen towers in eval mode, with the statistics that they have."""
         super().train(mode)
         if self.config is not None and self.config.clip is not None and self.config.clip.frozen:
             for tower in (self.vision, self.text):
@@ -225,8 +226,8 @@ class XCLIP(PretrainedMixin):
         one, ndim = ", ".join(axes), len(axes)
         if index is None:
             _expect("frames", frames, f"[B, N, {one}] (or [U, {one}] with index)", 2 + ndim)
-            index = torch.arange(frames.shape[0] * frames.shape[1], device=frames.device).view(frames.shape[:2])
-            frames = frames.flatten(0, 1)
+            videos, frames = len(frames), rearrange(frames, "b n ... -> (b n) ...")
+            index = rearrange(torch.arange(len(frames), device=frames.device), "(b n) -> b n", b=videos)
         _expect("frames", frames, f"[U, {one}] with index", 1 + ndim)
         if not frames.is_floating_point() and (axes == ["D"] or frames.dtype != torch.uint8):
             raise TypeError(f"frames: expected floating numbers{' or uint8' * (ndim > 1)}, got {frames.dtype}")
@@ -256,7 +257,7 @@ class XCLIP(PretrainedMixin):
     def encode_videos(
         self, paths: Iterable[str | os.PathLike[str]], *, sampling: Sampling | None = None, batch_size: int = 16
     ) -> Features:
-        """Features of video files, in their order, from the model in eval mode without a graph; decoding runs ahead.
+        """Encode video files in their order, in eval mode and without a graph; decoding runs ahead.
 
         Args:
             paths: files; a folder stands for the videos in it.
@@ -270,7 +271,7 @@ class XCLIP(PretrainedMixin):
         return encode_videos(self, paths, sampling=sampling, batch_size=batch_size)
 
     def video_features(self, frames: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Features:
-        """Return what encode_video does, from the frame tower's features."""
+        """Make the grains of videos from the frame tower's features, like encode_video."""
         video = self.recipe.video_head(Features(frame=(frames, mask)))
         if self.masked:
             return video
@@ -284,9 +285,9 @@ class XCLIP(PretrainedMixin):
         index: Int[Tensor, "b n"] | None = None,
         ids: Ids | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch of pairs: sentence i belongs to video i (and to those with the same id).
+        """Compute the loss of a batch of pairs: sentence i belongs to video i (and to all videos with its id).
 
-        Where torch.distributed has several ranks, it is that of all their batches (see RetrievalLoss).
+        Where torch.distributed has several ranks, it is the loss of all their batches (see RetrievalLoss).
 
         Args:
             sentences: see encode_text.
@@ -296,7 +297,7 @@ class XCLIP(PretrainedMixin):
         return self.loss(self.encode_text(sentences), self.encode_video(frames, mask, index), ids)
 
     def loss(self, text: Features, video: Features, ids: Ids | None = None, **settings: Any) -> Float[Tensor, ""]:
-        """The loss of a batch of pairs, of the features that encode_text and encode_video make.
+        """Compute the loss of a batch of pairs from the features that encode_text and encode_video make.
 
         Args:
             settings: see Recipe.loss_of.
@@ -309,7 +310,7 @@ def _is_scale(name: str) -> bool:
 
 
 def _compact(index: Tensor, mask: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """The rows that real frames use, and the index into them (0 where padded)."""
+    """Return the rows that real frames use, and the index into these rows (0 where padded)."""
     used = torch.zeros(total, dtype=torch.bool, device=index.device)
     used[index[mask]] = True
     new = torch.where(used, used.cumsum(0) - 1, 0)

@@ -1,1 +1,1 @@
-"""What a run leaves behind: why a pair has its score, and one self-contained HTML page."""
+"""Report of a run: why a pair has its score, and one self-contained HTML page."""

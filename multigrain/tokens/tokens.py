@@ -166,13 +166,7 @@ def _check_mask(name: str, value: object, values: Tensor) -> Tensor:
         raise TypeError(f"{name} mask: expected a bool tensor or None, got {type(value).__name__}")
     checks.dense(f"{name} mask", value)
     expected = (values.shape[0], 1 if values.ndim == 2 else values.shape[1])
-    if value.shape != expected:
-        raise ValueError(f"{name} mask: expected shape {list(expected)}, got {checks.shape(value)}")
-    if value.dtype != torch.bool:
-        raise TypeError(f"{name} mask: expected dtype torch.bool (True = a real token), got {value.dtype}")
-    if value.device != values.device:
-        raise ValueError(f"{name} mask: expected device {values.device} as its features, got {value.device}")
-    return value
+    return checks.mask(f"{name} mask", value, expected, values.device)
 
 
 def _rows(index: Index, size: int) -> slice | Tensor:

@@ -28,6 +28,7 @@ from multigrain.data import babyai
 from multigrain.data.babyai import Rollouts
 from multigrain.data.babyai import cache as babyai_cache
 from multigrain.data.babyai import world as babyai_world
+from multigrain.data.pairs import frames_of
 
 SMALL = {"pairs": 60, "single": 30, "val": 10, "test": 12, "progress": False}
 
@@ -45,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> babyai.BabyAI:
 
 
 def same(a: Rollouts, b: Rollouts) -> bool:
-    return a.sentences == b.sentences and np.array_equal(a.observations, b.observations)
+    return a.sentences == b.sentences and np.array_equal(a.views[a.steps], b.views[b.steps])
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -116,7 +117,7 @@ def test_the_last_view_of_a_picked_up_object_shows_it_in_hand(data) -> None:
     picked = [i for i, sentence in enumerate(data.single.sentences) if sentence.startswith("pick up")]
     assert picked
     for i in picked:
-        held = data.single.observations[data.single.offsets[i + 1] - 1][3, 6]
+        held = data.single.views[data.single.steps[data.single.offsets[i + 1] - 1]][3, 6]
         assert held[0] == codes[data.single.sentences[i].split()[-1]]
 
 
@@ -171,7 +172,7 @@ def test_a_batch_renders_each_view_once_and_finds_every_frame(data) -> None:
     assert torch.equal(batch.frames[batch.index], each.view(4, 6, 3, 56, 56))
     assert torch.equal(batch.mask, torch.from_numpy(mask))
     assert batch.sentences == [data.train.sentences[i] for i in indices]
-    pictures = data.train.frames(3, max_frames=6)
+    pictures = frames_of(data.train, 3, 6)
     assert np.array_equal(np.moveaxis(pictures, -1, 1), batch.frames[batch.index[0]][batch.mask[0]].numpy())
 
 

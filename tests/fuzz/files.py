@@ -106,7 +106,7 @@ def babyai(folder: Path) -> None:
     lengths = np.full(babyai_cache.SHARD, 2)
     observations = rng.integers(0, 3, (int(lengths.sum()), 7, 7, 3)).astype(np.uint8)
     sentences = [f"go to the ball {i}" for i in range(babyai_cache.SHARD)]
-    shard = babyai_cache.Shard(sentences, lengths, observations, babyai_cache.Counter({"too long": 3}))
+    shard = babyai_cache.RolloutShard(sentences, lengths, observations, babyai_cache.Counter({"too long": 3}))
     babyai_cache.write_shard(folder / "many-00000.npz", shard)
 
 

@@ -83,7 +83,7 @@ def test_weights_of_a_linear_outer_reduction_have_their_gradient(inner, both, ma
     """The reference judges; padding, whose weight is 0, gets none."""
     spec = Spec(inner, 0.3, "linear", 1.0, both)
     outcomes = []
-    for score in (lambda *given: ops.fused_scores(*given, "blocked"), reference.scores):
+    for score in (lambda *given: ops.fused_scores(*given, "blocked"), reference.reference_scores):
         query, candidate = (operand(items, 4, items, masked, weighted=True) for items in (5, 6))
         sides = [x._replace(x=x.x.double(), weights=x.weights.double()) for x in (query, candidate)]
         if masked:

@@ -161,7 +161,8 @@ def serving() -> Iterator[None]:
     """The backend is there for the asking."""
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:  # the table's row is for CUDA
-            patch.setitem(table.BACKENDS, "triton", lambda *grain: fusion.scores(*grain[:3], "triton", *grain[3:]))
+            scores = fusion.two_level_scores
+            patch.setitem(table.BACKENDS, "triton", lambda *grain: scores(*grain[:3], "triton", *grain[3:]))
         yield
 
 

@@ -1,4 +1,4 @@
-"""Video-sentence pairs that anyone can generate: a bot solves BabyAI missions. Needs the extra ``demo``."""
+"""Video-sentence pairs that anyone can generate: a bot solves BabyAI missions. The extra ``demo`` is needed."""
 
 from .rollouts import BabyAI, Rollouts, load, render, split_by_sentence
 

@@ -1,7 +1,7 @@
 """The cache of BabyAI rollouts: shards of seeds, generated in parallel, written atomically, reused.
 
 A shard is a pure function of (seed, stream, number), so the result depends neither on the number of workers
-nor on what an interrupted run left behind. The folder's name is a key of everything that shapes a shard.
+nor on the files of an interrupted run. The folder's name is a key of everything that shapes a shard.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ FORMAT = 1
 STEPS = (4, 64)
 """Fewest and most views of a rollout that is kept."""
 TIME_LIMIT = 3.0
-"""Seconds of CPU for a seed, a thousand times what one takes: some never leave ``reset()``."""
+"""Seconds of CPU for a seed, a thousand times the usual: some never leave ``reset()``."""
 SHARD = 250
-"""Rollouts in a shard: about a second of work, which is what an interrupt can lose."""
+"""Rollouts in a shard: an interrupt loses about a second of work."""
 SEEDS_PER_ROLLOUT = 100
 """A shard that has tried this many seeds for each rollout it holds gives up."""
 
 
 class ShardId(NamedTuple):
-    """Which rollouts: ``stream`` "many" (two to four actions) or "one", and the shard's number in it."""
+    """The name of a shard: its ``stream``, "many" (two to four actions) or "one", and its number in it."""
 
     stream: Stream
     number: int
 
 
-class Shard(NamedTuple):
+class RolloutShard(NamedTuple):
     """The first `SHARD` rollouts that succeed among a shard's own seeds."""
 
     sentences: list[str]
@@ -72,13 +72,13 @@ class Shard(NamedTuple):
 
 
 def shards_for(pairs: int, single: int) -> list[ShardId]:
-    """The shards that hold ``pairs`` rollouts of many actions and ``single`` of one."""
+    """List the shards that hold ``pairs`` rollouts of many actions and ``single`` of one."""
     wanted: list[tuple[Stream, int]] = [("many", pairs), ("one", single)]
     return [ShardId(stream, k) for stream, count in wanted for k in range(-(-count // SHARD))]
 
 
 def folder_for(cache_dir: Path, seed: int) -> Path:
-    """The folder of this seed's shards, keyed by every setting that shapes them."""
+    """Return the folder of a seed's shards, keyed by every setting that shapes them."""
     settings = {
         "format": FORMAT,
         "shard": SHARD,
@@ -94,10 +94,10 @@ def folder_for(cache_dir: Path, seed: int) -> Path:
 
 def load_shards(
     cache_dir: Path, ids: Sequence[ShardId], seed: int, workers: int, progress: bool
-) -> dict[ShardId, Shard]:
-    """Every shard of ``ids``, from disk where a sound one lies there, else generated and kept."""
+) -> dict[ShardId, RolloutShard]:
+    """Load every shard of ``ids``, or generate and keep those that are missing or damaged."""
     folder = folder_for(cache_dir, seed)
-    found: dict[ShardId, Shard] = {}
+    found: dict[ShardId, RolloutShard] = {}
     for shard in ids:
         path = _path(folder, shard)
         try:
@@ -115,10 +115,10 @@ def load_shards(
 
 
 class CorruptShardError(ValueError):
-    """A shard file that cannot be read, or does not hold what its name promises."""
+    """A shard file cannot be read, or is no shard."""
 
 
-def read_shard(path: Path) -> Shard:
+def read_shard(path: Path) -> RolloutShard:
     """Read and verify one shard; a zip archive carries a checksum of every array.
 
     Raises:
@@ -131,7 +131,7 @@ def read_shard(path: Path) -> Shard:
         reasons = files.parse_json(str(skipped[()]))
     except (FileNotFoundError, PermissionError):
         raise
-    except Exception as error:  # whatever the contents run into
+    except Exception as error:  # damaged contents raise many kinds
         raise CorruptShardError(f"unreadable: {type(error).__name__}") from error
     problems = {
         "sentences": sentences.shape != (SHARD,) or sentences.dtype.kind != "U",
@@ -143,11 +143,11 @@ def read_shard(path: Path) -> Shard:
         problems["observations"] = len(observations) != lengths.sum() or bool((observations >= KINDS).any())
     if bad := [name for name, wrong in problems.items() if wrong]:
         raise CorruptShardError(f"no {' and '.join(bad)} of a shard")
-    return Shard(sentences.tolist(), lengths, observations, Counter[str](reasons))
+    return RolloutShard(sentences.tolist(), lengths, observations, Counter[str](reasons))
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """An array as np.save writes it; of a header that promises more than there is, nothing is allocated."""
+    """Read an array that np.save wrote; a header that promises more than there is makes nothing allocated."""
     if (entry := archive.getinfo(f"{name}.npy")).file_size > _LARGEST:
         raise ValueError(f"{name}: expected at most {_LARGEST} bytes")
     file = io.BytesIO(archive.read(entry))
@@ -160,7 +160,7 @@ def _within(values: NDArray[np.int64], low: int, high: int) -> bool:
     return low <= values.min() and values.max() <= high
 
 
-def write_shard(path: Path, shard: Shard) -> None:
+def write_shard(path: Path, shard: RolloutShard) -> None:
     """Write a shard, whole or not at all."""
     with files.writing(path) as file:
         np.savez_compressed(
@@ -172,7 +172,7 @@ def write_shard(path: Path, shard: Shard) -> None:
         )
 
 
-def make_shard(shard: ShardId, seed: int) -> Shard:
+def make_shard(shard: ShardId, seed: int) -> RolloutShard:
     """Roll out the shard's own seeds, in order, until `SHARD` of them gave a pair."""
     from .world import Skipped, rollout, time_limit
 
@@ -193,7 +193,7 @@ def make_shard(shard: ShardId, seed: int) -> Shard:
     else:
         raise RuntimeError(f"only {len(kept)} of {tries} seeds of {shard} gave a pair: {dict(skipped)}")
     lengths = np.array([len(views) for _, views in kept], np.int64)
-    return Shard([mission for mission, _ in kept], lengths, np.concatenate([v for _, v in kept]), skipped)
+    return RolloutShard([mission for mission, _ in kept], lengths, np.concatenate([v for _, v in kept]), skipped)
 
 
 @functools.cache
@@ -252,7 +252,7 @@ def _end_with(parent: BaseProcess) -> None:
 
 @contextmanager
 def _progress(total: int, *, enabled: bool) -> Generator[Callable[[], None]]:
-    """A bar where rich is installed and stderr is a terminal, else about ten plain lines."""
+    """Show a bar where rich is installed and stderr is a terminal, else about ten plain lines."""
     label = "generating BabyAI pairs"
     if enabled and sys.stderr.isatty():
         try:

@@ -18,8 +18,10 @@ _drawn = np.zeros(2 * _CODES, np.bool_)
 
 
 def render(views: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames [V, 3, 56, 56] uint8 of views [V, 7, 7, 3], as Minigrid renders them: with ``grid, visible =
-    Grid.decode(view)``, equal to ``grid.render(8, agent_pos=(3, 6), agent_dir=3, highlight_mask=visible)``.
+    """Draw views [V, 7, 7, 3] as frames [V, 3, 56, 56] uint8.
+
+    With ``grid, visible = Grid.decode(view)``, a frame is Minigrid's own
+    ``grid.render(8, agent_pos=(3, 6), agent_dir=3, highlight_mask=visible)``.
 
     Raises:
         ValueError: not uint8 [V, 7, 7, 3], or a value that is no object type, colour or state.
@@ -32,7 +34,7 @@ def render(views: NDArray[np.uint8]) -> NDArray[np.uint8]:
     code = (kind[..., 0] * KINDS[1] + kind[..., 1]) * KINDS[2] + kind[..., 2]
     code[:, _AGENT[0], _AGENT[1]] += _CODES
     for new in np.flatnonzero((np.bincount(code.ravel(), minlength=2 * _CODES) > 0) & ~_drawn):
-        _words[new] = _draw(int(new))
+        _words[new] = _tile_words(int(new))
         _drawn[new] = True
     frames = np.empty((len(views), 3, 7, TILE, 7), np.uint64)
     for start in range(0, len(views), 64):  # a block's words stay in the processor's cache
@@ -41,8 +43,8 @@ def render(views: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return frames.view(np.uint8).reshape(len(views), 3, 7 * TILE, 7 * TILE)
 
 
-def _draw(code: int) -> NDArray[np.uint64]:
-    """[3, 8] one tile's lines, drawn by Minigrid."""
+def _tile_words(code: int) -> NDArray[np.uint64]:
+    """Return the lines [3, 8] of a tile that Minigrid draws."""
     from .world import draw_tile
 
     agent, kind = divmod(code, _CODES)

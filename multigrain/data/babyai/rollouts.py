@@ -32,7 +32,7 @@ except ImportError as error:
     raise ImportError('the BabyAI pairs need NumPy and Minigrid: pip install "multigrain[demo]"') from error
 
 from ..pairs import Batch, cores, equal_ids
-from .cache import Shard, ShardId, Stream, load_shards, shards_for
+from .cache import RolloutShard, ShardId, Stream, load_shards, shards_for
 from .render import render
 
 
@@ -58,7 +58,7 @@ class Rollouts:
 
     @property
     def names(self) -> list[str]:
-        """[N] rollouts have no name but their place."""
+        """[N] the number of each rollout, counted from 0: rollouts have no other name."""
         return [str(i) for i in range(len(self))]
 
     @property
@@ -72,23 +72,18 @@ class Rollouts:
         """[N] steps of every rollout, the first view included."""
         return np.diff(self.offsets)
 
-    @property
-    def observations(self) -> NDArray[np.uint8]:
-        """[total_steps, 7, 7, 3] what the agent saw at every step."""
-        return self.views[self.steps]
-
     def subset(self, indices: Sequence[int]) -> Rollouts:
-        """The rollouts at ``indices``, in that order."""
+        """Return the rollouts at ``indices``, in that order."""
         parts = [self.steps[self.offsets[i] : self.offsets[i + 1]] for i in indices]
         offsets = np.cumsum([0, *map(len, parts)])
         steps = np.concatenate(parts) if parts else self.steps[:0]
         return Rollouts([self.sentences[i] for i in indices], self.views, steps, offsets)
 
     def sample(self, indices: Sequence[int], max_frames: int = 12) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Rows of ``views`` and mask, both [B, F]: frames sampled uniformly, the first and the last included.
+        """Return rows of ``views`` and mask, both [B, F]: frames sampled uniformly, the first and the last included.
 
         A rollout of at most ``max_frames`` steps keeps all of them; its padded slots repeat the last view
-        under a False. ``max_frames=1`` takes the last view, which shows what was done.
+        under a False. ``max_frames=1`` takes the last view, which shows the outcome.
         """
         _positive("max_frames", max_frames)
         rows = np.asarray(indices, dtype=np.int64)
@@ -102,13 +97,8 @@ class Rollouts:
             position = lengths - 1
         return self.steps[self.offsets[rows][:, None] + position], slot < taken
 
-    def frames(self, index: int, max_frames: int = 12) -> NDArray[np.uint8]:
-        """[F, 56, 56, 3] one rollout's sampled frames, without padding, as pictures."""
-        rows, mask = self.sample([index], max_frames)
-        return np.moveaxis(render(self.views[rows[0][mask[0]]]), 1, -1)
-
     def batch(self, indices: Sequence[int], max_frames: int = 12, seed: int | None = None) -> Batch:
-        """The rollouts at ``indices`` for an encoder, sampled as in `sample`: chance, and so ``seed``, has no part.
+        """Return the rollouts at ``indices`` for an encoder, sampled by `sample`; ``seed`` is not used.
 
         A padded slot repeats the item's last view.
         """
@@ -147,16 +137,16 @@ def load(
     quick: bool = False,
     progress: bool = True,
 ) -> BabyAI:
-    """The pairs of ``seed``, from ``cache_dir`` or generated into it.
+    """Load the pairs of ``seed`` from ``cache_dir``, or generate them into it.
 
     The result depends on the sizes and the seed alone, not on ``workers`` nor on earlier interrupted calls.
 
     Args:
-        cache_dir: where the generated rollouts are kept; made if it does not exist.
+        cache_dir: the folder that keeps the generated rollouts; made if it does not exist.
         pairs: rollouts of two to four actions, to be split into train, val and test.
         single: rollouts of one action.
-        val: distinct sentences for validation, one video each; no sentence of theirs is in train or test.
-        test: the same for the test.
+        val: distinct sentences for validation, one video each; none of them is in train or test.
+        test: distinct sentences for the test, likewise.
         seed: of the worlds and of the split.
         workers: processes; None = one per available core.
         quick: a tenth of every size.
@@ -198,7 +188,7 @@ def load(
 
 
 def split_by_sentence(sentences: Sequence[str], *, val: int, test: int, seed: int) -> dict[str, list[int]]:
-    """Indices of train, val and test, such that no sentence is in two of them.
+    """Return the indices of train, val and test, so that no sentence is in two of them.
 
     ``test`` and ``val`` distinct sentences, each with its first rollout; train is every rollout of the other
     sentences. Sentences are ranked by a hash of (seed, sentence), so more pairs move few between splits.
@@ -210,25 +200,25 @@ def split_by_sentence(sentences: Sequence[str], *, val: int, test: int, seed: in
             f"got {val} + {test}"
         )
     first = {sentence: i for i, sentence in reversed(list(enumerate(sentences)))}
-    held = set(ranked[: test + val])
+    unseen = set(ranked[: test + val])
     return {
-        "train": [i for i, sentence in enumerate(sentences) if sentence not in held],
+        "train": [i for i, sentence in enumerate(sentences) if sentence not in unseen],
         "val": sorted(first[sentence] for sentence in ranked[test : test + val]),
         "test": sorted(first[sentence] for sentence in ranked[:test]),
     }
 
 
-def _join(shards: Sequence[Shard], count: int) -> Rollouts:
+def _join(shards: Sequence[RolloutShard], count: int) -> Rollouts:
     sentences = [sentence for shard in shards for sentence in shard.sentences][:count]
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([shard.lengths for shard in shards])[:count])])
     observations = np.concatenate([shard.observations for shard in shards])[: offsets[-1]]
-    # Equal views are equal bytes: one opaque scalar per view makes them sort and compare as such.
+    # One opaque scalar per view, so that views sort and compare by their bytes.
     as_bytes = np.ascontiguousarray(observations).reshape(len(observations), -1).view(f"V{7 * 7 * 3}")[:, 0]
     _, first, steps = np.unique(as_bytes, return_index=True, return_inverse=True)
     return Rollouts(sentences, observations[first], steps.astype(np.int64), offsets.astype(np.int64))
 
 
-def _skipped(shards: Mapping[ShardId, Shard], stream: Stream) -> dict[str, int]:
+def _skipped(shards: Mapping[ShardId, RolloutShard], stream: Stream) -> dict[str, int]:
     return dict(sum((shard.skipped for key, shard in shards.items() if key.stream == stream), Counter[str]()))
 
 

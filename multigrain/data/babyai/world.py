@@ -1,9 +1,9 @@
 """Minigrid's side of the BabyAI pairs: the room, the bot that solves it, one rollout.
 
-The world, the language, the verifier and the planner are Minigrid's own. Two subclasses replace only
-what a rollout spends its time on, and tests hold them equal to the originals: the view of a room without
-inner walls is a table lookup by (position, direction), and the breadth-first search reads its cells
-directly. Importing this module imports minigrid.
+The world, the language, the verifier and the planner are Minigrid's own. Two subclasses replace only the slow
+parts of a rollout, and tests hold them equal to the originals: the view of a room without inner walls is a table
+lookup by (position, direction), and the breadth-first search reads its cells directly. Importing this module
+imports minigrid.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OUTSIDE, HIDDEN = ROOM * ROOM, ROOM * ROOM + 1
 
 
 class Sight(NamedTuple):
-    """What one position and direction shows: a room without inner walls hides nothing else."""
+    """The cells that are seen from a position and direction: the same for every room without inner walls."""
 
     cell: NDArray[np.intp]
     """[7, 7] the room's cell at every cell of the view, or OUTSIDE, or HIDDEN"""
@@ -67,8 +67,10 @@ class ColouredRoom(LevelGen):
         self._encoded_for: tuple[Grid | None, WorldObj | None] = (None, None)
 
     def rand_obj(self, *_: Any, **__: Any) -> ObjDesc:
-        """One of the room's (colour, type) pairs, all alike: what the original's rejection sampling
-        gives once descriptions without a colour are refused."""
+        """Draw one of the room's (colour, type) pairs, each as likely as any other.
+
+        It is the distribution of the original's rejection sampling, once descriptions without a colour are refused.
+        """
         present = sorted({(thing.color, thing.type) for thing in self.get_room(0, 0).objs})
         color, kind = self._rand_elem(present)
         return ObjDesc(kind, color)
@@ -82,7 +84,7 @@ class ColouredRoom(LevelGen):
         return int(super()._rand_int(low, high))  # plain integers make the bot's searches faster
 
     def sight(self) -> Sight:
-        """What the agent sees from where it stands."""
+        """Return the cells that the agent sees from its place."""
         x, y = self.agent_pos
         where = (int(x), int(y), self.agent_dir)
         if where not in self._sights:
@@ -103,8 +105,8 @@ class ColouredRoom(LevelGen):
         return Sight(cell, seen)
 
     def gen_obs(self) -> dict[str, Any]:
-        """The original's observation, by lookup: ``image`` [7, 7, 3], ``direction``, ``mission``."""
-        # Objects move only through the agent's hands, so the room changes when what is carried does.
+        """Look up the original's observation: ``image`` [7, 7, 3], ``direction``, ``mission``."""
+        # Objects move only through the agent's hands, so the room changes only when the carried object does.
         if self._encoded_for[0] is not self.grid or self._encoded_for[1] is not self.carrying:
             self._encode()
         image = self._encoded[self.sight().cell]
@@ -165,13 +167,13 @@ def _trace(end: Cell, came_from: dict[Cell, Cell | None]) -> list[Cell]:
 
 
 class Skipped(Exception):
-    """This seed gives no pair; the message is the reason, short enough to count by."""
+    """A seed gives no pair; the message is the reason, short enough to count by."""
 
 
 def rollout(
     room: LevelGen, seed: int, steps: tuple[int, int], bot: type[BabyAIBot] = Bot
 ) -> tuple[str, NDArray[np.uint8]]:
-    """Mission and views [steps, 7, 7, 3] of the bot solving the world of ``seed``, from start to success.
+    """Return the mission and the views [steps, 7, 7, 3] of the bot that solves the world of ``seed``.
 
     Raises:
         Skipped: the bot failed, or took fewer or more than ``steps`` (first and last view included).
@@ -221,7 +223,7 @@ def time_limit(seconds: float) -> Generator[None]:
 
 
 def draw_tile(kind: int, color: int, state: int, *, agent: bool, size: int) -> NDArray[np.uint8]:
-    """[size, size, 3] one tile of a view, as `Grid.render` draws it; what is visible is highlighted."""
+    """Draw one tile [size, size, 3] of a view like `Grid.render`; visible tiles are highlighted."""
     tile = Grid.render_tile(
         WorldObj.decode(kind, color, state),
         agent_dir=3 if agent else None,

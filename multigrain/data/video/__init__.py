@@ -1,4 +1,4 @@
-"""Videos as frames for a tower: which frames are taken, and how they are read. Needs the extra ``data``."""
+"""Videos as frames for a tower: the choice of frames, and their reading. The extra ``data`` is needed."""
 
 from .container import VideoError
 from .read import BACKENDS, STRATEGIES, Sampling, batch, read_video, sample

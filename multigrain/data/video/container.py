@@ -1,7 +1,7 @@
-"""A video file as FFmpeg is let at it: by what is in it, whoever made it.
+"""Open a video file with FFmpeg safely, whoever made it.
 
-FFmpeg is handed the bytes of a file without its name, reads the formats below alone, and has no protocol by which it
-could open anything else. Frames beyond `MOST_PIXELS` are not read, nor is a file that keeps the processor busy for
+FFmpeg gets the bytes of a file without its name, reads the formats below alone, and has no protocol by which it could
+open anything else. Frames beyond `MOST_PIXELS` are not read, nor is a file that keeps the processor busy for
 `PATIENCE` seconds without giving a packet.
 """
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MOST_PIXELS = 2**25
-"""Of a frame, width times height: 8192 x 4096."""
+"""The most pixels of a frame: 8192 x 4096."""
 PATIENCE = 5.0
-"""Seconds of the processor's time, not of the clock: neither a slow disk nor a busy machine makes a video broken."""
+"""Seconds of the processor's time, not of the clock: a slow disk or a busy machine makes no video broken."""
 FORMATS = (
     "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,asf,rm,mxf,dv,mjpeg,gif,apng,yuv4mpegpipe,"
     "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
@@ -32,7 +32,7 @@ FORMATS = (
 """FFmpeg's names of the formats that are read; playlists, which name other files, are not among them."""
 _BUFFER = 2**18  # bytes read at a time
 _NOT_READ = "no format that is read here, or frames of more than {:,} pixels"
-_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")  # of an mp4, which hold others
+_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")  # the boxes of an mp4 that hold others
 
 
 class VideoError(ValueError):
@@ -40,12 +40,12 @@ class VideoError(ValueError):
 
 
 def unreadable(source: object, reason: str) -> VideoError:
-    """The error of a source; one line, whatever the reason looks like."""
+    """Make the error of a source, in one line."""
     return VideoError(f"{source}: {' '.join(reason.split())}")
 
 
-class _Source:
-    """What FFmpeg sees of a file: its bytes, as long as they get it anywhere; from then on, the end of the file."""
+class _WatchedFile:
+    """A file that FFmpeg reads, and that seems to end once reading fails or takes too long without a packet."""
 
     def __init__(self, path: Path, file: io.FileIO) -> None:
         self._path, self._file, self._problem = path, file, ""
@@ -53,7 +53,7 @@ class _Source:
         self.moved()
 
     def moved(self) -> None:
-        """Start to count anew."""
+        """Start to measure time anew."""
         self._since = time.thread_time()
 
     def check(self) -> None:
@@ -64,13 +64,13 @@ class _Source:
             raise unreadable(self._path, self._problem)
 
     def check_size(self, width: int, height: int) -> None:
-        """Raise a VideoError of a frame that is too large."""
+        """Raise a VideoError if a frame is too large."""
         if width * height > MOST_PIXELS:
             raise unreadable(self._path, f"frames of {width} x {height}, more than {MOST_PIXELS:,} pixels")
 
-    # FFmpeg goes on after an error, and PyAV prints what is raised in these two from the second time on.
+    # FFmpeg goes on after an error, and PyAV prints errors of these two methods from the second one on.
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Read at most `size` bytes; none at the end."""
         try:
             self.check()
             return self._file.read(size)
@@ -81,7 +81,7 @@ class _Source:
         return b""
 
     def seek(self, offset: int, whence: int) -> int:
-        """The new place, or a negative number where there is none."""
+        """Move to a place and return it, or a negative number where there is none."""
         try:
             return self._file.seek(offset, whence)
         except OSError:
@@ -92,12 +92,12 @@ class _Source:
 class Opened:
     """A container and its video stream."""
 
-    source: _Source
+    source: _WatchedFile
     container: InputContainer
     stream: VideoStream
 
     def packets(self, *streams: VideoStream) -> Iterator[Packet[Any]]:
-        """Of these streams, or of all."""
+        """Yield the packets of these streams, or of all."""
         for packet in self.container.demux(*streams):  # the last ones are empty, one for each stream
             self.source.check()
             if packet.size:
@@ -105,16 +105,16 @@ class Opened:
             yield packet
 
     def frames(self) -> Iterator[VideoFrame]:
-        """Of the video stream, from here on."""
+        """Yield the frames of the video stream from here on."""
         for packet in self.packets(self.stream):
             for frame in packet.decode():
-                self.source.check_size(frame.width, frame.height)  # which may change on the way
+                self.source.check_size(frame.width, frame.height)  # the size may change within a file
                 yield frame
 
 
 @contextmanager
 def open_video(path: Path) -> Generator[Opened]:
-    """The video stream of a file; whatever FFmpeg objects to becomes a VideoError."""
+    """Open the video stream of a file; any error of FFmpeg becomes a VideoError."""
     av = pyav()
     try:
         if not path.is_file():  # a pipe would wait for ever
@@ -125,7 +125,7 @@ def open_video(path: Path) -> Generator[Opened]:
         codec = {"max_pixels": str(2 * MOST_PIXELS)}
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "none", **codec}
         with path.open("rb", buffering=0) as file:
-            source = _Source(path, file)
+            source = _WatchedFile(path, file)
             _check_counts(path, source)
             try:
                 with av.open(source, options=options, metadata_errors="ignore", buffer_size=_BUFFER) as container:
@@ -143,8 +143,8 @@ def open_video(path: Path) -> Generator[Opened]:
         raise unreadable(path, f"cannot be read: {error.strerror}") from error
 
 
-def _check_counts(path: Path, source: _Source) -> None:
-    """An mp4 may promise billions of frames in a few bytes; FFmpeg would make a table of them at once."""
+def _check_counts(path: Path, source: _WatchedFile) -> None:
+    """Refuse an mp4 that promises billions of frames in a few bytes: FFmpeg would make a table of them at once."""
     place, size = 0, source.seek(0, io.SEEK_END)
     while place + 8 <= size:
         source.check()
@@ -158,8 +158,8 @@ def _check_counts(path: Path, source: _Source) -> None:
     source.seek(0, io.SEEK_SET)
 
 
-def _video_stream(path: Path, source: _Source, container: InputContainer, options: dict[str, str]) -> VideoStream:
-    """The stream to decode, with these options of its codec."""
+def _video_stream(path: Path, source: _WatchedFile, container: InputContainer, options: dict[str, str]) -> VideoStream:
+    """Choose the stream to decode, and set these options of its codec."""
     stream: VideoStream
     cover = pyav().stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
@@ -178,11 +178,7 @@ def _video_stream(path: Path, source: _Source, container: InputContainer, option
 
 
 def pyav() -> Any:
-    """The module av.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """Import PyAV, or raise an ImportError that says how to install it."""
     try:
         import av
     except ImportError as error:

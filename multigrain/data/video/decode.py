@@ -4,7 +4,7 @@ Time runs from the first frame of the video stream. The frame at time t is the o
 timestamp of at most t + 0.5 ms, since many containers round timestamps to milliseconds.
 
 A first pass reads packets without decoding them: how long the video is, where its keyframes are, whether the file
-is cut off. The second decodes, in the order of time, and converts the frames that are asked for alone.
+is cut off. The second pass decodes in the order of time, and converts only the frames that are asked for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Choose = Callable[[float], Sequence[float]]
 """Length of a video in seconds -> times in it, ascending."""
 Prepare = Callable[[Tensor], Tensor]
-"""A frame [3, H, W] uint8 -> what is kept of it."""
+"""A frame [3, H, W] uint8 -> the tensor that is kept of it."""
 
 TOLERANCE = 5e-4
 """Seconds by which a frame may be late."""
@@ -42,7 +42,7 @@ _CHUNK = 8  # frames that torchcodec holds at full size
 
 @dataclass(frozen=True)
 class _Index:
-    """What the packets of a video stream say; times in ticks of its clock."""
+    """The times of a video stream's frames, from its packets, in ticks of its clock."""
 
     tick: Fraction
     """seconds"""
@@ -64,7 +64,7 @@ class _Index:
         return float((self.end - self.times[0]) * self.tick)
 
     def due(self, time: float) -> int:
-        """The latest timestamp, in ticks, that a frame shown at a time in seconds may have."""
+        """Return the latest timestamp, in ticks, that a frame shown at a time in seconds may have."""
         return self.times[0] + int((Fraction(time) + Fraction(TOLERANCE)) / self.tick)
 
 
@@ -73,7 +73,7 @@ def _by_count(frames: int, rate: Fraction) -> _Index:
 
 
 class _Retry(Exception):
-    """Read again with this index: what the first one promised turned out wrong."""
+    """Reading must start again with this index, because the first one was wrong."""
 
     def __init__(self, index: _Index) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Retry(Exception):
 
 
 def read_file(path: Path, backend: str, choose: Choose, prepare: Prepare) -> list[Tensor]:
-    """The prepared frames of a file at the chosen times.
+    """Return the prepared frames of a file at the chosen times.
 
     Raises:
         ImportError: PyAV, or the backend asked for, does not load.
@@ -102,7 +102,7 @@ def read_file(path: Path, backend: str, choose: Choose, prepare: Prepare) -> lis
 
 
 def _read_torchcodec(path: Path, index: _Index, times: Sequence[float], prepare: Prepare) -> list[Tensor]:
-    """The same frames as PyAV's, or an error."""
+    """Read the frames that PyAV would give, or raise a VideoError."""
     if not index.indexed:
         raise unreadable(path, "torchcodec finds exact frames in mp4, mov, mkv and webm alone; use pyav")
     decoders = _torchcodec()
@@ -111,7 +111,7 @@ def _read_torchcodec(path: Path, index: _Index, times: Sequence[float], prepare:
     try:
         decoder = decoders.VideoDecoder(str(path.absolute()), seek_mode="exact", num_ffmpeg_threads=1)
         for i in range(0, len(expected), _CHUNK):
-            # A hair after the timestamp, which is a rounded float over there.
+            # A hair after the timestamp, which torchcodec rounds to a float.
             asked = [float((time + Fraction(1, 8)) * index.tick) for time in expected[i : i + _CHUNK]]
             got = decoder.get_frames_played_at(asked)
             if any(not -0.5 < (b - a) / float(index.tick) < 0.5 for a, b in zip(asked, got.pts_seconds, strict=True)):
@@ -124,7 +124,7 @@ def _read_torchcodec(path: Path, index: _Index, times: Sequence[float], prepare:
 
 @functools.cache
 def torchcodec_loads() -> bool:
-    """Whether torchcodec is installed and decodes a picture: it needs FFmpeg's libraries and its own torch."""
+    """Tell whether torchcodec is installed and decodes a picture: it needs FFmpeg's libraries and its own torch."""
     try:
         picture = b"YUV4MPEG2 W16 H16 F1:1 Ip A1:1 C420jpeg\nFRAME\n" + bytes(16 * 16 * 3 // 2)
         return tuple(_torchcodec().VideoDecoder(picture)[0].shape) == (3, 16, 16)
@@ -133,7 +133,7 @@ def torchcodec_loads() -> bool:
 
 
 def read_image(path: Path) -> Tensor:
-    """One picture [3, H, W] uint8.
+    """Read one picture [3, H, W] uint8.
 
     Raises:
         ImportError: PyAV is not installed.
@@ -147,7 +147,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def _scan(path: Path) -> _Index:
-    """Read all packets, and see whether they are all there."""
+    """Read all packets, and refuse a file that is cut off."""
     spans: dict[int, tuple[Fraction, int, int]] = {}  # stream -> tick, begin, end
     shown: list[tuple[int, bool]] = []
     packets = last = 0
@@ -186,7 +186,7 @@ def _scan(path: Path) -> _Index:
 
 
 def _check_whole(path: Path, container: InputContainer, spans: Sequence[tuple[Fraction, int, int]]) -> bool:
-    """No part of the file is missing, as far as it can tell; returns whether it is a bare stream without times.
+    """Refuse a file of which a part is missing; return True for a bare stream without times.
 
     Args:
         spans: tick, begin and end of each stream.
@@ -204,7 +204,7 @@ def _check_whole(path: Path, container: InputContainer, spans: Sequence[tuple[Fr
 
 
 def _prepared(path: Path, index: _Index, targets: Sequence[int], prepare: Prepare) -> Iterator[Tensor]:
-    """A frame for each target; the same object where it is the same frame."""
+    """Yield a prepared frame for each target; targets on one frame share one tensor."""
     before: VideoFrame | None = None
     prepared = torch.empty(0)
     for frame in _at(path, index, targets):
@@ -214,7 +214,7 @@ def _prepared(path: Path, index: _Index, targets: Sequence[int], prepare: Prepar
 
 
 def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFrame]:
-    """The frame on the screen at each target, in ticks."""
+    """Yield the frame on the screen at each target, in ticks."""
     with open_video(path) as opened:
         frames = _timed(opened, index)
         on, (time, ahead) = None, next(frames, (0, None))
@@ -223,7 +223,7 @@ def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFram
         for target in targets:
             key = bisect.bisect_right(index.keys, target) - 1
             if key > 0 and ahead is not None and time < index.keys[key]:
-                frames = _from(opened, index, index.keys[key])
+                frames = _timed_from(opened, index, index.keys[key])
                 on, (time, ahead) = None, next(frames, (0, None))
                 # Some keyframes are marked and yet no decoder can start there (H.264's intra refresh).
                 if ahead is None or time > target or ahead.is_corrupt:
@@ -240,8 +240,8 @@ def _at(path: Path, index: _Index, targets: Sequence[int]) -> Iterator[VideoFram
             yield frame
 
 
-def _from(opened: Opened, index: _Index, key: int) -> Iterator[tuple[int, VideoFrame]]:
-    """As _timed, from a keyframe on."""
+def _timed_from(opened: Opened, index: _Index, key: int) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield frames from a keyframe on, with their times."""
     try:
         opened.container.seek(key, stream=opened.stream)
     except pyav().error.FFmpegError as error:
@@ -250,7 +250,7 @@ def _from(opened: Opened, index: _Index, key: int) -> Iterator[tuple[int, VideoF
 
 
 def _timed(opened: Opened, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames from here on with their times in ticks, which must not run backwards."""
+    """Yield frames from here on with their times in ticks, which must not run backwards."""
     before: int | None = None
     for i, frame in enumerate(opened.frames()):
         time = i if index.counted else frame.pts
@@ -261,7 +261,7 @@ def _timed(opened: Opened, index: _Index) -> Iterator[tuple[int, VideoFrame]]:
 
 
 def _rgb(frame: VideoFrame) -> Tensor:
-    """[3, H, W] uint8, upright."""
+    """Convert a frame to [3, H, W] uint8, upright."""
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
     return torch.rot90(pixels, frame.rotation // 90, (1, 2)) if frame.rotation % 360 else pixels
 

@@ -1,4 +1,4 @@
-"""Which files are videos."""
+"""Video files: their names, and the ones in a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIDEO_SUFFIXES = frozenset(
 
 
 def list_videos(sources: Iterable[Location]) -> list[str]:
-    """Absolute paths of video files: files as they are, folders by what lies in them and below, sorted.
+    """List the absolute paths of video files, in order; a folder stands for the videos in it and below, sorted.
 
     Raises:
         TypeError: one path instead of a list of them.
@@ -29,7 +29,7 @@ def list_videos(sources: Iterable[Location]) -> list[str]:
     for source in sources:
         found = [Path(source)]
         if os.path.isdir(source):
-            # Not the files ".name.mp4" that file managers leave.
+            # File managers leave files such as ".name.mp4", which are no videos.
             files = (file for file in found[0].rglob("[!.]*") if file.suffix.lower() in VIDEO_SUFFIXES)
             found = sorted(file for file in files if file.is_file())
             if not found:

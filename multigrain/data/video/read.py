@@ -1,10 +1,10 @@
-"""Videos as frames for a tower: which frames are taken, and how they are read. Needs the extra ``data``.
+"""Videos as frames for a tower: the choice of frames, and their reading. The extra ``data`` is needed.
 
     frames = read_video("clip.mp4", Sampling(fps=1, max_frames=12))      # uint8 [n, 3, 224, 224], n <= 12
     frames, mask = batch([frames, read_video("other.mp4")])              # [2, F, 3, 224, 224], [2, F]
 
-Candidates are frames at a steady rate: candidate k is the frame on the screen at start + k / fps seconds, that is
-the last whose timestamp is at most that time (to 0.5 ms: many containers round to milliseconds). Time runs from the
+Candidates are frames at a steady rate: candidate k is the frame on the screen at start + k / fps seconds, the last
+one with a timestamp of at most that time (to 0.5 ms: many containers round to milliseconds). Time runs from the
 first frame of the video stream, whatever its timestamp. There is a candidate for each such time before the end, and
 at least one, however short the clip. `sample` then takes at most max_frames of them.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 STRATEGIES = ("uniform", "head", "random", "segment")
 BACKENDS = ("auto", "torchcodec", "pyav")
 
-Source: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[np.uint8]"
+VideoSource: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[np.uint8]"
 
 _IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
 _LONGEST = 8  # times the shorter side
@@ -45,12 +45,12 @@ _DIGITS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a video are taken.
+    """Settings that choose the frames of a video.
 
     Args:
         fps: candidates per second; 1 as published.
         max_frames: the most frames taken.
-        strategy: which of more candidates than that, see `sample`.
+        strategy: how they are chosen among more candidates, see `sample`.
 
     Raises:
         TypeError, ValueError: a value out of range.
@@ -67,9 +67,9 @@ class Sampling:
 
 
 def sample(total: int, sampling: Sampling, generator: torch.Generator | None = None) -> list[int]:
-    """Which of `total` candidate frames are taken, in order: all, if they are at most max_frames, else by strategy.
+    """Choose among `total` candidate frames, in order: all, if they are at most max_frames, else by strategy.
 
-    - uniform: the integer part of max_frames even steps from the first to the last, as CLIP4Clip's
+    - uniform: the integer part of max_frames even steps from the first to the last, like CLIP4Clip's
       ``slice_framepos 2`` and X-CLIP (max_frames=1: the first).
     - head: the first ones.
     - random: any, without repetition, by `generator` or else by torch's own.
@@ -83,11 +83,11 @@ def sample(total: int, sampling: Sampling, generator: torch.Generator | None = N
     n = min(total, sampling.max_frames)
     match sampling.strategy:
         case "uniform" if 1 < n < total:
-            # As numpy.linspace(0, total - 1, n, dtype=int) rounds: the step is a float.
+            # Rounded like numpy.linspace(0, total - 1, n, dtype=int), with a step in floats.
             step = (total - 1) / (n - 1)
             return [int(i * step) for i in range(n - 1)] + [total - 1]
         case "random" if n < total:
-            return _draw(n, total, generator)
+            return _random_rows(n, total, generator)
         case "segment":
             parts = itertools.pairwise(i * total // n for i in range(n + 1))
             if generator is None:
@@ -97,8 +97,8 @@ def sample(total: int, sampling: Sampling, generator: torch.Generator | None = N
             return list(range(n))
 
 
-def _draw(n: int, total: int, generator: torch.Generator | None) -> list[int]:
-    """n of total numbers, in order, each set as likely as any other; memory for n alone (Floyd's algorithm)."""
+def _random_rows(n: int, total: int, generator: torch.Generator | None) -> list[int]:
+    """Draw n of total numbers, in order, each set as likely as any other; memory for n alone (Floyd's algorithm)."""
     drawn: set[int] = set()
     for last in range(total - n, total):
         number = int(torch.randint(last + 1, (), generator=generator))
@@ -107,7 +107,7 @@ def _draw(n: int, total: int, generator: torch.Generator | None) -> list[int]:
 
 
 def read_video(
-    source: Source,
+    source: VideoSource,
     sampling: Sampling = Sampling(),
     size: int = 224,
     start: float | None = None,
@@ -116,14 +116,15 @@ def read_video(
     backend: str = "auto",
     frame_rate: float | None = None,
 ) -> UInt8[Tensor, "n 3 size size"]:
-    """The sampled frames of a video, upright, for a tower: the shorter side resized (bicubic, antialiased), the
-    centre cut out, as CLIP prepares images.
+    """Read the sampled frames of a video, upright, for a tower.
+
+    CLIP's preparation of images: the shorter side is resized (bicubic, antialiased), and the centre cut out.
 
     Args:
         source: a video file; a folder of images, in natural order of their names (2.png before 10.png); or frames
             uint8 [N, H, W, 3] or [N, 3, H, W], an array or a tensor.
         size: the side of the frames, in pixels.
-        start, end: the part of the video that is meant, in seconds; an end behind that of the video is its end.
+        start, end: the part of the video that is meant, in seconds; an end after the video's own stands for that.
         seed: of the strategies random and segment.
         backend: "pyav"; "torchcodec", faster, for mp4, mov, mkv and webm alone; or "auto", torchcodec where it
             loads and serves. Both take the same frames.
@@ -161,17 +162,17 @@ def read_video(
     if frame_rate is not None and not os.path.isdir(source):
         raise ValueError(f"frame_rate: expected None for a video file, which has its own, got {frame_rate}")
     try:
-        return _read(Path(source), size, backend, times, rows)
+        return _read_path(Path(source), size, backend, times, rows)
     except (VideoError, ImportError):
         raise
-    except Exception as error:  # whatever a file, a name or too little memory does to the libraries that read it
+    except Exception as error:  # a file, a name or too little memory makes the libraries raise many kinds
         raise unreadable(name, f"cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _read(
+def _read_path(
     path: Path, size: int, backend: str, times: Callable[[float], list[float]], rows: Callable[[int], list[int]]
 ) -> Tensor:
-    """The frames of a file at those times, or of a folder in those rows."""
+    """Read the frames of a file at these times, or of a folder in these rows."""
     if os.path.isdir(path):
         files = sorted((f for f in path.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES), key=_natural)
         if not files:
@@ -183,7 +184,7 @@ def _read(
 def batch(
     videos: Sequence[UInt8[Tensor, "n 3 h w"]], length: int | None = None
 ) -> tuple[UInt8[Tensor, "b f 3 h w"], Bool[Tensor, "b f"]]:
-    """Videos of different lengths as one tensor, zeros behind each, and its mask (True = a real frame).
+    """Pad videos of different lengths with zeros to one tensor; return it and its mask (True = a real frame).
 
     Args:
         length: F; None = the longest.
@@ -204,27 +205,26 @@ def batch(
         raise ValueError(f"length: expected at least the {longest} frames of the longest video, got {length}")
     slots = longest if length is None else length
     frames = videos[0].new_zeros(len(videos), slots, *videos[0].shape[1:])
-    mask = torch.zeros(len(videos), slots, dtype=torch.bool, device=frames.device)
     for i, video in enumerate(videos):
         frames[i, : len(video)] = video
-        mask[i, : len(video)] = True
-    return frames, mask
+    lengths = torch.tensor([[len(video)] for video in videos], device=frames.device)
+    return frames, torch.arange(slots, device=frames.device) < lengths
 
 
 def _times(
     name: str, seconds: float, sampling: Sampling, start: float, end: float | None, generator: torch.Generator | None
 ) -> list[float]:
-    """When the frames taken are shown, in seconds from the beginning."""
+    """Return when the chosen frames are shown, in seconds from the beginning."""
     if start > 0 and start >= seconds:
         raise unreadable(name, f"it ends at {seconds:.2f} s, before the start of the clip at {start:.2f} s")
     stop = seconds if end is None else min(end, seconds)
-    # Beyond this, floats do not tell the candidates apart.
+    # Floats do not tell more candidates apart.
     total = max(1, math.ceil(min((stop - start - TOLERANCE) * sampling.fps, 2.0**53)))
     return [start + k / sampling.fps for k in sample(total, sampling, generator)]
 
 
 def _channels_first(source: object) -> Tensor:
-    """Frames uint8 [N, 3, H, W] of an array or a tensor."""
+    """Convert an array or a tensor to frames uint8 [N, 3, H, W]."""
     try:
         frames = torch.as_tensor(source)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -237,9 +237,9 @@ def _channels_first(source: object) -> Tensor:
 
 
 def _fit(frame: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 size size"]:
-    """Resized to the shorter side, the centre cut out."""
+    """Resize a frame by its shorter side and cut out the centre."""
     short = min(frame.shape[1:])
-    # Of a strip, the middle alone is enlarged: the whole might be larger than the memory.
+    # Only the middle of a narrow strip is enlarged: all of it might be larger than the memory.
     for dim in (1, 2):
         spare = max(0, frame.shape[dim] - _LONGEST * short) // 2
         frame = frame.narrow(dim, spare, frame.shape[dim] - 2 * spare)
@@ -264,5 +264,5 @@ def _check_span(start: float | None, end: float | None) -> None:
 
 
 def _natural(path: Path) -> list[str | int]:
-    """Sort key that puts 2.png before 10.png."""
+    """Return the sort key that puts 2.png before 10.png."""
     return [int(part) if part.isdecimal() else part.lower() for part in _DIGITS.split(path.name)]

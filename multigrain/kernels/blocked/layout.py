@@ -12,46 +12,46 @@ from torch import Tensor
 
 
 class Layout(ABC):
-    """Where the axes are, and how to get there and back."""
+    """An order of the four axes of x, and the ways into it and back."""
 
     query_axis: int  # of query tokens
     candidate_axis: int  # of candidate tokens
 
     @abstractmethod
     def prepare(self, c: Tensor) -> Tensor:
-        """Candidate tokens [c, n, D] stored as `similarity` wants them."""
+        """Store candidate tokens [c, n, D] as `similarity` reads them."""
 
     @abstractmethod
     def similarity(self, q: Tensor, c: Tensor) -> Tensor:
-        """x, of four axes, from tokens [q, m, D] and prepared [c, n, D]."""
+        """Compute x, of four axes, from tokens [q, m, D] and prepared [c, n, D]."""
 
     @abstractmethod
     def by_query(self, dx: Tensor, c: Tensor) -> Tensor:
-        """The gradient [q, m, D] by the query's tokens, from that by x."""
+        """Compute the gradient [q, m, D] by the query's tokens, from that by x."""
 
     @abstractmethod
     def add_by_candidate(self, dc: Tensor, dx: Tensor, q: Tensor) -> None:
-        """dc [c, n, D], stored as `prepare` does, += the gradient by the candidates' tokens."""
+        """Add the gradient by the candidates' tokens to dc [c, n, D], stored as by `prepare`."""
 
     @abstractmethod
     def of_query(self, t: Tensor) -> Tensor:
-        """[q, m] -> broadcastable to x."""
+        """Make [q, m] broadcastable to x."""
 
     @abstractmethod
     def of_candidate(self, t: Tensor) -> Tensor:
-        """[c, n] -> broadcastable to x."""
+        """Make [c, n] broadcastable to x."""
 
     @abstractmethod
     def of_pairs(self, t: Tensor) -> Tensor:
-        """[q, c] -> broadcastable to x."""
+        """Make [q, c] broadcastable to x."""
 
     @abstractmethod
     def of_tokens(self, t: Tensor, axis: int) -> Tensor:
-        """x with the other token axis reduced to 1, summed over the other items: [items, tokens] of a token axis."""
+        """Sum t, x with the other token axis reduced to 1, over the other items: [items, tokens] of a token axis."""
 
     @abstractmethod
     def to_pairs(self, t: Tensor) -> Tensor:
-        """x with both token axes reduced to 1 -> [q, c]."""
+        """Return t, x with both token axes reduced to 1, as [q, c]."""
 
 
 class CandidatesInnermost(Layout):

@@ -17,18 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from ..spec import Gradients, Operand, Spec
+from ..spec import ELEMENTS, LOWEST, Gradients, Operand, Spec
 from .layout import CandidatesInnermost, Layout, QueriesInnermost
 from .side import Block, Side
 
-# Similarities of a block: enough that starting the threads of an operation costs little beside its work, few enough
-# that a block and its copies (4 MB each in fp32) stay in a shared cache.
-ELEMENTS = 1 << 20
 QUERY_SLOTS = 256
 LANES = 32
-
-# Below every similarity, yet finite: a weight of 0 times it is 0.
-LOWEST = -1e30
 
 # exp(+-SAFE), summed over thousands of tokens, multiplied by x or divided by, is far from the limits of fp32.
 SAFE, TINY = 60.0, 1e-32
@@ -63,7 +57,7 @@ class Tile(NamedTuple):
         return self.column.layout
 
 
-class Level(NamedTuple):
+class InnerReduction(NamedTuple):
     """The inner reduction along one axis of x, in units of x; y and total keep the axis, of size 1."""
 
     axis: int
@@ -73,7 +67,7 @@ class Level(NamedTuple):
 
 
 def forward(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
-    """Scores [queries, candidates]."""
+    """Compute scores [queries, candidates]."""
     a, b = Side(query, 1 / spec.inner_temperature), Side(candidate)
     out = query.x.new_empty(len(query.x), len(candidate.x), dtype=a.dtype)
     for column in _columns(a, b, spec):
@@ -84,7 +78,7 @@ def forward(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
 
 
 def backward(grad: Tensor, query: Operand, candidate: Operand, spec: Spec) -> Gradients:
-    """The gradients, from that of the scores [queries, candidates]."""
+    """Compute the gradients by both operands, from that of the scores [queries, candidates]."""
     a, b = Side(query, 1 / spec.inner_temperature), Side(candidate)
     by_query, by_candidate = (side.given.x.new_zeros(side.given.x.shape, dtype=side.dtype) for side in (a, b))
     by_weights = [None if w is None else w.new_zeros(w.shape) for w in (query.weights, candidate.weights)]
@@ -108,27 +102,27 @@ def backward(grad: Tensor, query: Operand, candidate: Operand, spec: Spec) -> Gr
 
 
 def _columns(query: Side, candidate: Side, spec: Spec) -> Iterator[Column]:
-    """All blocks of candidates, each read once."""
+    """Read the candidates block by block, each once."""
     layout = CandidatesInnermost() if spec.both else QueriesInnermost()
     lanes = LANES if spec.both else 1
     slots = ELEMENTS // _query_slots(query, candidate.lengths[0] * lanes)
     for block in candidate.blocks(slots, lanes):
         c = layout.prepare(candidate.read(block))
-        mask, weights = (None if t is None else layout.of_candidate(t) for t in candidate.about(block))
+        mask, weights = (None if t is None else layout.of_candidate(t) for t in candidate.masks_and_weights(block))
         yield Column(layout, block, c, mask, weights)
 
 
 def _query_slots(query: Side, candidate_slots: int) -> int:
-    """Token slots of a block of queries beside so many of candidates: whole items, and no more than there are."""
+    """Token slots of a block of queries against so many of candidates: of one item at least, of all at most."""
     return min(max(ELEMENTS // candidate_slots, query.lengths[0]), QUERY_SLOTS, sum(query.lengths))
 
 
 def _tiles(query: Side, column: Column) -> Iterator[Tile]:
-    """All blocks of queries against a column, each with its similarities."""
+    """Read the queries block by block, each with its similarities to a column."""
     layout = column.layout
     for block in query.blocks(ELEMENTS // (column.block.size * column.block.length)):
         q = query.read(block)
-        mask, weights = (None if t is None else layout.of_query(t) for t in query.about(block))
+        mask, weights = (None if t is None else layout.of_query(t) for t in query.masks_and_weights(block))
         masks = {layout.query_axis: mask, layout.candidate_axis: column.mask}
         by_axis = {layout.query_axis: weights, layout.candidate_axis: column.weights}
         yield Tile(column, block, q, layout.similarity(q, column.c), masks, by_axis)
@@ -139,13 +133,13 @@ def _index(tile: Tile) -> tuple[slice | Tensor, slice | Tensor]:
     return (rows[:, None], cols) if isinstance(rows, Tensor) and isinstance(cols, Tensor) else (rows, cols)
 
 
-def _inner(tile: Tile, spec: Spec) -> list[Level]:
-    """The inner reduction over candidate tokens and, for both directions, that over query tokens."""
+def _inner(tile: Tile, spec: Spec) -> list[InnerReduction]:
+    """Reduce over candidate tokens and, for both directions, over query tokens."""
     x, layout = tile.x, tile.layout
     axes = (layout.candidate_axis, layout.query_axis) if spec.both else (layout.candidate_axis,)
     if spec.inner == "max":
         x = _filled(tile)
-        return [Level(axis, y := x.amax(axis, keepdim=True), None, y) for axis in axes]
+        return [InnerReduction(axis, y := x.amax(axis, keepdim=True), None, y) for axis in axes]
     # exp is what costs most, so both axes share one, with a shift under which similarities of unit tokens cannot
     # overflow. Where a sum leaves the safe range after all, each axis is shifted by its own maximum.
     shift = max(0.0, 1 / spec.inner_temperature - SAFE)
@@ -154,7 +148,7 @@ def _inner(tile: Tile, spec: Spec) -> list[Level]:
     if all(bool((total.amin() > TINY) & (total.amax() < 1 / TINY)) for total in totals):
         weighted = weight * x if spec.inner == "softmax" else None
         return [_level(axis, weight, weighted, total, shift) for axis, total in zip(axes, totals, strict=True)]
-    levels: list[Level] = []
+    levels: list[InnerReduction] = []
     filled = _filled(tile)
     for axis in axes:
         top = filled.amax(axis, keepdim=True)
@@ -165,7 +159,7 @@ def _inner(tile: Tile, spec: Spec) -> list[Level]:
 
 
 def _filled(tile: Tile) -> Tensor:
-    """x, in place where nothing is padded, and lowest at padding."""
+    """Fill padding with LOWEST; x itself where nothing is padded."""
     x = tile.x
     for mask in tile.masks.values():
         x = x if mask is None else x.masked_fill(~mask, LOWEST)
@@ -190,13 +184,13 @@ def _other(layout: Layout, axis: int) -> int:
     return layout.query_axis if axis == layout.candidate_axis else layout.candidate_axis
 
 
-def _level(axis: int, weight: Tensor, weighted: Tensor | None, total: Tensor, shift: float | Tensor) -> Level:
+def _level(axis: int, weight: Tensor, weighted: Tensor | None, total: Tensor, shift: float | Tensor) -> InnerReduction:
     y = total.log() + shift if weighted is None else weighted.sum(axis, keepdim=True).div_(total)
-    return Level(axis, y, weight, total)
+    return InnerReduction(axis, y, weight, total)
 
 
-def _outer(level: Level, tile: Tile, spec: Spec) -> tuple[Tensor, Tensor]:
-    """The outer reduction of a level: scores, and their derivative by the level in similarity units."""
+def _outer(level: InnerReduction, tile: Tile, spec: Spec) -> tuple[Tensor, Tensor]:
+    """Reduce the values of an inner reduction: scores, and their derivative by it in units of similarity."""
     axis = _other(tile.layout, level.axis)
     mask, weights = tile.masks[axis], tile.weights[axis]
     y = level.y * spec.inner_temperature
@@ -216,16 +210,16 @@ def _outer(level: Level, tile: Tile, spec: Spec) -> tuple[Tensor, Tensor]:
     return score * t, p * (1 + (z - score))
 
 
-def _by_weights(level: Level, g: Tensor, tile: Tile) -> Tensor:
-    """The gradient [items, tokens] by the weights of a linear outer reduction, 0 at padding."""
+def _by_weights(level: InnerReduction, g: Tensor, tile: Tile) -> Tensor:
+    """Compute the gradient [items, tokens] by the weights of a linear outer reduction, 0 at padding."""
     axis = _other(tile.layout, level.axis)
     mask = tile.masks[axis]
     by_pair = level.y * g
     return tile.layout.of_tokens(by_pair if mask is None else torch.where(mask, by_pair, 0.0), axis)
 
 
-def _by_similarity(tile: Tile, levels: list[Level], parts: list[Tensor], spec: Spec) -> Tensor:
-    """The gradient by x, from that by each level's y."""
+def _by_similarity(tile: Tile, levels: list[InnerReduction], parts: list[Tensor], spec: Spec) -> Tensor:
+    """Compute the gradient by x, from that by y of each inner reduction."""
     if spec.inner == "max":
         x = _filled(tile)
         each = [_through_max(x, level, part) for level, part in zip(levels, parts, strict=True)]
@@ -237,13 +231,13 @@ def _by_similarity(tile: Tile, levels: list[Level], parts: list[Tensor], spec: S
     return each[0] if len(each) == 1 else each[0].add_(each[1])
 
 
-def _through_max(x: Tensor, level: Level, part: Tensor) -> Tensor:
+def _through_max(x: Tensor, level: InnerReduction, part: Tensor) -> Tensor:
     tied = torch.eq(x, level.y, out=torch.empty_like(x))
     return tied.mul_(part / tied.sum(level.axis, keepdim=True))
 
 
-def _through_exp(x: Tensor, levels: list[Level], parts: list[Tensor], spec: Spec) -> Tensor:
-    """sum over levels of part weight / total (softmax: times 1 + x - y), for levels that share their weight."""
+def _through_exp(x: Tensor, levels: list[InnerReduction], parts: list[Tensor], spec: Spec) -> Tensor:
+    """Sum part weight / total (softmax: times 1 + x - y) over inner reductions that share their weight."""
     slopes = [part / level.total for level, part in zip(levels, parts, strict=True)]
     if len(levels) == 1:
         # The difference first: where similarities are large, x and y agree in most of their digits.

@@ -1,8 +1,8 @@
 """Side: one side of a score matrix, read block by block so that only real tokens cost anything.
 
 Items are sorted by their number of real tokens and each block is trimmed to its longest item. A block is read
-widened to fp32 (fp64 stays), normalised, scaled, and zero behind its mask; nothing of the size of the whole side
-is ever copied.
+widened to fp32 (fp64 stays), normalised, scaled, and zero behind its mask; nothing as large as the full side is ever
+copied.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Block:
     items: slice | Tensor
     size: int
     length: int
-    ragged: bool  # whether some slot is padding
+    ragged: bool  # True where some slot is padding
 
 
 class Side:
@@ -49,7 +49,7 @@ class Side:
                 self.slots = (~mask).to(torch.uint8).sort(dim=1, stable=True).indices
 
     def blocks(self, tokens: int, multiple: int = 1) -> Iterator[Block]:
-        """Blocks of about so many token slots each, in whole items, a multiple of so many where there are enough."""
+        """Split into blocks of complete items and about so many token slots; a multiple of items where it can be."""
         start, total = 0, len(self.lengths)
         while start < total:
             length = self.lengths[start]
@@ -67,7 +67,7 @@ class Side:
         return 4 * self.lengths[start + size - 1] < 3 * self.lengths[start]
 
     def read(self, block: Block) -> Tensor:
-        """[size, length, D] of a block: a view where nothing has to be done to the given tensor."""
+        """Read the tokens [size, length, D] of a block: a view where the given tensor can stay as it is."""
         x = self._take(self.given.x, block).to(self.dtype)
         if self.given.mask is not None and self.order is not None:
             x = torch.where(self._take(self.given.mask, block).unsqueeze(-1), x, 0.0)
@@ -75,13 +75,13 @@ class Side:
             return x * (self._take(self.reciprocal, block) * self.scale).unsqueeze(-1)
         return x if self.scale == 1 else x * self.scale
 
-    def about(self, block: Block) -> tuple[Tensor | None, Tensor | None]:
-        """The mask [size, length], None where all are real, and the weights, None where none were given."""
+    def masks_and_weights(self, block: Block) -> tuple[Tensor | None, Tensor | None]:
+        """Return a block's mask [size, length], None where all are real, and its weights, None without any."""
         mask = self._take(self.counted, block) if block.ragged and self.counted is not None else None
         return mask, None if self.given.weights is None else self._take(self.given.weights, block)
 
     def add(self, total: Tensor, block: Block, part: Tensor, factor: Tensor) -> None:
-        """total [B, L, ...] += factor * part [size, length, ...] of a block."""
+        """Add factor * part [size, length, ...] of a block to total [B, L, ...]."""
         if isinstance(block.items, slice):
             total[block.items, : block.length].addcmul_(part, factor)
         elif self.slots is None:
@@ -98,7 +98,7 @@ class Side:
         return x[block.items[:, None], self.slots[block.items, : block.length]]
 
     def through_norm(self, gradient: Tensor) -> Tensor:
-        """From the gradient by tokens of length 1, in place, to that by the given ones, in their dtype.
+        """Turn the gradient by tokens of length 1, in place, into that by the given ones, in their dtype.
 
         u = x / |x|:  dx = (du - u <u, du>) / |x|; some items at a time, to copy no more than those.
         """
@@ -119,7 +119,7 @@ _CHUNK = 1 << 18  # elements
 
 
 def reciprocal_norm(x: Tensor, mask: Tensor | None) -> Tensor:
-    """1 / |x| of tokens [B, L, D] in fp32 (fp64 stays), 0 where there is no direction or no real token.
+    """Compute 1 / |x| of tokens [B, L, D] in fp32 (fp64 stays), 0 where there is no direction or no real token.
 
     NaN where |x| is infinite: 0 would be a score, and not the right one.
     """

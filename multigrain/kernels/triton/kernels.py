@@ -1,8 +1,8 @@
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
 """The two kernels of the triton backend; tile.py has their parts and the notation.
 
-Both are given the tokens as they are, and which of them are real by an index: rows of tokens by item and slot,
-items longest first, real tokens first, -1 at padding. A program leaves out whatever lies behind its longest item.
+Both read the tokens where they are. An index says which of them are real: rows of tokens by item and slot, items
+longest first, real tokens first, -1 at padding. A program skips the slots after its longest item.
 """
 
 from __future__ import annotations
@@ -10,9 +10,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import FLOOR, advance, block, col_part, row_part, row_score, similarity, slope, token_rows, value, whole
+from .tile import (
+    FLOOR,
+    advance,
+    block,
+    col_part,
+    reduce_tile,
+    row_part,
+    row_score,
+    similarity,
+    slope,
+    token_rows,
+    value,
+)
 
-# Whatever changes from launch to launch: to specialise on it would compile the kernels again and again.
+# These change from launch to launch: to specialise on them would compile the kernels again and again.
 VARYING = ("q_first", "q_end", "c_first", "c_end", "q_width", "c_width", "q_length", "c_length")
 
 
@@ -24,12 +36,12 @@ def scores_kernel(
     SINGLE: tl.constexpr, ITEMS_Q: tl.constexpr, SLOTS_Q: tl.constexpr, ITEMS_C: tl.constexpr, SLOTS_C: tl.constexpr,
     DEPTH: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Scores of held items q_first:q_end against streamed ones c_first:c_end.
+    """Scores of resident items q_first:q_end against streamed ones c_first:c_end.
 
     out: fp32, strides out_q and out_c; the place of an item in it is given by q_order and c_order.
     q, c: [tokens, dim]; index [items, width]: rows of tokens, -1 at padding; lengths [items]: their real tokens,
-    at most q_length and c_length; scale [tokens]: what a token is multiplied by, 1 / norm.
-    SINGLE: a tile holds streamed items whole.
+    at most q_length and c_length; scale [tokens]: the factor of a token, 1 / norm.
+    SINGLE: a tile holds all tokens of its streamed items.
     steep: log2(e) / inner temperature; ratio: inner temperature / outer temperature; unit: turns the value of the
     outer reduction into a direction's share of the score.
     """
@@ -84,12 +96,12 @@ def slopes_kernel(
     SINGLE: tl.constexpr, ITEMS_Q: tl.constexpr, SLOTS_Q: tl.constexpr, ITEMS_C: tl.constexpr, SLOTS_C: tl.constexpr,
     DEPTH: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by the products of the tokens of held items q_first:q_end and streamed ones c_first:c_end.
+    """The gradient by the products of the tokens of resident items q_first:q_end and streamed ones c_first:c_end.
 
     out: [(q_end - q_first) q_length, (c_end - c_first) c_length], rows `pitch` apart, times *factor. Unless SINGLE,
-    what lies behind a program's longest streamed item is left as it is.
-    grad: by the scores, strides grad_q and grad_c. share: of a direction in a score.
-    q_partial [streamed blocks, rows of out], c_partial [held blocks, columns of out]: the gradient by the weights
+    the slots after a program's longest streamed item are not written.
+    grad: the gradient by the scores, strides grad_q and grad_c. share: of a direction in a score.
+    q_partial [streamed blocks, rows of out], c_partial [resident blocks, columns of out]: the gradient by the weights
     of a linear outer reduction, summed over the items of a block.
     The rest is as for the scores; unit turns y into a similarity.
     """
@@ -163,7 +175,7 @@ def slopes_kernel(
             )
             y_top, y_total, y = col_top, col_top, col_top
             if COL:
-                y_top, y_total, y = whole(tl.reshape(x, (ITEMS_Q, SLOTS_Q, COLS)), 1, INNER, True)
+                y_top, y_total, y = reduce_tile(tl.reshape(x, (ITEMS_Q, SLOTS_Q, COLS)), 1, INNER, True)
             _slopes(
                 out, pitch, c_partial, g, x, c_rows, c_weights, c_unit, scale, ratio, unit,
                 row_top, row_total, row_value, by_row, col_top, col_total, col_value, y_top, y_total, y,
@@ -205,7 +217,7 @@ def _slopes(
 
 @triton.jit
 def _pairs(by_q, by_c, q_order, c_order, q_item, q_end, c_item, c_end, ITEMS_Q: tl.constexpr, ITEMS_C: tl.constexpr):
-    """Where the pairs of a program's items are in a matrix of given strides, and which of them there are."""
+    """The places of the pairs of a program's items in a matrix of given strides, and a mask of those that exist."""
     q_item += tl.arange(0, ITEMS_Q)
     c_item += tl.arange(0, ITEMS_C)
     q_place = tl.load(q_order + q_item, mask=q_item < q_end, other=0).to(tl.int64) * by_q

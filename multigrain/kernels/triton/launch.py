@@ -1,4 +1,4 @@
-"""How the kernels of the triton backend are launched: on which side held, with what tile, with what arguments."""
+"""Launches of the triton backend's kernels: the side that is resident, the shape of a tile, the arguments."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from ..spec import Operand, Spec, Unsupported
-from .side import Beside, Block, FusedSide, power_of_two
+from .side import ExtraGradients, FusedSide, ItemRange, power_of_two
 
 LOG2_E = 1.4426950408889634
-HELD = 128  # tokens of an item that a tile holds whole, at most
-GROUP = 8  # held blocks whose programs run together, to read the same streamed tokens
+RESIDENT = 128  # tokens of an item on the resident side, at most: all of them are in a tile
+GROUP = 8  # resident blocks whose programs run together, to read the same streamed tokens
 
 # Most rows and columns of the backward pass' buffer, by the size of an element: at most 128 MB.
 ROWS, COLUMNS = 8192, {2: 8192, 4: 4096}
 
 
 class Tiling(NamedTuple):
-    """The most of a kernel's tile of similarities, and how it is run; every size is a power of two from 16 on."""
+    """The largest tile of similarities of a kernel, and how it is run; every size is a power of two from 16 on."""
 
     rows: int
     cols: int
@@ -43,17 +43,17 @@ TILINGS = {
 
 
 class Plan:
-    """A call: its operands as a held and a streamed side (the query is held where it can be), and its constants."""
+    """The plan of a call: its operands as a resident and a streamed side (the query is resident where it can be)."""
 
     def __init__(self, query: Operand, candidate: Operand, spec: Spec) -> None:
         self.kernels = kernels("kernels")
         dtype = _dtype(query.x, candidate.x, self.kernels.INTERPRETED)
         sides = FusedSide(query, dtype), FusedSide(candidate, dtype)
-        self.swapped = sides[0].longest > HELD
-        self.held, self.streamed = sides[::-1] if self.swapped else sides
-        if self.held.longest > HELD:
+        self.swapped = sides[0].longest > RESIDENT
+        self.resident, self.streamed = sides[::-1] if self.swapped else sides
+        if self.resident.longest > RESIDENT:
             raise Unsupported(
-                f"triton: one side must have at most {HELD} tokens an item, "
+                f"triton: one side must have at most {RESIDENT} tokens an item, "
                 f"got {sides[0].longest} query and {sides[1].longest} candidate tokens"
             )
         self.spec = spec
@@ -64,145 +64,146 @@ class Plan:
         self.ratio, self.outer_unit = outer / self.steep, 1 / outer
         self.share = 0.5 if spec.both else 1.0
 
-    def forward_blocks(self) -> Iterator[tuple[Block, Block]]:
-        """All pairs of held and streamed blocks of the forward pass."""
-        streamed = self.streamed.whole()
-        return ((held, streamed) for held in self.held.blocks())
+    def forward_blocks(self) -> Iterator[tuple[ItemRange, ItemRange]]:
+        """Pair resident and streamed ranges for the forward pass."""
+        streamed = self.streamed.all_items()
+        return ((resident, streamed) for resident in self.resident.blocks())
 
-    def blocks(self) -> tuple[list[Block], list[Block]]:
-        """The held and the streamed blocks of the backward pass."""
-        columns = COLUMNS[self.held.tokens.element_size()]
-        return list(self.held.blocks(ROWS)), list(self.streamed.blocks(columns))
+    def blocks(self) -> tuple[list[ItemRange], list[ItemRange]]:
+        """Split both sides into the ranges of the backward pass."""
+        columns = COLUMNS[self.resident.tokens.element_size()]
+        return list(self.resident.blocks(ROWS)), list(self.streamed.blocks(columns))
 
     def oriented(self, pairs: Tensor) -> Tensor:
-        """A view [held, streamed] of a matrix [queries, candidates]."""
+        """A view [resident, streamed] of a matrix [queries, candidates]."""
         return pairs.T if self.swapped else pairs
 
-    def scores(self, out: Tensor, held: Block, streamed: Block) -> None:
-        """Write the scores of two blocks to their places in `out` [held, streamed]."""
-        tile = self._tile("scores", held, streamed)
+    def scores(self, out: Tensor, resident: ItemRange, streamed: ItemRange) -> None:
+        """Write the scores of two ranges to their places in `out` [resident, streamed]."""
+        tile = self._tile("scores", resident, streamed)
         unit = self.outer_unit * self.share
-        arguments = (*out.stride(), *self._sides(held, streamed), unit)
-        launch(self.kernels.scores_kernel, tile, programs(tile, held, streamed), out, *arguments)
+        arguments = (*out.stride(), *self._sides(resident, streamed), unit)
+        launch(self.kernels.scores_kernel, tile, programs(tile, resident, streamed), out, *arguments)
 
     def factor(self, grad: Tensor) -> Tensor:
-        """By what the slopes are multiplied, [1]: for fp16, so much that they make use of its range, and no more."""
+        """The factor [1] of the slopes: in fp16 as large as its range allows."""
         one = torch.ones(1, dtype=torch.float32, device=grad.device)
-        if self.held.tokens.dtype != torch.float16:
+        if self.resident.tokens.dtype != torch.float16:
             return one
         most = grad.abs().amax().float()
-        for side in (self.held, self.streamed):
+        for side in (self.resident, self.streamed):
             most = most * side.scale.amax()
             if side.weights is not None:
                 most = most * side.weights.abs().amax().clamp_min(1)
         return torch.where(most > 0, 128 / most, one)
 
     def slopes(
-        self, grad: Tensor, factor: Tensor, memory: Tensor, held: Block, streamed: Block
-    ) -> tuple[Tensor, Beside, Beside]:
-        """The gradient by the products of the tokens of two blocks, from that by the scores [held, streamed].
+        self, grad: Tensor, factor: Tensor, memory: Tensor, resident: ItemRange, streamed: ItemRange
+    ) -> tuple[Tensor, ExtraGradients, ExtraGradients]:
+        """Compute the gradient by the token products of two ranges, from that by the scores [resident, streamed].
 
         Returns:
-            [held slots, streamed slots], `factor` times, in `memory`; and by what else either side has.
+            That gradient [resident slots, streamed slots], times `factor`, in `memory`; and those by the weights and
+            matrices of either side.
         """
-        tile = self._tile("slopes", held, streamed)
-        out = room(memory, tile, held, streamed)
-        (q_blocks, c_blocks), linear = programs(tile, held, streamed), self.spec.outer == "linear"
-        by_q = grad.new_empty(c_blocks, held.slots, dtype=torch.float32) if linear and self.row else None
+        tile = self._tile("slopes", resident, streamed)
+        out = room(memory, tile, resident, streamed)
+        (q_blocks, c_blocks), linear = programs(tile, resident, streamed), self.spec.outer == "linear"
+        by_q = grad.new_empty(c_blocks, resident.slots, dtype=torch.float32) if linear and self.row else None
         by_c = grad.new_empty(q_blocks, streamed.slots, dtype=torch.float32) if linear and self.col else None
         launch(
             self.kernels.slopes_kernel, tile, (q_blocks, c_blocks), out, out.stride(0), factor,
             factor if by_q is None else by_q, factor if by_c is None else by_c, grad, *grad.stride(),
-            *self._sides(held, streamed), 1 / self.steep, self.share,
+            *self._sides(resident, streamed), 1 / self.steep, self.share,
         )  # fmt: skip
-        return out, Beside(by_q), Beside(by_c)
+        return out, ExtraGradients(by_q), ExtraGradients(by_c)
 
-    def memory(self, held: list[Block], streamed: list[Block]) -> Tensor:
-        """Room for the slopes of any two of these blocks."""
-        rows, cols = (max(block.slots for block in blocks) for blocks in (held, streamed))
-        return torch.empty(rows * (cols + 15), dtype=self.held.tokens.dtype, device=self.held.tokens.device)
+    def memory(self, resident: list[ItemRange], streamed: list[ItemRange]) -> Tensor:
+        """Allocate room for the slopes of any two of these ranges."""
+        rows, cols = (max(block.slots for block in blocks) for blocks in (resident, streamed))
+        return torch.empty(rows * (cols + 15), dtype=self.resident.tokens.dtype, device=self.resident.tokens.device)
 
-    def _tiling(self, kernel: str, held: Block) -> tuple[int, int]:
+    def _tiling(self, kernel: str, resident: ItemRange) -> tuple[int, int]:
         """Rows and columns of a tile: where one item needs more rows than usual, there are fewer columns."""
-        tiling = TILINGS[kernel, self.held.tokens.element_size()]
-        rows = max(tiling.rows, power_of_two(held.length))
+        tiling = TILINGS[kernel, self.resident.tokens.element_size()]
+        rows = max(tiling.rows, power_of_two(resident.length))
         return rows, max(16, tiling.cols * tiling.rows // rows)
 
-    def _tile(self, kernel: str, held: Block, streamed: Block) -> dict[str, Any]:
-        """What a kernel is compiled for."""
-        tiling = TILINGS[kernel, self.held.tokens.element_size()]
-        rows, cols = self._tiling(kernel, held)
-        q_slots = power_of_two(held.length)
+    def _tile(self, kernel: str, resident: ItemRange, streamed: ItemRange) -> dict[str, Any]:
+        """The constants that a kernel is compiled for."""
+        tiling = TILINGS[kernel, self.resident.tokens.element_size()]
+        rows, cols = self._tiling(kernel, resident)
+        q_slots = power_of_two(resident.length)
         c_slots = streamed_slots(streamed.length, cols)
         if kernel == "slopes" and power_of_two(streamed.length) <= cols:
             c_slots = power_of_two(streamed.length)  # padding costs less than to compute the similarities twice
         return {
             "INNER": self.spec.inner,
             "OUTER": self.spec.outer,
-            **self.compiled(tiling, (rows // q_slots, q_slots), (cols // c_slots, c_slots), held, streamed),
+            **self.compiled(tiling, (rows // q_slots, q_slots), (cols // c_slots, c_slots), resident, streamed),
         }
 
     def compiled(
-        self, tiling: Tiling, q: tuple[int, int], c: tuple[int, int], held: Block, streamed: Block
+        self, tiling: Tiling, q: tuple[int, int], c: tuple[int, int], resident: ItemRange, streamed: ItemRange
     ) -> dict[str, Any]:
-        """What any kernel is compiled for, with a tile of so many items and slots of either side."""
-        ragged = held.ragged or streamed.ragged
+        """The constants that any kernel is compiled for, with a tile of so many (items, slots) of either side."""
+        ragged = resident.ragged or streamed.ragged
         return {
             "ROW": self.row,
             "COL": self.col,
-            "MASKED": ragged or q[1] != held.length or streamed.length % c[1] != 0,
+            "MASKED": ragged or q[1] != resident.length or streamed.length % c[1] != 0,
             "SINGLE": streamed.length <= c[1],
             "ITEMS_Q": q[0],
             "SLOTS_Q": q[1],
             "ITEMS_C": c[0],
             "SLOTS_C": c[1],
             "DEPTH": tiling.depth,
-            "EVEN": self.held.tokens.shape[1] % tiling.depth == 0,
+            "EVEN": self.resident.tokens.shape[1] % tiling.depth == 0,
             # Three products of TF32 parts, as exact as fp32 and on the tensor cores; half precision has no choice.
-            "PRECISION": "tf32x3" if self.held.tokens.dtype == torch.float32 else "ieee",
+            "PRECISION": "tf32x3" if self.resident.tokens.dtype == torch.float32 else "ieee",
             "GROUP": GROUP,
             "num_warps": tiling.num_warps,
             "num_stages": tiling.num_stages,
         }
 
-    def _sides(self, held: Block, streamed: Block) -> tuple[Any, ...]:
+    def _sides(self, resident: ItemRange, streamed: ItemRange) -> tuple[Any, ...]:
         """The arguments that both kernels take, from q to ratio."""
-        q, c = self.held, self.streamed
+        q, c = self.resident, self.streamed
         return (
             q.tokens, c.tokens, q.index, c.index, q.scale, c.scale,
             q.scale if q.weights is None else q.weights, c.scale if c.weights is None else c.weights,
             q.order, c.order, c.device_lengths,
-            held.first, held.end, streamed.first, streamed.end,
-            q.width, c.width, held.length, streamed.length, q.tokens.shape[1], self.steep, self.ratio,
+            resident.start, resident.end, streamed.start, streamed.end,
+            q.width, c.width, resident.length, streamed.length, q.tokens.shape[1], self.steep, self.ratio,
         )  # fmt: skip
 
 
 def streamed_slots(length: int, most: int) -> int:
-    """How many slots of an item a tile takes at a time: the most that adds little padding to `length` tokens.
+    """Choose how many slots of an item a tile takes at a time: the most that adds little padding to `length` tokens.
 
-    At least 8, where there are so many tokens: reductions that go on from tile to tile take registers of each item.
+    At least 8, where there are so many tokens: reductions that continue from tile to tile take registers of each item.
     """
-    whole = power_of_two(length)
-    sizes = [1 << k for k in range(most.bit_length()) if min(8, whole) <= 1 << k <= whole]
+    full = power_of_two(length)
+    sizes = [1 << k for k in range(most.bit_length()) if min(8, full) <= 1 << k <= full]
     padded = [-(-length // size) * size for size in sizes]
     return max(size for size, slots in zip(sizes, padded, strict=True) if slots * 7 <= min(padded) * 8)
 
 
-def room(memory: Tensor, tile: dict[str, Any], held: Block, streamed: Block) -> Tensor:
-    """The slopes [held slots, streamed slots] of two blocks in memory, before a kernel writes them; as a view of rows
-    of whole vectors."""
+def room(memory: Tensor, tile: dict[str, Any], resident: ItemRange, streamed: ItemRange) -> Tensor:
+    """View memory as the slopes [resident slots, streamed slots] of two ranges, rows padded to full vectors."""
     pitch = -(-streamed.slots // 16) * 16
-    out = memory[: held.slots * pitch].view(held.slots, pitch)[:, : streamed.slots]
+    out = memory[: resident.slots * pitch].view(resident.slots, pitch)[:, : streamed.slots]
     return out.zero_() if streamed.ragged and not tile["SINGLE"] else out
 
 
-def programs(tile: dict[str, Any], held: Block, streamed: Block) -> tuple[int, int]:
-    """The numbers of a kernel's programs along the held and the streamed items."""
-    return -(-(held.end - held.first) // tile["ITEMS_Q"]), -(-(streamed.end - streamed.first) // tile["ITEMS_C"])
+def programs(tile: dict[str, Any], resident: ItemRange, streamed: ItemRange) -> tuple[int, int]:
+    """Count a kernel's programs along the resident and the streamed items."""
+    items = resident.end - resident.start, streamed.end - streamed.start
+    return -(-items[0] // tile["ITEMS_Q"]), -(-items[1] // tile["ITEMS_C"])
 
 
 def launch(kernel: Any, tile: dict[str, Any], grid: tuple[int, int], out: Tensor, *arguments: Any) -> None:
-    """Run a kernel's programs, along the held and the streamed items."""
+    """Run a kernel's programs, along the resident and the streamed items."""
     # A launch goes to the current device, whichever the tensors are on.
     with torch.cuda.device(out.device) if out.is_cuda else contextlib.nullcontext():
         kernel[(grid[0] * grid[1],)](out, *arguments, **tile)
@@ -210,7 +211,7 @@ def launch(kernel: Any, tile: dict[str, Any], grid: tuple[int, int], out: Tensor
 
 @cache
 def kernels(module: str) -> ModuleType:
-    """A module that needs Triton.
+    """Import a module that needs Triton.
 
     Raises:
         Unsupported: it is not installed.
@@ -224,7 +225,7 @@ def kernels(module: str) -> ModuleType:
 
 
 def _dtype(query: Tensor, candidate: Tensor, interpreted: bool) -> torch.dtype:
-    """That of the tokens in the kernels, which is the given one; or why they cannot run."""
+    """Return the dtype in which kernels read the tokens, or raise Unsupported with the reason why they cannot run."""
     for name, x in (("query", query), ("candidate", candidate)):
         if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             raise Unsupported(f"triton: expected {name} tokens in fp16, bf16 or fp32, got {x.dtype}")

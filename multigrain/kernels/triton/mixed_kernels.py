@@ -3,9 +3,9 @@
 
 Attention by one similarity over another: with p = softmax(x) along the tokens of an item, and W its matrix,
     v = W x    y = sum p v    dy/dx = p (ln 2 (v - y)) + p W    dy/dW_kj = p_k x_j
-Notation as in tile.py, with a token in the slot that it was given in: ROW is the level along the streamed
-tokens, one y for each held token; COL the converse, which is ROW of the transposed tile. Whatever is written for the
-outer level, and read of it, has these axes: [held items, streamed items, slots of one of them].
+Notation as in tile.py, but each token keeps the slot that it was given in. ROW is the level along the streamed
+tokens, one y for each resident token; COL is the converse, ROW of the transposed tile. Tensors that are exchanged with
+the outer level have the axes [resident items, streamed items, slots of one of them].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .tile import FLOOR, LN2, LOWEST, block, similarity, token_rows
 
 @triton.jit
 def corner(w, width, row, col, length, SLOTS: tl.constexpr):
-    """Where the part [SLOTS, SLOTS] of a matrix from (row, col) on is, and how much of it is in its first `length`."""
+    """The places of the part [SLOTS, SLOTS] of a matrix from (row, col) on, and a mask of its first `length` slots."""
     row += tl.arange(0, SLOTS)
     col += tl.arange(0, SLOTS)
     return w + row[:, None] * width + col[None, :], (row < length)[:, None] & (col < length)[None, :]
@@ -27,7 +27,7 @@ def corner(w, width, row, col, length, SLOTS: tl.constexpr):
 
 @triton.jit
 def mix(x, w, width, row, col, length, TRANSPOSED: tl.constexpr, ITEMS: tl.constexpr, SLOTS: tl.constexpr):
-    """x [N, ITEMS SLOTS] times a part of a matrix, or that transposed, item by item: none can spoil another."""
+    """Multiply x [N, ITEMS SLOTS] by a part of a matrix, or by its transpose, item by item: no NaN reaches another."""
     place, inside = corner(w, width, row, col, length, SLOTS)
     part = tl.load(place, mask=inside, other=0.0)
     if TRANSPOSED:
@@ -50,7 +50,7 @@ def by_matrix(a, x, ITEMS: tl.constexpr, SLOTS: tl.constexpr):
 
 @triton.jit
 def keys(x, q_rows, c_rows, MASKED: tl.constexpr):
-    """x as attention is drawn from: padding, whose x is 0, at LOWEST."""
+    """The keys of attention: x, with padding, where x is 0, at LOWEST."""
     if MASKED:
         x = tl.where((q_rows >= 0)[:, None] & (c_rows >= 0)[None, :], x, LOWEST)
     return x
@@ -58,7 +58,7 @@ def keys(x, q_rows, c_rows, MASKED: tl.constexpr):
 
 @triton.jit
 def attend(key, v, top, total, moment, ITEMS: tl.constexpr, SLOTS: tl.constexpr):
-    """Go on with attention by key over v, both [N, ITEMS SLOTS]: the top so far [N, ITEMS], the sum of 2^(key - top),
+    """Continue attention by key over v, both [N, ITEMS SLOTS]: the top so far [N, ITEMS], the sum of 2^(key - top),
     and that of v 2^(key - top)."""
     key = tl.reshape(key, (key.shape[0], ITEMS, SLOTS))
     new = tl.maximum(top, tl.max(key, 2))
@@ -71,7 +71,7 @@ def attend(key, v, top, total, moment, ITEMS: tl.constexpr, SLOTS: tl.constexpr)
 
 @triton.jit
 def weigh(key, norm, by_y, ITEMS: tl.constexpr, SLOTS: tl.constexpr):
-    """by_y p [N, ITEMS SLOTS], from the log2 of the sum of 2^key and the gradient by y, both [N, ITEMS]."""
+    """Compute by_y p [N, ITEMS SLOTS] from the log2 of the sum of 2^key and the gradient by y, both [N, ITEMS]."""
     p = tl.exp2(tl.reshape(key, (key.shape[0], ITEMS, SLOTS)) - norm[:, :, None])
     return tl.reshape(p * by_y[:, :, None], (key.shape[0], ITEMS * SLOTS))
 
@@ -89,8 +89,8 @@ def places(
     q_first, q_end, c_first, c_end, q_item, c_item, start, length, SLOTS_OF_Q: tl.constexpr,
     ITEMS_Q: tl.constexpr, SLOTS_Q: tl.constexpr, ITEMS_C: tl.constexpr, SLOTS_C: tl.constexpr,
 ):  # fmt: skip
-    """Where a program's part of [held items, streamed items, length] is, and which of it there is: as
-    [ITEMS_Q SLOTS_Q, ITEMS_C] with SLOTS_OF_Q, else [ITEMS_C SLOTS_C, ITEMS_Q] with slots from `start` on."""
+    """The places of a program's part of [resident items, streamed items, length], and a mask of those that exist, in
+    the shape [ITEMS_Q SLOTS_Q, ITEMS_C] with SLOTS_OF_Q, else [ITEMS_C SLOTS_C, ITEMS_Q] with slots from `start` on."""
     if SLOTS_OF_Q:
         lane = tl.arange(0, ITEMS_Q * SLOTS_Q)
         q, slot = (q_item + lane // SLOTS_Q)[:, None], (start + lane % SLOTS_Q)[:, None]
@@ -112,11 +112,11 @@ def levels_kernel(
     SINGLE: tl.constexpr, ITEMS_Q: tl.constexpr, SLOTS_Q: tl.constexpr, ITEMS_C: tl.constexpr, SLOTS_C: tl.constexpr,
     DEPTH: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The inner level of held items q_first:q_end against streamed ones c_first:c_end.
+    """The inner level of resident items q_first:q_end against streamed ones c_first:c_end.
 
-    row_y, row_norm: [held items, streamed items, q_length]: y of each held token, in similarities, 0 at padding; and
-    the log2 of the sum of 2^x. col_y, col_norm: [held items, streamed items, c_length], of each streamed one. Slots
-    behind a program's longest streamed item are left as they are.
+    row_y, row_norm: [resident items, streamed items, q_length]: y of each resident token, in similarities, 0 at
+    padding; and the log2 of the sum of 2^x. col_y, col_norm: [resident items, streamed items, c_length], of each
+    streamed token. Slots after a program's longest streamed item are not written.
     q_mixing, c_mixing: [width, width] of either side. The rest is as for the scores, see kernels.py.
     """
     ROWS: tl.constexpr = ITEMS_Q * SLOTS_Q
@@ -175,10 +175,10 @@ def mixed_slopes_kernel(
     SINGLE: tl.constexpr, ITEMS_Q: tl.constexpr, SLOTS_Q: tl.constexpr, ITEMS_C: tl.constexpr, SLOTS_C: tl.constexpr,
     DEPTH: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by the products of the tokens, from that by both y, which were written with their norms before.
+    """The gradient by the products of the tokens, from that by both y. levels_kernel wrote y and norm.
 
     out: [(q_end - q_first) q_length, (c_end - c_first) c_length], rows `pitch` apart, times *factor. Unless SINGLE,
-    what lies behind a program's longest streamed item is left as it is.
+    the slots after a program's longest streamed item are not written.
     q_partial [programs, q_length, q_length], c_partial [programs, c_length, c_length]: the gradient by the matrices,
     times steep. At padding by_y is anything finite: x and the units of tokens are 0 there.
     """
@@ -226,8 +226,8 @@ def mixed_slopes_kernel(
             if SINGLE:
                 v = mix(x, c_mixing, c_width, 0, 0, c_length, True, ITEMS_C, SLOTS_C)
                 by_x += mix(a, c_mixing, c_width, 0, 0, c_length, False, ITEMS_C, SLOTS_C)
-                to, whole = corner(c_partial, c_length, 0, 0, c_length, SLOTS_C)
-                tl.store(to, by_matrix(a, x, ITEMS_C, SLOTS_C), mask=whole)
+                to, exists = corner(c_partial, c_length, 0, 0, c_length, SLOTS_C)
+                tl.store(to, by_matrix(a, x, ITEMS_C, SLOTS_C), mask=exists)
             else:
                 v = tl.zeros((ROWS, COLS), tl.float32)
                 for other in range(0, length, SLOTS_C):
@@ -235,8 +235,8 @@ def mixed_slopes_kernel(
                     unit = tl.load(c_scale + rows, mask=rows >= 0, other=0.0)
                     u = similarity(q, c, q_rows, rows, q_unit, unit, dim, False, ROWS, COLS, DEPTH, EVEN, PRECISION)
                     v += mix(u, c_mixing, c_width, start, other, c_length, True, ITEMS_C, SLOTS_C)
-                    to, whole = corner(c_partial, c_length, start, other, c_length, SLOTS_C)
-                    tl.store(to, by_matrix(a, u, ITEMS_C, SLOTS_C), mask=whole)
+                    to, exists = corner(c_partial, c_length, start, other, c_length, SLOTS_C)
+                    tl.store(to, by_matrix(a, u, ITEMS_C, SLOTS_C), mask=exists)
                     b = weigh(keys(u, q_rows, rows, MASKED), norm, by_y, ITEMS_C, SLOTS_C)
                     by_x += mix(b, c_mixing, c_width, other, start, c_length, False, ITEMS_C, SLOTS_C)
             by_x += by_key(a, v, y, ITEMS_C, SLOTS_C)

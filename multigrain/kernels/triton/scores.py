@@ -20,11 +20,11 @@ from torch import Tensor
 from ..spec import Gradients, Operand, Spec
 from .launch import Plan
 from .mixed import MixedPlan
-from .side import Part, Total
+from .side import BlockGradient, SideGradient
 
 
 def forward(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
-    """Scores [queries, candidates], fp32.
+    """Compute scores [queries, candidates], fp32.
 
     Raises:
         Unsupported: no CUDA device of compute capability 8, no Triton, a dtype, or more than 128 tokens on both sides.
@@ -33,47 +33,45 @@ def forward(query: Operand, candidate: Operand, spec: Spec) -> Tensor:
     plan = _plan(query, candidate, spec)
     if out.numel() == 0:
         return out
-    for held, streamed in plan.forward_blocks():
-        plan.scores(plan.oriented(out), held, streamed)
+    for resident, streamed in plan.forward_blocks():
+        plan.scores(plan.oriented(out), resident, streamed)
     if "max" in (spec.inner, spec.outer):
-        plan.oriented(out).add_(plan.held.alien[:, None]).add_(plan.streamed.alien)
+        plan.oriented(out).add_(plan.resident.nan_items[:, None]).add_(plan.streamed.nan_items)
     return out
 
 
 def backward(grad: Tensor, query: Operand, candidate: Operand, spec: Spec) -> Gradients:
-    """The gradients, from that of the scores [queries, candidates].
+    """Compute the gradients by both operands, from that of the scores [queries, candidates].
 
     Raises:
-        Unsupported: as forward.
+        Unsupported: the same as in `forward`.
     """
     plan = _plan(query, candidate, spec)
-    by_held, by_streamed = Total(plan.held), Total(plan.streamed)
+    by_resident, by_streamed = SideGradient(plan.resident), SideGradient(plan.streamed)
     if grad.numel() > 0:
-        _accumulate(plan, plan.oriented(grad), by_held, by_streamed)
-    by_query, by_candidate = (by_streamed, by_held) if plan.swapped else (by_held, by_streamed)
-    return Gradients(
-        *(by_query.x, by_candidate.x, by_query.weights, by_candidate.weights),
-        *(by_query.inner, by_candidate.inner, by_query.outer, by_candidate.outer),
-    )
+        _accumulate(plan, plan.oriented(grad), by_resident, by_streamed)
+    sides = (by_streamed, by_resident) if plan.swapped else (by_resident, by_streamed)
+    (q, q_weights, q_inner, q_outer), (c, c_weights, c_inner, c_outer) = (side.finish() for side in sides)
+    return Gradients(q, c, q_weights, c_weights, q_inner, c_inner, q_outer, c_outer)
 
 
 def _plan(query: Operand, candidate: Operand, spec: Spec) -> Plan:
     return (MixedPlan if query.mixed or candidate.mixed else Plan)(query, candidate, spec)
 
 
-def _accumulate(plan: Plan, grad: Tensor, by_held: Total, by_streamed: Total) -> None:
-    """The gradients, from that of the scores [held, streamed]."""
-    held, streamed = plan.blocks()
-    factor, memory = plan.factor(grad), plan.memory(held, streamed)
-    columns = [Part(plan.streamed, block) for block in streamed]
-    for block in held:
-        row = Part(plan.held, block)
+def _accumulate(plan: Plan, grad: Tensor, by_resident: SideGradient, by_streamed: SideGradient) -> None:
+    """Add up the gradients of both sides, from that of the scores [resident, streamed]."""
+    resident, streamed = plan.blocks()
+    factor, memory = plan.factor(grad), plan.memory(resident, streamed)
+    columns = [BlockGradient(plan.streamed, block) for block in streamed]
+    for block in resident:
+        row = BlockGradient(plan.resident, block)
         for column in columns:
             slopes, by_q, by_c = plan.slopes(grad, factor, memory, block, column.block)
             row.add(slopes, column.tokens, by_q)
             column.add(slopes.T, row.tokens, by_c)
-            by_held.add(by_q)
+            by_resident.add(by_q)
             by_streamed.add(by_c)
-        row.put(factor, by_held)
+        row.put(factor, by_resident)
     for column in columns:
         column.put(factor, by_streamed)

@@ -1,8 +1,8 @@
-"""What the kernels of the triton backend are told of a side, and what becomes of its gradient after them.
+"""A side as the kernels of the triton backend read it, and its gradient as it adds up from theirs.
 
-Nothing is copied to leave padding out: an index says which rows of the tokens are in the slots of each item, real
-ones first, and the items are taken longest first. A block of items has the number of slots of its longest, and
-ends where the next smaller power of two is enough. Where a matrix mixes tokens by their place, they keep it: an
+Tokens are not copied to leave padding out: an index says which rows of the tokens are in the slots of each item, real
+ones first, and items are sorted, the longest first. A range of items has as many slots an item as its longest needs,
+and ends where the next smaller power of two is enough. Where a matrix mixes tokens by their place, they keep it: an
 item then ends with its last real token.
 """
 
@@ -18,25 +18,25 @@ from torch import Tensor
 from ...tokens import EPS
 from ..spec import Operand
 
-# fp16 tokens are brought to norms of about 2 ** BOOST, exactly: whatever is multiplied by 1 / norm stays in its range.
+# fp16 tokens are scaled to norms of about 2 ** BOOST, exactly: what is multiplied by 1 / norm then stays in range.
 BOOST = 8
-# Items of up to so many tokens are not told apart: a launch of their own would cost more.
+# Items of up to so many tokens share a range: a launch for each length would cost more.
 SHORT = 8
 
 
 @dataclass(frozen=True)
-class Block:
-    """Items first:end of a side in its order, and the number of tokens of the longest."""
+class ItemRange:
+    """Items start:end of a side in its sorted order, and the number of tokens of the longest."""
 
-    first: int
+    start: int
     end: int
     length: int
-    ragged: bool  # whether a slot is padding
+    ragged: bool  # True where a slot is padding
 
     @property
     def slots(self) -> int:
-        """Token slots of all its items."""
-        return (self.end - self.first) * self.length
+        """Token slots of all items."""
+        return (self.end - self.start) * self.length
 
 
 class FusedSide:
@@ -50,8 +50,8 @@ class FusedSide:
         norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
         if mask is not None:
             norm = torch.where(mask, norm, 0.0)
-        # NaN for an item with a NaN at a real token, else 0: the device's maximum passes over NaN.
-        self.alien = (norm * 0).sum(1)
+        # [B]: NaN for an item with a NaN at a real token, else 0: the device's maximum ignores NaN.
+        self.nan_items = (norm * 0).sum(1)
         norm = norm.reshape(-1)
         self.tokens = x.to(dtype).reshape(-1, x.shape[2]).contiguous()
         self.boost: Tensor | None = None  # [B L]: powers of two that the tokens have been multiplied by
@@ -91,57 +91,57 @@ class FusedSide:
         """The most tokens of an item."""
         return max(self.lengths, default=1)
 
-    def whole(self) -> Block:
-        """All items as one block."""
-        return Block(0, len(self.lengths), max(self.longest, 1), not self.dense)
+    def all_items(self) -> ItemRange:
+        """Return all items as one range."""
+        return ItemRange(0, len(self.lengths), max(self.longest, 1), not self.dense)
 
-    def blocks(self, slots: int | None = None) -> Iterator[Block]:
-        """Blocks of at most so many slots (or of one item), of items that need the same power of two."""
-        first, total = 0, len(self.lengths)
-        while first < total:
-            length = max(self.lengths[first], 1)
+    def blocks(self, slots: int | None = None) -> Iterator[ItemRange]:
+        """Split the items into ranges of at most so many slots (or one item) that need the same power of two."""
+        start, total = 0, len(self.lengths)
+        while start < total:
+            length = max(self.lengths[start], 1)
             least = power_of_two(length) // 2 if length > SHORT else 0
-            limit = total if slots is None else min(total, first + max(1, slots // length))
-            end = first + 1
+            limit = total if slots is None else min(total, start + max(1, slots // length))
+            end = start + 1
             while end < limit and self.lengths[end] > least:
                 end += 1
-            yield Block(first, end, length, self.holes or self.lengths[end - 1] < length)
-            first = end
+            yield ItemRange(start, end, length, self.holes or self.lengths[end - 1] < length)
+            start = end
 
 
-class Beside(NamedTuple):
-    """The gradient by what else a side has, from a block of pairs, in fp32; None for what it has not."""
+class ExtraGradients(NamedTuple):
+    """Gradients by a side's weights and matrices from a block of pairs, in fp32; None for those that it lacks."""
 
     weights: Tensor | None = None  # [number of parts to add, slots]
     inner: Tensor | None = None  # the upper left corner [length, length]
     outer: Tensor | None = None
 
 
-class Part:
-    """The gradient by the tokens of a block [slots, D] and by their weights [slots] as it adds up, in fp32."""
+class BlockGradient:
+    """The gradient by the tokens [slots, D] of a range of items and by their weights [slots], added up in fp32."""
 
-    def __init__(self, side: FusedSide, block: Block) -> None:
+    def __init__(self, side: FusedSide, block: ItemRange) -> None:
         self.side, self.block = side, block
-        self.rows = side.index[block.first : block.end, : block.length].reshape(-1).long()
-        self.tokens = self._tokens()
+        self.rows = side.index[block.start : block.end, : block.length].reshape(-1).long()
+        self.tokens = self._read_tokens()
         self.x = torch.zeros_like(self.tokens, dtype=torch.float32)
         self.weights = None if side.weights is None else torch.zeros_like(self.rows, dtype=torch.float32)
 
-    def _tokens(self) -> Tensor:
-        """Those of the block [slots, D], zero at padding."""
+    def _read_tokens(self) -> Tensor:
+        """Read the tokens [slots, D] of the range, zero at padding."""
         if self.side.dense:
-            return self.side.tokens[self.block.first * self.side.width : self.block.end * self.side.width]
+            return self.side.tokens[self.block.start * self.side.width : self.block.end * self.side.width]
         x = self.side.tokens.index_select(0, self.rows.clamp_min(0))
         return torch.where((self.rows >= 0).unsqueeze(1), x, 0.0) if self.block.ragged else x
 
-    def add(self, slopes: Tensor, other: Tensor, beside: Beside) -> None:
-        """Add what comes from the gradient by the products [slots, other slots] with the other tokens."""
+    def add(self, slopes: Tensor, other: Tensor, extra: ExtraGradients) -> None:
+        """Add the share of a block of pairs, given the gradient by the products [slots, other slots] of the tokens."""
         self.x += product(slopes, other)
-        if self.weights is not None and beside.weights is not None:
-            self.weights += beside.weights.sum(0)
+        if self.weights is not None and extra.weights is not None:
+            self.weights += extra.weights.sum(0)
 
-    def put(self, factor: Tensor, total: Total) -> None:
-        """Write what has added up, `factor` times too large, to its place in the whole; it is of no use after."""
+    def put(self, factor: Tensor, total: SideGradient) -> None:
+        """Write the sum, which is `factor` times too large, to its place in the gradient of the side, and spoil it."""
         x, side = self.x, self.side
         to = torch.where(self.rows >= 0, self.rows, len(side.tokens))
         if side.given.normalize:
@@ -156,9 +156,8 @@ class Part:
             total.padded_weights.index_copy_(0, to, self.weights.to(total.padded_weights.dtype))
 
 
-class Total:
-    """The gradient by the given tokens, weights and matrices of a side; a row too many takes what is written for
-    padding."""
+class SideGradient:
+    """The gradient by the tokens, weights and matrices of a side; an additional row takes the writes of padding."""
 
     def __init__(self, side: FusedSide) -> None:
         self.given = side.given
@@ -168,39 +167,25 @@ class Total:
         self.padded_weights = None if weights is None else weights.new_zeros(size * width + 1)
         self.matrices = [None if w is None else torch.zeros_like(w) for w in (side.inner, side.outer)]
 
-    def add(self, beside: Beside) -> None:
-        """Add what comes from a block of pairs to the gradient by the matrices."""
-        for total, w in zip(self.matrices, (beside.inner, beside.outer), strict=True):
+    def add(self, extra: ExtraGradients) -> None:
+        """Add the share of a block of pairs to the gradient by the matrices."""
+        for total, w in zip(self.matrices, (extra.inner, extra.outer), strict=True):
             if total is not None and w is not None:
                 total[: len(w), : len(w)] += w
 
-    @property
-    def x(self) -> Tensor:
-        """[B, L, D] in the dtype of the tokens."""
-        return self.padded_x[:-1].view(self.given.x.shape)
-
-    @property
-    def weights(self) -> Tensor | None:
-        """[B, L] in the dtype of the weights; None where there are none."""
-        return None if self.padded_weights is None else self.padded_weights[:-1].view(self.given.x.shape[:2])
-
-    @property
-    def inner(self) -> Tensor | None:
-        """[L, L] in the dtype of the matrix of an inner reduction; None where there is none."""
-        return _like(self.matrices[0], self.given.inner)
-
-    @property
-    def outer(self) -> Tensor | None:
-        """[L, L] in the dtype of the matrix of an outer reduction; None where there is none."""
-        return _like(self.matrices[1], self.given.outer)
-
-
-def _like(total: Tensor | None, given: Tensor | None) -> Tensor | None:
-    return None if total is None or given is None else total.to(given.dtype)
+    def finish(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients by tokens, weights, inner and outer matrix, in their dtypes; None for absent ones."""
+        shape, given = self.given.x.shape, (self.given.inner, self.given.outer)
+        weights = None if self.padded_weights is None else self.padded_weights[:-1].view(shape[:2])
+        inner, outer = (
+            None if total is None or w is None else total.to(w.dtype)
+            for total, w in zip(self.matrices, given, strict=True)
+        )
+        return self.padded_x[:-1].view(shape), weights, inner, outer
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in fp32, whatever they are in."""
+    """Multiply a @ b in fp32, whatever their dtype."""
     if a.dtype == torch.float32:
         return a @ b
     if a.is_cuda:
@@ -209,5 +194,5 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def power_of_two(n: int) -> int:
-    """The smallest that is at least n."""
+    """The smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()

@@ -1,12 +1,12 @@
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
 # (Triton compiles the functions below from their source; what a type checker infers about them is not so.)
-"""Device functions of the triton backend: what one program does with some held items against some streamed ones.
+"""Device functions of the triton backend: one program scores some resident items against some streamed ones.
 
-One side, the held one, lies whole in a tile of [ROWS, COLS] similarities: ROWS = ITEMS_Q items x SLOTS_Q slots.
-The other, the streamed one, passes through it SLOTS_C slots of ITEMS_C items at a time, and the reductions along it
-go on from tile to tile:
-    ROW   inner along the streamed tokens (goes on), then outer along the held ones (whole at the end)
-    COL   inner along the held tokens (whole in each tile), then outer along the streamed ones (goes on)
+A tile holds [ROWS, COLS] similarities. The resident side has all tokens of its items in it: ROWS = ITEMS_Q items x
+SLOTS_Q slots. The streamed side passes through it SLOTS_C slots of ITEMS_C items at a time, COLS in all, and the
+reductions along it continue from tile to tile:
+    ROW   inner along the streamed tokens (continues), then outer along the resident ones (once, at the end)
+    COL   inner along the resident tokens (once in each tile), then outer along the streamed ones (continues)
 Tokens come as given; x = <token, token> / (norms), times log2(e) / inner temperature, so that exp is exp2. With
 p = softmax(x), for the value v of a reduction:
     softmax    v = sum p x         dv/dx = p (1 + ln 2 (x - v))
@@ -20,7 +20,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOWEST = tl.constexpr(-1e30)
+from ..spec import LOWEST as _LOWEST
+
+LOWEST = tl.constexpr(_LOWEST)
 # Where maxima begin: below LOWEST in units of any temperature.
 FLOOR = tl.constexpr(-3e38)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -28,8 +30,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def step(x, top, total, moment, AXIS: tl.constexpr, KIND: tl.constexpr, TIES: tl.constexpr):
-    """Go on with a reduction by x along AXIS: the top so far; the sum of 2^(x - top), or with TIES how many are the
-    top; for softmax the sum of x 2^(x - top)."""
+    """Continue a reduction by x along AXIS. Its state: the top so far; the sum of 2^(x - top), or with TIES how many
+    are the top; for softmax the sum of x 2^(x - top)."""
     new = tl.maximum(top, tl.max(x, AXIS))
     if KIND == "max":
         if TIES:
@@ -45,8 +47,8 @@ def step(x, top, total, moment, AXIS: tl.constexpr, KIND: tl.constexpr, TIES: tl
 
 
 @triton.jit
-def whole(x, AXIS: tl.constexpr, KIND: tl.constexpr, TIES: tl.constexpr):
-    """A reduction of x along AXIS from beginning to end: its top, total and value."""
+def reduce_tile(x, AXIS: tl.constexpr, KIND: tl.constexpr, TIES: tl.constexpr):
+    """Reduce x along AXIS in one go: top, total and value."""
     top = tl.max(x, AXIS)
     total = top
     result = top
@@ -65,7 +67,7 @@ def whole(x, AXIS: tl.constexpr, KIND: tl.constexpr, TIES: tl.constexpr):
 
 @triton.jit
 def value(top, total, moment, KIND: tl.constexpr):
-    """What a reduction comes to; of a linear one, the sum is in `moment`."""
+    """The value of a reduction that has ended; that of a linear one is the sum in `moment`."""
     result = top
     if KIND == "logsumexp":
         result = top + tl.log2(total)
@@ -94,7 +96,7 @@ def slope(x, top, total, value, factor, AXIS: tl.constexpr, KIND: tl.constexpr):
 
 @triton.jit
 def token_rows(index, item, end, width, slot, length, ITEMS: tl.constexpr, SLOTS: tl.constexpr):
-    """Which rows of the tokens are in the slots of some items; -1: none."""
+    """The rows of tokens in the slots [ITEMS SLOTS] of some items; -1: an empty slot."""
     lane = tl.arange(0, ITEMS * SLOTS)
     item += lane // SLOTS
     slot += lane % SLOTS
@@ -132,7 +134,7 @@ def similarity(
     MASKED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     DEPTH: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x [ROWS, COLS]; the units are what each token is multiplied by."""
+    """The similarities x [ROWS, COLS]; the units are the factors of each token."""
     x = product(q, c, q_rows, c_rows, dim, ROWS, COLS, DEPTH, EVEN, PRECISION)
     x = x * q_unit[:, None] * c_unit[None, :]
     if MASKED:
@@ -157,15 +159,15 @@ def advance(
     ITEMS_Q: tl.constexpr, SLOTS_Q: tl.constexpr, ITEMS_C: tl.constexpr, SLOTS_C: tl.constexpr,
 ):  # fmt: skip
     """Take a tile x [ROWS, COLS] into the reductions along the streamed tokens: the inner one of ROW [ROWS, ITEMS_C]
-    and the outer one of COL [ITEMS_Q, ITEMS_C]. Returns both, and what COL's inner one, over the held tokens, came
-    to in this tile: its top, total and value [ITEMS_Q, COLS]."""
+    and the outer one of COL [ITEMS_Q, ITEMS_C]. Returns both, and the top, total and value [ITEMS_Q, COLS] of COL's
+    inner reduction over the resident tokens in this tile."""
     y_top, y_total, y = col_top, col_top, col_top
     if ROW:
         row_top, row_total, row_moment = step(
             tl.reshape(x, (ITEMS_Q * SLOTS_Q, ITEMS_C, SLOTS_C)), row_top, row_total, row_moment, 2, INNER, TIES
         )
     if COL:
-        y_top, y_total, y = whole(tl.reshape(x, (ITEMS_Q, SLOTS_Q, ITEMS_C * SLOTS_C)), 1, INNER, TIES)
+        y_top, y_total, y = reduce_tile(tl.reshape(x, (ITEMS_Q, SLOTS_Q, ITEMS_C * SLOTS_C)), 1, INNER, TIES)
         if OUTER == "linear":
             w = tl.load(c_weights + c_rows, mask=c_rows >= 0, other=0.0)
             col_moment += tl.sum(tl.reshape(y * w[None, :], (ITEMS_Q, ITEMS_C, SLOTS_C)), 2)
@@ -181,13 +183,13 @@ def row_score(
     y, rows, weights, ratio,
     OUTER: tl.constexpr, ITEMS_Q: tl.constexpr, SLOTS_Q: tl.constexpr, ITEMS_C: tl.constexpr,
 ):  # fmt: skip
-    """The outer reduction [ITEMS_Q, ITEMS_C] of y [ROWS, ITEMS_C] along the held tokens."""
+    """The outer reduction [ITEMS_Q, ITEMS_C] of y [ROWS, ITEMS_C] along the resident tokens."""
     if OUTER == "linear":
         w = tl.load(weights + rows, mask=rows >= 0, other=0.0)
         score = tl.sum(tl.reshape(y * w[:, None], (ITEMS_Q, SLOTS_Q, ITEMS_C)), 1)
     else:
         z = tl.where((rows >= 0)[:, None], y * ratio, LOWEST)
-        _, _, score = whole(tl.reshape(z, (ITEMS_Q, SLOTS_Q, ITEMS_C)), 1, OUTER, False)
+        _, _, score = reduce_tile(tl.reshape(z, (ITEMS_Q, SLOTS_Q, ITEMS_C)), 1, OUTER, False)
     return score
 
 
@@ -196,14 +198,14 @@ def row_part(
     y, rows, weights, ratio, g,
     OUTER: tl.constexpr, ITEMS_Q: tl.constexpr, SLOTS_Q: tl.constexpr, ITEMS_C: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by y [ROWS, ITEMS_C], the values of the held tokens, from g [ITEMS_Q, ITEMS_C] by the scores."""
+    """The gradient by y [ROWS, ITEMS_C], the values of the resident tokens, from g [ITEMS_Q, ITEMS_C] by the scores."""
     if OUTER == "linear":
         w = tl.load(weights + rows, mask=rows >= 0, other=0.0)
         part = tl.reshape(w, (ITEMS_Q, SLOTS_Q))[:, :, None] * g[:, None, :]
     else:
         z = tl.where((rows >= 0)[:, None], y * ratio, LOWEST)
         z = tl.reshape(z, (ITEMS_Q, SLOTS_Q, ITEMS_C))
-        top, total, v = whole(z, 1, OUTER, True)
+        top, total, v = reduce_tile(z, 1, OUTER, True)
         part = slope(z, top, total, v, g, 1, OUTER)
     return tl.reshape(part, (ITEMS_Q * SLOTS_Q, ITEMS_C))
 

@@ -1,4 +1,4 @@
-"""CLIPModel of transformers -> open_clip's architecture and names, so that one tower serves both."""
+"""Convert a CLIPModel of transformers to open_clip's architecture and names, so that one tower serves both."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch import Tensor, nn
 
 from ... import checks, files
 from ..state import read_state
+from .tokenizer import import_transformers
 
 _SIZES = ("text_config", "text_config_dict", "vision_config", "vision_config_dict", "projection_dim")
 
 # transformers -> open_clip, parameter by parameter; the layers and their attention are below.
-_TEXT = {
+_TEXT_NAMES = {
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
     "text_model.final_layer_norm": "ln_final",
 }
-_VISION = {
+_VISION_NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
     "vision_model.pre_layrnorm": "visual.ln_pre",
     "vision_model.post_layernorm": "visual.ln_post",
 }
-_LAYER = {
+_LAYER_NAMES = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc",
@@ -37,7 +38,7 @@ _LAYER = {
 
 
 def load_hugging_face(model: nn.Module | str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The arguments of open_clip.CLIP and its state dict in fp32.
+    """Return the arguments of open_clip.CLIP and its state dict in fp32.
 
     Args:
         model: a transformers.CLIPModel, or a local folder with one.
@@ -48,7 +49,7 @@ def load_hugging_face(model: nn.Module | str | os.PathLike[str]) -> tuple[dict[s
         ValueError: another model than CLIP, or settings that open_clip does not have.
     """
     if not isinstance(model, nn.Module):
-        config, state = _from_folder(Path(model))
+        config, state = _read_folder(Path(model))
     elif model.config.model_type == "clip" and hasattr(model, "text_projection"):  # type: ignore[union-attr]
         config, state = cast(Any, model.config), model.state_dict()
     else:
@@ -70,13 +71,13 @@ def load_hugging_face(model: nn.Module | str | os.PathLike[str]) -> tuple[dict[s
             "image_size": vision.image_size,
             "patch_size": vision.patch_size,
             "head_width": vision.hidden_size // vision.num_attention_heads,
-            **_layers(vision),
+            **_transformer_sizes(vision),
         },
         "text_cfg": {
             "context_length": text.max_position_embeddings,
             "vocab_size": text.vocab_size,
             "heads": text.num_attention_heads,
-            **_layers(text),
+            **_transformer_sizes(text),
         },
     }
     try:
@@ -85,8 +86,8 @@ def load_hugging_face(model: nn.Module | str | os.PathLike[str]) -> tuple[dict[s
         raise ValueError(f"weights: expected the tensors of a transformers.CLIPModel, there is no {error}") from error
 
 
-def _layers(config: Any) -> dict[str, Any]:
-    """What both towers have."""
+def _transformer_sizes(config: Any) -> dict[str, Any]:
+    """Return the settings that both towers have."""
     for name in ("hidden_size", "intermediate_size"):
         checks.count(name, getattr(config, name), 1 << 20)
     # open_clip takes the mlp's width as a factor, and rounds down.
@@ -110,7 +111,7 @@ def _converted(state: dict[str, Tensor], text_layers: int, vision_layers: int) -
         else:
             out.update({f"{ours}.{kind}": state[f"{theirs}.{kind}"] for kind in ("weight", "bias")})
 
-    for theirs, ours in (_TEXT | _VISION).items():
+    for theirs, ours in (_TEXT_NAMES | _VISION_NAMES).items():
         take(theirs, ours)
     for side, blocks, count in (
         ("text_model", "transformer.resblocks", text_layers),
@@ -118,7 +119,7 @@ def _converted(state: dict[str, Tensor], text_layers: int, vision_layers: int) -
     ):
         for i in range(count):
             layer, block = f"{side}.encoder.layers.{i}", f"{blocks}.{i}"
-            for theirs, ours in _LAYER.items():
+            for theirs, ours in _LAYER_NAMES.items():
                 take(f"{layer}.{theirs}", f"{block}.{ours}")
             for kind in ("weight", "bias"):
                 parts = [state[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
@@ -129,26 +130,23 @@ def _converted(state: dict[str, Tensor], text_layers: int, vision_layers: int) -
     return {name: value.detach().float().cpu().clone().contiguous() for name, value in out.items()}
 
 
-def _from_folder(folder: Path) -> tuple[Any, dict[str, Tensor]]:
-    """The settings and the state dict. (transformers follows a folder to adapters and kernels that it names.)"""
+def _read_folder(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """Read the settings and the state dict alone: transformers would follow a folder to adapters that it names."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"weights: expected a folder of transformers, config.json is missing in {folder}")
-    try:
-        from transformers import CLIPConfig
-    except ImportError as error:
-        raise ImportError('models of transformers need it: pip install "multigrain[hf]"') from error
+    transformers = import_transformers()
     values = files.read_json(folder / "config.json")
     if not isinstance(values, dict) or values.get("model_type") != "clip":
         raise ValueError(f"{folder}: expected the folder of a transformers.CLIPModel, got settings of another model")
     try:
-        config = CLIPConfig(**{name: values[name] for name in _SIZES if name in values})
+        config = transformers.CLIPConfig(**{name: values[name] for name in _SIZES if name in values})
     except Exception as error:  # transformers has its own
         files.refuse(folder / "config.json", error)
     return config, {name: value for path in _weights(folder) for name, value in read_state(path)[0].items()}
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The files of the weights: one, or those that an index beside them lists."""
+    """List the files of the weights: one, or the parts that an index lists."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]

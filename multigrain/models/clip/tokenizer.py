@@ -1,6 +1,6 @@
-"""From a caption to the token ids that CLIP's text tower reads, and back to the words that they stand for.
+"""Tokenizers: from a caption to the ids that CLIP's text tower reads, and back to the words that they stand for.
 
-Of a folder only vocabularies are read; the class that its settings name, and code that it brings, are not asked for.
+Only the vocabularies of a folder are read: no class that its settings name is loaded, and no code that it brings.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _FILES = ("tokenizer.json", "vocab.json")
 
 
 class Tokenizer(Protocol):
-    """Captions -> ids; the last id is the highest of the vocabulary, which is how CLIP finds the end."""
+    """Turn captions into ids. The id of the last token is the highest of the vocabulary: CLIP finds the end by it."""
 
     def ids(self, sentence: str) -> list[int]:
-        """The ids of a caption, the first and the last token included."""
+        """Return the ids of a caption, the first and the last token included."""
         ...
 
     def words(self, ids: list[int]) -> list[str]:
-        """What each id stands for."""
+        """Return the text of each id."""
         ...
 
 
 class BytePairs:
-    """The tokenizer that open_clip ships: CLIP's own byte pairs, no download."""
+    """The tokenizer that open_clip ships: CLIP's own byte pairs, without a download."""
 
     def __init__(self) -> None:
         self._pairs = import_library("open_clip").SimpleTokenizer()
@@ -49,11 +49,11 @@ class HuggingFaceTokenizer:
 
     Args:
         tokenizer: the instance.
-        vocabulary_size: of the text tower.
+        vocabulary_size: the number of tokens that the text tower knows.
 
     Raises:
-        ValueError: its vocabulary is not the tower's. Where files are missing and there is no network, transformers
-            makes a tokenizer of two tokens and says nothing.
+        ValueError: the tokenizer has another vocabulary. Where files are missing and there is no network,
+            transformers makes a tokenizer of two tokens and says nothing.
     """
 
     def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
@@ -74,32 +74,36 @@ class HuggingFaceTokenizer:
 
 
 def tokenizer_for(vocabulary_size: int, folder: str | os.PathLike[str] | None = None) -> Tokenizer | None:
-    """The tokenizer in a folder of transformers, else open_clip's where the vocabulary is CLIP's, else none.
+    """Return the tokenizer in a folder of transformers, else open_clip's where the vocabulary is CLIP's, else None.
 
     Raises:
         ImportError: there is a tokenizer of transformers, and transformers is not installed.
         OSError, ValueError: a tokenizer of another vocabulary, or one that cannot be read.
     """
     if folder is not None and any((Path(folder) / name).is_file() for name in _FILES):
-        return HuggingFaceTokenizer(_from_folder(Path(folder)), vocabulary_size)
+        return HuggingFaceTokenizer(_read_tokenizer(Path(folder)), vocabulary_size)
     return _byte_pairs() if vocabulary_size == CLIP_VOCABULARY else None
 
 
-@lru_cache(maxsize=1)
-def _byte_pairs() -> BytePairs:
-    return BytePairs()
+_byte_pairs = lru_cache(maxsize=1)(BytePairs)
 
 
-def _from_folder(folder: Path) -> Any:
+def import_transformers() -> Any:
+    """Import transformers, or raise an ImportError that says how to install it."""
     try:
-        from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+        import transformers
     except ImportError as error:
-        raise ImportError('tokenizers of transformers need it: pip install "multigrain[hf]"') from error
+        raise ImportError('models and tokenizers of transformers need it: pip install "multigrain[hf]"') from error
+    return transformers
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    transformers = import_transformers()
     try:
-        if (whole := folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(whole))
+        if (file := folder / "tokenizer.json").is_file():
+            return transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
         lines = files.read_text(folder / "merges.txt").split("\n")
         merges: Any = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-        return CLIPTokenizer(vocab=files.read_json(folder / "vocab.json"), merges=merges)
+        return transformers.CLIPTokenizer(vocab=files.read_json(folder / "vocab.json"), merges=merges)
     except Exception as error:  # tokenizers raises types of its own
         files.refuse(folder, error)

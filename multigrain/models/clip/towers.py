@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 Texts: TypeAlias = "Sequence[str] | Tensor | tuple[Tensor, Tensor]"
 
 _TOKEN = 100  # letters that a token stands for at most; of CLIP's the longest has 32
-_LAYER = re.compile(r"(?:resblocks|blocks)\.(\d+)\.")
+_LAYER_NUMBER = re.compile(r"(?:resblocks|blocks)\.(\d+)\.")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:conv1|class_embedding|positional_embedding|token_embedding|ln_pre"
     r"|patch_embed|cls_token|pos_embed|norm_pre)(?:\.|$)"
@@ -52,10 +53,10 @@ class ClipVision(nn.Module):
         size: Any = visual.image_size
         self.size = int(size[0] if isinstance(size, Sequence) else size)
         for name, value in (("mean", MEAN), ("std", STD)):
-            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
+            self.register_buffer(name, rearrange(torch.tensor(value), "c -> c 1 1"), persistent=False)
 
     def forward(self, frames: Tensor) -> Float[Tensor, "u d"]:
-        """Features [U, dim], not normalised, of frames [U, 3, size, size], uint8 or floating in [0, 1].
+        """Encode frames [U, 3, size, size], uint8 or floating in [0, 1], as features [U, dim], not normalised.
 
         Raises:
             ValueError: frames of another size.
@@ -65,7 +66,7 @@ class ClipVision(nn.Module):
         return self.visual(normalized_pixels(frames, self.mean, self.std, next(self.visual.parameters()).dtype))
 
     def blank(self, frames: Tensor) -> Tensor:
-        """One frame [1, 3, H, W] of the mean colour: zeros after normalisation, as the original pads videos."""
+        """Return a frame [1, 3, H, W] of the mean colour: zeros after normalisation, as the original pads videos."""
         return self.mean.expand(1, *frames.shape[-3:])
 
 
@@ -77,7 +78,7 @@ class ClipText(nn.Module):
         tokenizer: None where captions come as ids only.
         max_words: W; longer captions are cut before their last token, with a warning.
         pad_to_max: pad every batch to max_words rather than to its longest caption, where masks are ignored.
-        include_bos, include_eos: whether the first and the last token are words.
+        include_bos, include_eos: count the first and the last token among the words.
 
     Raises:
         ValueError: max_words above CLIP's context length.
@@ -103,14 +104,14 @@ class ClipText(nn.Module):
         self.include_bos, self.include_eos = include_bos, include_eos
 
     def words(self, sentence: str) -> list[str]:
-        """The tokens that have a feature, in order."""
+        """List the tokens that have a feature, in order."""
         ids, end = self.tokenize([sentence])
         start, stop = 0 if self.include_bos else 1, int(end[0]) + (1 if self.include_eos else 0)
         assert self.tokenizer is not None  # or tokenize had raised
         return self.tokenizer.words(ids[0, start:stop].tolist())
 
     def tokenize(self, text: Texts) -> tuple[Int[Tensor, "b w"], Int[Tensor, "b"]]:
-        """Ids [B, W], 0 where padded, and the position [B] of each last token, on the device of the model.
+        """Return ids [B, W], 0 where padded, and the position [B] of each last token, on the device of the model.
 
         Args:
             text: captions, or ids [B, any length], each row from its first to its last token (the highest id) and
@@ -131,24 +132,24 @@ class ClipText(nn.Module):
         long = end >= self.max_words
         if cut := int(long.sum()):
             warnings.warn(f"{cut} of {len(ids)} captions were cut to {self.max_words} tokens", stacklevel=3)
-            last = ids.gather(1, end[:, None])[:, 0]
+            last = ids[torch.arange(len(ids), device=device), end]
             ids = ids[:, : self.max_words].clone()
             ids[long, -1] = last[long]
             end = end.clamp_max(self.max_words - 1)
         length = self.max_words if self.pad_to_max else int(end.max()) + 1
         ids = nn.functional.pad(ids[:, :length], (0, max(0, length - ids.shape[1])))
-        return ids.masked_fill(torch.arange(length, device=device) > end[:, None], 0), end
+        return ids.masked_fill(torch.arange(length, device=device) > rearrange(end, "b -> b 1"), 0), end
 
     def forward(self, text: Texts) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b w d"], Bool[Tensor, "b w"]]:
-        """Sentence features, word features and the mask of the words (see tokenize)."""
+        """Return sentence features, word features and the mask of the words (see tokenize)."""
         ids, end = self.tokenize(text)
         length = ids.shape[1]
         x = self.token_embedding(ids) + self.positional_embedding[:length]
         causal = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
         words = self.ln_final(self.transformer(x, attn_mask=causal)) @ self.text_projection
         sentence = words[torch.arange(len(ids), device=ids.device), end]
-        last = end[:, None] if self.include_eos else end[:, None] - 1
-        real = torch.arange(length, device=ids.device) <= last
+        last = end if self.include_eos else end - 1
+        real = torch.arange(length, device=ids.device) <= rearrange(last, "b -> b 1")
         return (sentence, words, real) if self.include_bos else (sentence, words[:, 1:], real[:, 1:])
 
     def _encode(self, sentences: object) -> Tensor:
@@ -164,7 +165,7 @@ class ClipText(nn.Module):
         return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
     def _checked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ids that are in the vocabulary, and where each row ends."""
+        """Check ids and their mask; return the ids and the position of each row's last token."""
         if ids.ndim != 2 or 0 in ids.shape:
             raise ValueError(f"ids: expected shape [B, W], got {list(ids.shape)}")
         if ids.dtype != torch.long:
@@ -176,14 +177,15 @@ class ClipText(nn.Module):
             return ids, ids.argmax(1)
         if mask.shape != ids.shape or mask.dtype != torch.bool:
             raise ValueError(f"mask: expected bool {list(ids.shape)}, got {mask.dtype} {list(mask.shape)}")
-        end = mask.sum(1) - 1
-        if not torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) <= end[:, None]) or (end < 0).any():
+        end = reduce(mask, "b w -> b", "sum") - 1
+        first = torch.arange(mask.shape[1], device=mask.device) <= rearrange(end, "b -> b 1")
+        if not torch.equal(mask, first) or (end < 0).any():
             raise ValueError("mask: expected in each row at least one True, and none after a False")
         return ids, end.to(ids.device)
 
 
 def _beginning(caption: str, tokens: int) -> str:
-    """As much of a caption as may matter: the time that byte pairs take is quadratic in the letters of a word."""
+    """Cut a caption to the letters that may matter: byte pairs take time quadratic in the letters of a word."""
     most = _TOKEN * tokens
     return caption if len(caption) <= most else " ".join(caption.split())[:most]
 
@@ -202,7 +204,7 @@ def freeze_layers(tower: nn.Module, layers: int | None) -> None:
     tower.requires_grad_(True)
     if layers is None:
         return
-    numbers = {name: _LAYER.search(name) for name, _ in tower.named_parameters()}
+    numbers = {name: _LAYER_NUMBER.search(name) for name, _ in tower.named_parameters()}
     if not any(numbers.values()):
         raise ValueError(f"frozen_layers: expected a transformer, got a {type(tower).__name__} without numbered layers")
     for name, parameter in tower.named_parameters():

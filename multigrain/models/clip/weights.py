@@ -1,4 +1,4 @@
-"""Where CLIP's weights come from: files and names -> an architecture and a state dict, in open_clip's terms.
+"""CLIP's weights: files and names -> an architecture and a state dict, in open_clip's terms.
 
 GELU or QuickGELU: the weights do not say which one they were trained with, and the wrong one changes every feature
 without an error. OpenAI's need QuickGELU, most others GELU. So a file that is known to be OpenAI's refuses an
@@ -24,7 +24,8 @@ from . import MEAN
 from .tokenizer import CLIP_VOCABULARY, HuggingFaceTokenizer, Tokenizer, tokenizer_for
 
 _POOL = "visual.attnpool.positional_embedding"  # of a ResNet
-_TEXT = {"context_length": 77, "vocab_size": CLIP_VOCABULARY, "width": 512, "heads": 8, "layers": 12}  # unless said
+# The sizes of a text tower whose settings do not say them.
+_TEXT_SIZES = {"context_length": 77, "vocab_size": CLIP_VOCABULARY, "width": 512, "heads": 8, "layers": 12}
 _SETTINGS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}  # of open_clip.CLIP that are supported
 
 
@@ -34,7 +35,7 @@ class ClipWeights:
 
     Args:
         architecture: arguments of open_clip.CLIP: embed_dim, vision_cfg, text_cfg, quick_gelu.
-        state: its state dict in fp32; None = random numbers.
+        state: the state dict in fp32; None = random numbers.
         tokenizer: None = captions come as ids.
     """
 
@@ -46,7 +47,7 @@ class ClipWeights:
 def load_clip(
     weights: Any = None, architecture: str | Mapping[str, Any] | None = None, tokenizer: Any = None
 ) -> ClipWeights:
-    """CLIP from a file, a folder, a name or an instance.
+    """Load CLIP from a file, a folder, a name or an instance.
 
     Args:
         weights: one of
@@ -81,12 +82,12 @@ def load_clip(
     else:
         sizes, state = _file_or_download(str(weights), architecture)
     check_architecture(sizes)
-    sizes = {**sizes, "text_cfg": {**_TEXT, **sizes["text_cfg"]}}
+    sizes = {**sizes, "text_cfg": {**_TEXT_SIZES, **sizes["text_cfg"]}}
     return ClipWeights(sizes, state, _tokenizer(tokenizer, sizes))
 
 
 def _tokenizer(given: Any, sizes: Mapping[str, Any], folder: Any = None) -> Tokenizer | None:
-    """The given one, in our terms; else the one that fits."""
+    """Wrap the tokenizer that is given, or find the one that fits."""
     size = int(sizes["text_cfg"]["vocab_size"])
     if given is None:
         return tokenizer_for(size, folder)
@@ -94,7 +95,7 @@ def _tokenizer(given: Any, sizes: Mapping[str, Any], folder: Any = None) -> Toke
 
 
 def build_clip(weights: ClipWeights) -> Any:
-    """The open_clip.CLIP of an architecture, with the weights where there are some.
+    """Build the open_clip.CLIP of an architecture, with the weights where there are some.
 
     Raises:
         ValueError: weights of another architecture; missing, unexpected and differently shaped ones are named.
@@ -113,7 +114,7 @@ def build_clip(weights: ClipWeights) -> Any:
 
 
 def named_architecture(architecture: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings of an open_clip name, or a copy of settings.
+    """Return the settings of an open_clip name, or a copy of settings.
 
     Raises:
         ValueError: an unknown name; similar ones are listed.
@@ -131,7 +132,7 @@ def named_architecture(architecture: str | Mapping[str, Any] | None) -> dict[str
 
 
 def openai_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The sizes of OpenAI's CLIP from the shapes of its weights: heads are 64 wide, the activation is QuickGELU.
+    """Tell the sizes of OpenAI's CLIP from the shapes of its weights: heads are 64 wide, the activation is QuickGELU.
 
     Raises:
         ValueError: tensors that every CLIP has are missing.
@@ -164,22 +165,22 @@ def openai_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered layers there are below a prefix."""
+    """Count the numbered layers below a prefix."""
     return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def _file_or_download(weights: str, architecture: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Architecture and state of a file or of a name."""
+    """Return the architecture and the state dict of a file, or of a name whose weights are downloaded."""
     if not Path(weights).is_file():
         name = weights.replace("/", "-")
         if architecture not in (None, OPENAI) and isinstance(architecture, str):
             named_architecture(architecture)
-            return _download(architecture.replace("/", "-"), weights, True)
+            return _download_weights(architecture.replace("/", "-"), weights, True)
         if name not in import_library("open_clip").list_models():
             if Path(weights).suffix or Path(weights).is_absolute():
                 raise FileNotFoundError(f"weights: expected a file, there is none at {weights}")
             named_architecture(name)  # which names similar ones
-        return _download(name, OPENAI, False)
+        return _download_weights(name, OPENAI, False)
     state, kind = read_state(weights)
     if architecture in (None, OPENAI):
         if architecture is None and kind == "training":
@@ -200,8 +201,8 @@ def _file_or_download(weights: str, architecture: Any) -> tuple[dict[str, Any], 
     return sizes, state
 
 
-def _download(name: str, tag: str, strict: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """open_clip's weights of a name and a tag; `strict`: the name must have their activation."""
+def _download_weights(name: str, tag: str, strict: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Download open_clip's weights of a name and a tag; with `strict`, the name must have their activation."""
     open_clip = import_library("open_clip")
     found: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not found:
@@ -225,9 +226,9 @@ def _same_activation(sizes: Mapping[str, Any], quick: bool, weights: str, archit
 
 
 def check_architecture(sizes: Mapping[str, Any]) -> None:
-    """See that settings of open_clip.CLIP say what can be used here, and nothing that reaches files or the network.
+    """Refuse settings of open_clip.CLIP that cannot be used here, or that reach files or the network.
 
-    Only CLIP's own text tower gives a feature for every word in the way that is used here.
+    A text tower other than CLIP's own does not give a feature for every word in the way that is needed here.
 
     Raises:
         ValueError: settings that are missing, or others; they are named.
