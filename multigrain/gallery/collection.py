@@ -6,8 +6,8 @@
     shard-00000.pt    Features.save of the videos of a shard
     broken.txt        the videos that could not be read, one a line, a tab before the reason; only if there are any
 
-A shard is written, whole, before its line, and a line counts once it ends: a writer may be killed at any time. One that
-is missing or not as it was written is refused by readers, and made again by the next extraction.
+A shard is complete on disk before its line is written, and a line counts once it ends: a writer may be killed at any
+time. Readers refuse a shard that is missing or damaged, and the next extraction makes it again.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Shard:
     """Videos of a collection whose features share a file."""
 
     file: str | None
-    """name of the file of their features; None: none of them could be read"""
+    """Name of the file of their features; None: no video could be read."""
     videos: list[str]
-    """paths, in the order of the rows"""
+    """Paths, in the order of the rows."""
     broken: dict[str, str] = field(default_factory=dict[str, str])
-    """paths of those that could not be read -> why"""
+    """Paths of videos that could not be read -> why."""
     sha256: str | None = None
-    """digest of the file"""
+    """Digest of the file."""
 
 
 @dataclass
@@ -52,10 +52,10 @@ class Collection:
 
     folder: Path
     settings: dict[str, Any]
-    """what made the features"""
+    """Settings that made the features."""
     shards: list[Shard] = field(default_factory=list[Shard])
     complete: bool = False
-    """whether the last extraction came to its end"""
+    """True where the last extraction came to its end."""
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Collection:
@@ -112,9 +112,9 @@ class Collection:
         if resume and manifest.is_file() and b"\n" in manifest.read_bytes():
             collection = cls._read(path)
             collection.check(settings, f'pass resume=False to start anew, or another folder than "{path}"')
-            whole, _, rest = manifest.read_bytes().rpartition(b"\n")
+            complete, _, rest = manifest.read_bytes().rpartition(b"\n")
             if rest:
-                files.write_bytes(manifest, whole + b"\n")
+                files.write_bytes(manifest, complete + b"\n")
         else:
             collection = cls(path, {**settings, "model_path": model_path})
             # The manifest first: without it, the shards are nothing.
@@ -169,9 +169,9 @@ class Collection:
 
     def damaged(self) -> list[Shard]:
         """List the shards whose file is missing, or is another than was written."""
-        return [shard for shard in self.shards if shard.file is not None and not self._is_whole(shard)]
+        return [shard for shard in self.shards if shard.file is not None and not self._is_intact(shard)]
 
-    def _is_whole(self, shard: Shard) -> bool:
+    def _is_intact(self, shard: Shard) -> bool:
         try:
             return files.digest(files.check_file(self.folder / str(shard.file))) == shard.sha256
         except (OSError, ValueError):

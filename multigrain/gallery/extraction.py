@@ -32,13 +32,13 @@ class ExtractionReport:
 
     folder: Path
     videos: int
-    """videos with features, those of earlier calls included"""
+    """Videos with features, including those of earlier calls."""
     encoded: int
-    """those that this call encoded"""
+    """Videos that this call encoded."""
     broken: dict[str, str]
-    """videos that could not be read -> why; also in broken.txt"""
+    """Videos that could not be read -> why; also in broken.txt."""
     repeated: int
-    """how often a video was named again; it counts once"""
+    """Number of times that a video was named again; it counts once."""
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.videos:,} videos, {self.encoded:,} of them new"]

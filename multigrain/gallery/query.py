@@ -28,9 +28,9 @@ class Result:
 
     path: str
     score: float
-    """of all grains together"""
+    """Score of all grains together."""
     by_grain: dict[str, float] = field(default_factory=dict[str, float])
-    """of each grain, unweighted"""
+    """Score of each grain, unweighted."""
 
 
 @overload

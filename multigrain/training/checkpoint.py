@@ -120,11 +120,11 @@ _NUMBERS = ("epoch", "epochs", "step", "steps", "loss", "seconds")  # what the c
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         values = files.parse_json(line)
-        whole = {"kind", "stage"} <= values.keys() and all(isinstance(values[name], int | float) for name in _NUMBERS)
-        whole = whole and [type(number) for number in values["position"]] == [int] * 3
+        valid = {"kind", "stage"} <= values.keys() and all(isinstance(values[name], int | float) for name in _NUMBERS)
+        valid = valid and [type(number) for number in values["position"]] == [int] * 3
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    return values if whole else None
+    return values if valid else None
 
 
 def _difference(old: object, new: object, name: str = "settings") -> str:

@@ -30,7 +30,7 @@ class BabyAIConfig:
     """
 
     packages: ClassVar = {"minigrid": "demo", "matplotlib": "viz"}
-    """Packages that a run needs, each with its extra: its pairs are generated and its page has pictures."""
+    """Packages that make the pairs and draw the pictures of the page, each with the extra that has it."""
 
     cache: str = "runs/data"
     pairs: int = 9500

@@ -66,7 +66,7 @@ def train(
 
     Raises:
         OSError: out_dir cannot be written to, or another process is writing there.
-        ValueError: no checkpoint is whole, or it is of another run; settings that do not fit.
+        ValueError: no checkpoint is complete, or it is of another run; settings that do not fit.
         FloatingPointError: the loss is no longer finite; the message names the step.
         SystemExit: with code 143, after SIGTERM to any rank and a last checkpoint.
     """
