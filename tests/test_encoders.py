@@ -34,6 +34,7 @@ class Colours(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scorer = mg.MultiGrain(mg.VideoSentence(), mg.FrameWord(mg.MeanMax()), weights=[1.0, 2.0])
+        self.dropout = nn.Dropout(0.9)  # outside of training, it does nothing
         self.colours = nn.Parameter(torch.tensor([(2.0, 0.0, 0.0), (0.5, 2.0, 0.0), (0.0, 0.0, 1.0)]))
 
     def encode_text(self, sentences: list[str]) -> mg.Features:
@@ -43,7 +44,7 @@ class Colours(nn.Module):
         return mg.Features(sentence=words.sum(1), word=(words, mask))
 
     def encode_video(self, frames: Tensor, mask: Tensor) -> mg.Features:
-        frame = (frames.float().mean((3, 4)) / 255 - 0.5) @ self.colours
+        frame = self.dropout((frames.float().mean((3, 4)) / 255 - 0.5) @ self.colours)
         return mg.Features(video=(frame * mask[..., None]).sum(1), frame=(frame, mask))
 
 
@@ -84,7 +85,7 @@ def features_of(model: Colours, folder: Path, name: str) -> mg.Features:
     """The features of one video alone, without padding."""
     frames = read_video(folder / f"{name}.mp4", Sampling(max_frames=3), 8)
     assert len(frames) == len(VIDEOS[name])
-    return model.encode_video(frames[None], torch.ones(1, len(frames), dtype=torch.bool))
+    return model.eval().encode_video(frames[None], torch.ones(1, len(frames), dtype=torch.bool))
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ from multigrain.checks import printable
 from multigrain.cli import commands
 from multigrain.cli.console import Bars, print_table
 from multigrain.gallery.collection import Collection
-from multigrain.gallery.extraction import Report
+from multigrain.gallery.extraction import ExtractionReport
 from multigrain.gallery.query import Result
-from multigrain.training.run_folder import Progress
+from multigrain.training import Progress
 
 EVIL = "[/x][red]\x1b]0;title\x07\x1b[31m\n  1  0.99  forged\r\u202egnp\udce9:smile:"
 SAFE = r"[/x][red]\x1b]0;title\x07\x1b[31m\n  1  0.99  forged\r\u202egnp\udce9:smile:"
@@ -34,7 +34,7 @@ def test_what_would_act_is_escaped_and_the_rest_is_as_it_is():
 
 
 def test_a_report_of_an_extraction_has_a_line_for_each_video():
-    lines = str(Report(Path(EVIL), 2, 1, {EVIL: f"no video: {EVIL}"}, 0)).split("\n")
+    lines = str(ExtractionReport(Path(EVIL), 2, 1, {EVIL: f"no video: {EVIL}"}, 0)).split("\n")
     assert len(lines) == 3
     assert lines[2] == f"  {SAFE}: no video: {SAFE}"
 

@@ -1,4 +1,4 @@
-"""What the commands of the command line do; main.py has their options."""
+"""Commands of the command line; main.py has their options."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run_demo(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
-    """Annotation files and videos to a manifest."""
+    """Make a manifest of annotation files and videos."""
     from ..data.prepare import prepare
 
     optional = {"variant": options.variant, "val": options.val}
@@ -67,7 +67,7 @@ def run_prepare(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
-    """Pairs and training."""
+    """Load pairs and train on them."""
     run = _run(options, overrides)
     with parallel.launched(training.device(run.config.device), run.config.timeout), parallel.locked(run.out):
         training.check(run.config)
@@ -77,7 +77,7 @@ def run_train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def run_evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
-    """The test split of a run, or features that were saved."""
+    """Evaluate the test split of a run, or features that were saved."""
     if options.report is not None:
         runs.require("matplotlib", "viz")
     if options.text is not None or options.video is not None:
@@ -133,7 +133,7 @@ def _report(run: Run, model: XCLIP, data: Data, evaluation: Evaluation, page: Pa
 
 
 def _targets(path: str, texts: int) -> torch.Tensor:
-    """The video of each text, from a JSON list."""
+    """Read the video of each text from a JSON list."""
     try:
         values = files.read_json(path, "targets")
     except ValueError as error:
@@ -144,7 +144,7 @@ def _targets(path: str, texts: int) -> torch.Tensor:
 
 
 def _only_of_evaluation(overrides: list[str]) -> None:
-    """That no setting asks for what was decided by the training."""
+    """Check that overrides set nothing that the training decided."""
     for override in overrides:
         if not override.startswith(
             ("--data.", "--device=", "--workers=", "--timeout=", *(f"--model.{name}" for name in runs.SCORING))
@@ -156,7 +156,7 @@ def _only_of_evaluation(overrides: list[str]) -> None:
 
 
 def _read_beside_a_recipe(model: ModelConfig, overrides: list[str]) -> None:
-    """That no setting asks for what a recipe brings."""
+    """Check that overrides set nothing that a recipe brings."""
     for override in overrides:
         name = override.partition("=")[0].removeprefix("--model.")
         if model.recipe is not None and name.startswith(_BROUGHT) and name != "temporal.max_frames":
@@ -209,7 +209,7 @@ def _evaluate_features(options: argparse.Namespace, overrides: list[str], out: P
 
 
 def run_explain(options: argparse.Namespace, _: list[str]) -> None:
-    """The picture of one pair."""
+    """Draw the picture of one pair."""
     if (options.video is None) == (options.pair is None):
         raise ValueError("expected --video FILE or --pair NUMBER, and not both")
     out = options.out or Path("explain.png")
@@ -231,7 +231,7 @@ def run_explain(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def run_extract(options: argparse.Namespace, _: list[str]) -> None:
-    """Features of videos, in shards."""
+    """Extract features of videos, in shards."""
     from ..data.video import Sampling
     from ..gallery.extraction import extract
 
@@ -254,7 +254,7 @@ def run_extract(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def run_search(options: argparse.Namespace, _: list[str]) -> None:
-    """The best videos of a folder of features for a sentence."""
+    """Print the best videos of a folder of features for a sentence."""
     from ..gallery.collection import Collection
     from ..gallery.query import search
 
@@ -279,7 +279,7 @@ def _model(options: argparse.Namespace) -> XCLIP:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> Run:
-    """The run that a command line describes, checked."""
+    """Build the run that a command line describes, and check it."""
     own = options.config is None
     if own:
         if options.out is None:

@@ -1,4 +1,4 @@
-"""What a run says while it runs: progress on stderr, the table on stdout."""
+"""Output of a run while it runs: progress on stderr, the table on stdout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..evaluation import Evaluation, tables
 from ..metrics import RetrievalMetrics
 
 if TYPE_CHECKING:
-    from ..training import Progress as Event
+    from ..training import Progress as TrainingProgress
 
 
 class Clock:
@@ -81,7 +81,7 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def training(self, event: Event) -> None:
+    def training(self, event: TrainingProgress) -> None:
         """Show one event of `multigrain.training.train`."""
         state = f"epoch {event.epoch}/{event.epochs}, loss {event.loss:.3f}"
         if event.validation is not None:
@@ -96,7 +96,7 @@ class Bars:
                     self._task(following)
 
     def counter(self, description: str) -> Callable[[int, int], None]:
-        """A callback (done, total) with a bar of its own."""
+        """Make a callback (done, total) with a bar of its own."""
         task = self._task(description)
 
         def count(done: int, total: int) -> None:
@@ -107,7 +107,7 @@ class Bars:
         return count
 
     def _task(self, name: str) -> TaskID:
-        """The bar of that name; until it has a total it shows that something goes on."""
+        """Return the bar of that name; until it has a total it shows that something goes on."""
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(printable(name), total=None, state="")
         return self._tasks[name]
@@ -118,11 +118,11 @@ class Bars:
 
 
 def print_table(metrics: Mapping[str, RetrievalMetrics], candidates: int, title: str) -> None:
-    """The table of `tables.rows` on stdout, in at most 80 columns."""
+    """Print the table of `tables.rows` on stdout, in at most 80 columns."""
     title = printable(title)
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for direction, _ in tables.DIRECTIONS:
+    for direction, _ in tables.DIRECTION_NAMES:
         for column in tables.COLUMNS:
             table.add_column(f"{direction}\n{column}", justify="right", no_wrap=True)
         table.add_column("")

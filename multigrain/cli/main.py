@@ -1,4 +1,4 @@
-"""The command line: multigrain demo | prepare | train | evaluate | extract | search | explain.
+"""Command line: multigrain demo | prepare | train | evaluate | extract | search | explain.
 
 An error is one line on stderr and exit code 2 (MULTIGRAIN_TRACEBACK=1 shows where it comes from); Ctrl-C is one line
 that says how to go on, and exit code 130; so is SIGTERM in training, 143. `demo`, `train` and `evaluate` also
@@ -61,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _full(error: BaseException | str) -> bool:
-    """Whether it says that there is not enough memory."""
+    """Tell whether an error says that there is not enough memory."""
     said = isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None  # torch's
     return said or isinstance(error, MemoryError)
 
 
 def _lost(error: Exception) -> bool:
-    """Whether it says that another rank ended."""
+    """Tell whether an error says that another rank ended."""
     from ..training.parallel import lost
 
     return isinstance(error, RuntimeError) and lost(error)
@@ -80,12 +80,12 @@ def _again(arguments: Sequence[str]) -> str:
 
 
 def _rank() -> str:
-    """Which rank this is, where a launcher started several."""
+    """Name this rank, where a launcher started several."""
     return f"rank {os.environ.get('RANK', '')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 class _Warnings:
-    """Says a warning in one line, and once: one that differs in numbers alone is the same."""
+    """Printer of warnings, each in one line, and once: one that differs in numbers alone is not repeated."""
 
     def __init__(self) -> None:
         self.said: set[str] = set()
@@ -97,7 +97,7 @@ class _Warnings:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
+    """Parser that says in one line what is wrong."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"multigrain: error: {_one_line(message)}; see {self.prog} --help\n")

@@ -127,7 +127,7 @@ def training_curves(history: list[dict[str, Any]], chance: float | None = None) 
             x = line["step"] * line["epochs"] / line["steps"]
             losses.setdefault(line["stage"], []).append((x, line["loss"]))
         elif line.get("validation") is not None:
-            for direction, name in tables.DIRECTIONS:
+            for direction, name in tables.DIRECTION_NAMES:
                 r1 = line["validation"]["all"][direction]["R@1"]
                 recalls.setdefault(f"{line['stage']}, {name}", []).append((line["epoch"], r1))
     smooth = {f"stage “{name}”": _means(points) for name, points in losses.items()}

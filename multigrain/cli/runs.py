@@ -1,4 +1,4 @@
-"""A run, phase by phase: pairs, training, evaluation. What `multigrain train`, `evaluate` and `demo` are made of.
+"""Runs, phase by phase: pairs, training, evaluation; `multigrain train`, `evaluate` and `demo` are made of them.
 
 Every phase picks up what an earlier, interrupted run left in the cache and in the folder of the run. Where
 torch.distributed has several ranks, `load`, `fit` and `evaluate` are for all to call, and rank 0 writes.
@@ -36,7 +36,7 @@ NAMED = 3  # missing videos in a message
 
 @dataclass
 class Run:
-    """A run's settings, its folder, and how long its phases took.
+    """Settings of a run, its folder, and how long its phases took.
 
     Args:
         config: all settings.
@@ -71,7 +71,7 @@ class Run:
         return self.config.stages[-1].max_frames
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl in the folder; none where it is not."""
+        """Read the lines of metrics.jsonl in the folder; none where it is not."""
         return checkpoint.MetricsLog(self.out / "metrics.jsonl").read()
 
     def count_training(self) -> None:
@@ -99,7 +99,7 @@ def check(run: Run) -> None:
 
 
 def check_cache(config: TrainConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
-    """See that generated pairs are not written to where the folder of a run says, but where there are some already.
+    """Check that the cache named in the folder of a run has pairs: none are generated where such a file says.
 
     Args:
         overrides: those of the user, who may say it.
@@ -117,7 +117,7 @@ def check_cache(config: TrainConfig, folder: Path, overrides: Sequence[str] = ()
 
 
 def require(package: str, extra: str) -> None:
-    """That a package is there.
+    """Check that a package is installed.
 
     Raises:
         ImportError: it is not; the extra that has it is named.
@@ -127,7 +127,7 @@ def require(package: str, extra: str) -> None:
 
 
 def load(run: Run, splits: Sequence[str] = ("train", "val", "test")) -> Data:
-    """The pairs; BabyAI's from the cache, or generated into it.
+    """Load the pairs; those of BabyAI from the cache, or generated into it.
 
     Videos of these splits of a manifest that are not there are counted on stderr.
 
@@ -148,7 +148,7 @@ def load(run: Run, splits: Sequence[str] = ("train", "val", "test")) -> Data:
 
 
 def fit(run: Run, data: Data) -> XCLIP:
-    """The model after all stages of training."""
+    """Train through all stages and return the model."""
     with Bars([stage.name for stage in run.config.stages]) as bars:
         model = training.train(run.config, data, run.out, resume=run.resume, progress=bars.training)
     run.count_training()
@@ -159,7 +159,7 @@ def fit(run: Run, data: Data) -> XCLIP:
 
 
 def restore(run: Run) -> tuple[Run, XCLIP]:
-    """The run as it was trained, and its model, scored by the grains that the given run asks for.
+    """Return the run as it was trained, and its model, scored by the grains that the given run asks for.
 
     Raises:
         FileNotFoundError: nothing was trained in that folder.
@@ -193,7 +193,7 @@ _AS_TRAINED = "leave out --config and such settings to evaluate as it was traine
 
 
 def _rescored(trained: ModelConfig, asked: ModelConfig) -> ModelConfig:
-    """The settings of the training with the grains that are asked for."""
+    """Return the settings of the training with the grains that are asked for."""
     if trained.recipe != asked.recipe:
         raise ValueError(
             f"model.recipe: expected that of the training, {trained.recipe}, got {asked.recipe}; {_AS_TRAINED}"
@@ -207,7 +207,7 @@ def _rescored(trained: ModelConfig, asked: ModelConfig) -> ModelConfig:
 
 
 def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
-    """A split is made anew from the settings: other ones would test on what was trained on."""
+    """Check that the pairs are those of the training: a split by other settings would test on trained pairs."""
     if not isinstance(trained, BabyAIConfig):
         raise ValueError(f"data: expected a manifest, with which {out} was trained, got BabyAI pairs; {_AS_TRAINED}")
     for name, got in dataclasses.asdict(asked).items():
@@ -218,7 +218,7 @@ def _same_pairs(trained: object, asked: BabyAIConfig, out: Path) -> None:
 
 
 def load_model(path: str | os.PathLike[str], architecture: str | None = None, trust: Sequence[str] = ()) -> XCLIP:
-    """The model of a folder, of the folder of a run, or of a checkpoint file of X-CLIP's code or of CLIP.
+    """Load the model of a folder, of the folder of a run, or of a checkpoint file of X-CLIP's code or of CLIP.
 
     It is on CUDA where there is one.
 
@@ -241,7 +241,7 @@ def load_model(path: str | os.PathLike[str], architecture: str | None = None, tr
 
 
 def evaluate(run: Run, model: XCLIP, pairs: Pairs, hubness: str | None = None) -> Evaluation:
-    """Scores and metrics of a split; with `hubness`, corrected by it (see training.corrected)."""
+    """Evaluate a split; with `hubness`, the scores are corrected by it (see training.corrected)."""
     if hubness is not None:
         training.check_hubness(hubness, model.recipe)
     with run.clock.phase("evaluation"), Bars() as bars:
@@ -260,7 +260,7 @@ def evaluate(run: Run, model: XCLIP, pairs: Pairs, hubness: str | None = None) -
 def numbered_pair(
     folder: str | os.PathLike[str], number: int, cache: str | None = None, trust: Sequence[str] = ()
 ) -> tuple[str, NDArray[np.uint8], str]:
-    """A pair of the test split of a run: its sentence, the frames of its video, and what to call it.
+    """Load a pair of the test split of a run: its sentence, the frames of its video, and what to call it.
 
     Args:
         number: which, counted from 0.

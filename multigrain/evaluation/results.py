@@ -28,7 +28,7 @@ from .retrieval import Evaluation
 
 RANKINGS = "rankings.jsonl"
 RANKED = 10  # results of each query in rankings.jsonl
-_ELEMENTS = 1 << 20  # of the scores that are sorted at a time
+_SORTED = 1 << 20  # scores that are sorted at a time
 
 
 def write_results(
@@ -106,7 +106,7 @@ def _lines(
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k best of each row, and their columns; some rows at a time, since topk copies them."""
     k = min(k, scores.shape[1])
-    parts = [part.topk(k) for part in scores.split(max(1, _ELEMENTS // max(1, scores.shape[1])))]
+    parts = [part.topk(k) for part in scores.split(max(1, _SORTED // max(1, scores.shape[1])))]
     best, columns = zip(*parts, strict=True)
     return torch.cat(best), torch.cat(columns)
 

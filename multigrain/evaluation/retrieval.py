@@ -1,4 +1,4 @@
-"""From a model and pairs to retrieval metrics, for each grain and for all together.
+"""Evaluation of a model on pairs, and of features: retrieval metrics for each grain and for all together.
 
 Where torch.distributed has several ranks, `evaluate` and `evaluate_features` are collective: each rank encodes its
 share of the videos, whose features all ranks gather, and scores their texts against all videos; ranks are merged, never

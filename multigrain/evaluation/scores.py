@@ -96,7 +96,11 @@ def check_reranker(scorer: nn.Module) -> None:
 def metrics_by_grain(
     scores: dict[str, Tensor], protocol: str = "diagonal", targets: Tensor | None = None
 ) -> dict[str, RetrievalMetrics]:
-    """R@1/5/10, MdR and MnR both ways, of every matrix; `targets` has the video of each text, None: text i's is i."""
+    """Compute R@1/5/10, MdR and MnR both ways of every matrix.
+
+    Args:
+        targets: the video of each text; None: text i belongs to video i.
+    """
     texts, videos = next(iter(scores.values())).shape
     check_counts(protocol, texts, videos)
     if protocol == "diagonal":

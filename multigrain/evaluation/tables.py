@@ -14,7 +14,7 @@ from ..recipes import Recipe
 from ..scorer import MultiGrain, grains_of
 
 COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
-DIRECTIONS = (("t2v", "text → video"), ("v2t", "video → text"))
+DIRECTION_NAMES = (("t2v", "text → video"), ("v2t", "video → text"))
 
 
 class Row(NamedTuple):
@@ -55,7 +55,7 @@ def title(texts: int, videos: int, hubness: str | None = None) -> str:
 
 
 def recall_at_1(metrics: RetrievalMetrics) -> float:
-    """R@1 in per cent, the mean of both directions."""
+    """Compute R@1 in per cent, the mean of both directions."""
     return (metrics["t2v"]["R@1"] + metrics["v2t"]["R@1"]) / 2
 
 

@@ -1,4 +1,4 @@
-"""A folder of features of many videos, in shards: written by extract, read by search.
+"""Collection: a folder of features of many videos, in shards, written by extract and read by search.
 
     manifest.jsonl    what made the features; then a line for each shard: its file, the file's digest, its videos in the
                       order of its rows, and those that could not be read, with the reason; last, how many videos that
@@ -6,8 +6,8 @@
     shard-00000.pt    Features.save of the videos of a shard
     broken.txt        the videos that could not be read, one a line, a tab before the reason; only if there are any
 
-A shard is written, whole, before its line, and a line counts once it ends: a writer may be killed at any time. One that
-is missing or not as it was written is refused by readers, and made again by the next extraction.
+A shard is complete on disk before its line is written, and a line counts once it ends: a writer may be killed at any
+time. Readers refuse a shard that is missing or damaged, and the next extraction makes it again.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ _OURS = re.compile(r"shard-\d+\.pt|manifest\.jsonl|broken\.txt")
 
 @dataclass(frozen=True)
 class Shard:
-    """Some videos of a collection."""
+    """Videos of a collection whose features share a file."""
 
     file: str | None
-    """name of the file of their features; None: none of them could be read"""
+    """Name of the file of their features; None: no video could be read."""
     videos: list[str]
-    """paths, in the order of the rows"""
+    """Paths, in the order of the rows."""
     broken: dict[str, str] = field(default_factory=dict[str, str])
-    """paths of those that could not be read -> why"""
+    """Paths of videos that could not be read -> why."""
     sha256: str | None = None
-    """digest of the file"""
+    """Digest of the file."""
 
 
 @dataclass
 class Collection:
-    """The features of many videos on disk."""
+    """Features of many videos on disk."""
 
     folder: Path
     settings: dict[str, Any]
-    """what made the features"""
+    """Settings that made the features."""
     shards: list[Shard] = field(default_factory=list[Shard])
     complete: bool = False
-    """whether the last extraction came to its end"""
+    """True where the last extraction came to its end."""
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Collection:
-        """What lies in a folder.
+        """Open the collection in a folder.
 
         Raises:
             FileNotFoundError: no features there, or a shard is missing; it is named.
@@ -74,7 +74,7 @@ class Collection:
 
     @classmethod
     def _read(cls, folder: Path) -> Collection:
-        """What the manifest says, whether the shards are there or not."""
+        """Read the manifest, whether the shards are there or not."""
         path = folder / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(f"features: expected a folder that `extract` wrote, found no {path}")
@@ -100,9 +100,9 @@ class Collection:
     def start(
         cls, folder: str | os.PathLike[str], settings: Mapping[str, Any], resume: bool, model_path: str | None = None
     ) -> Collection:
-        """A collection to add to: the one in the folder, if resume is set and there is one, or else an empty one.
+        """Open a collection to add to: the one in the folder, if resume is set and there is one, or else an empty one.
 
-        For whoever holds the lock of the folder. Shards of the collection may be damaged (see `damaged`).
+        The caller holds the lock of the folder. Shards of the collection may be damaged (see `damaged`).
 
         Raises:
             FileNotFoundError, ValueError: see `open`; or the features there were made otherwise.
@@ -112,9 +112,9 @@ class Collection:
         if resume and manifest.is_file() and b"\n" in manifest.read_bytes():
             collection = cls._read(path)
             collection.check(settings, f'pass resume=False to start anew, or another folder than "{path}"')
-            whole, _, rest = manifest.read_bytes().rpartition(b"\n")
+            complete, _, rest = manifest.read_bytes().rpartition(b"\n")
             if rest:
-                files.write_bytes(manifest, whole + b"\n")
+                files.write_bytes(manifest, complete + b"\n")
         else:
             collection = cls(path, {**settings, "model_path": model_path})
             # The manifest first: without it, the shards are nothing.
@@ -127,7 +127,7 @@ class Collection:
 
     @property
     def model_path(self) -> str | None:
-        """Where the model lay that made the features, if they were told."""
+        """Path of the model that made the features, if it was noted."""
         return self.settings.get("model_path")
 
     @property
@@ -141,7 +141,7 @@ class Collection:
         return {video: reason for shard in self.shards for video, reason in shard.broken.items()}
 
     def check(self, settings: Mapping[str, Any], remedy: str) -> None:
-        """The features were made with these settings (others of theirs do not matter).
+        """Check that the features were made with these settings; further settings of theirs do not matter.
 
         Raises:
             ValueError: they were not; the first difference is named.
@@ -152,7 +152,7 @@ class Collection:
                 raise ValueError(f"{self.folder}: features made otherwise: {name} was {was!r}, is {value!r}; {remedy}")
 
     def load(self, shard: Shard, device: torch.device | str = "cpu") -> Features:
-        """The features of a shard that has a file.
+        """Load the features of a shard that has a file.
 
         Raises:
             FileNotFoundError: the file is missing.
@@ -168,10 +168,10 @@ class Collection:
         return features
 
     def damaged(self) -> list[Shard]:
-        """The shards whose file is missing, or is another than was written."""
-        return [shard for shard in self.shards if shard.file is not None and not self._is_whole(shard)]
+        """List the shards whose file is missing, or is another than was written."""
+        return [shard for shard in self.shards if shard.file is not None and not self._is_intact(shard)]
 
-    def _is_whole(self, shard: Shard) -> bool:
+    def _is_intact(self, shard: Shard) -> bool:
         try:
             return files.digest(files.check_file(self.folder / str(shard.file))) == shard.sha256
         except (OSError, ValueError):
@@ -203,7 +203,7 @@ class Collection:
         return Shard(path.name, videos, broken, files.digest(path))
 
     def finish(self) -> None:
-        """Say that nothing is missing."""
+        """Note in the manifest that nothing is missing."""
         if not self.complete:
             self._write({"videos": len(self.videos)})
             self.complete = True
@@ -226,7 +226,7 @@ def _name(number: int) -> str:
 
 
 def _shard(values: dict[str, Any], number: int) -> Shard:
-    """The shard of a line of the manifest, as `append` wrote it."""
+    """Read the shard of a line of the manifest, as `append` wrote it."""
     shard = Shard(**values)
     named = shard.file is not None
     require(shard.file in (None, _name(number)), "file", f"{_name(number)} or null", shard.file)
@@ -243,7 +243,7 @@ def _texts(values: Iterable[object]) -> bool:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted names and values."""
+    """Yield nested settings as dotted names and values."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")

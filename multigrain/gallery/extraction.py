@@ -1,4 +1,4 @@
-"""From video files to a folder of features. Needs the extra ``data``.
+"""Extraction: from video files to a folder of features. Needs the extra ``data``.
 
 report = extract(model, ["videos/"], "features/")            # resumable, in shards (see Collection)
 report.videos, report.broken                                 # 9987, {"/videos/x.mp4": "no such file"}
@@ -27,18 +27,18 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
-class Report:
-    """What an extraction ended with."""
+class ExtractionReport:
+    """Result of an extraction."""
 
     folder: Path
     videos: int
-    """videos with features, those of earlier calls included"""
+    """Videos with features, including those of earlier calls."""
     encoded: int
-    """those that this call encoded"""
+    """Videos that this call encoded."""
     broken: dict[str, str]
-    """videos that could not be read -> why; also in broken.txt"""
+    """Videos that could not be read -> why; also in broken.txt."""
     repeated: int
-    """how often a video was named again; it counts once"""
+    """Number of times that a video was named again; it counts once."""
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.videos:,} videos, {self.encoded:,} of them new"]
@@ -64,8 +64,8 @@ def extract(
     resume: bool = True,
     progress: ProgressCallback | None = None,
     model_path: Location | None = None,
-) -> Report:
-    """Encode videos into a folder of features (see Collection). Killed at any time, the next call goes on.
+) -> ExtractionReport:
+    """Encode videos into a folder of features (see Collection). After a kill, the next call goes on.
 
     A video that the folder already has is not read again, nor is one that could not be read. Resumed, the same call
     ends with the same files as if it had never stopped. A shard that is missing or damaged is made again. One call at a
@@ -126,7 +126,7 @@ def extract(
             for first in range(0, len(todo), shard_size):
                 collection.append(*encode(min(shard_size, len(todo) - first)))
         collection.finish()
-        return Report(
+        return ExtractionReport(
             collection.folder,
             len(collection.videos),
             len(collection.videos) - before,

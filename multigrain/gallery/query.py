@@ -28,9 +28,9 @@ class Result:
 
     path: str
     score: float
-    """of all grains together"""
+    """Score of all grains together."""
     by_grain: dict[str, float] = field(default_factory=dict[str, float])
-    """of each grain, unweighted"""
+    """Score of each grain, unweighted."""
 
 
 @overload
@@ -54,7 +54,7 @@ def search(
     by_grain: bool = True,
     block: int = 256,
 ) -> list[Result] | list[list[Result]]:
-    """The k best videos of a collection for a sentence, or for each of several, best first.
+    """Find the k best videos of a collection for a sentence, or for each of several, best first.
 
     Exact: every video is scored by the model's scorer, shard by shard, and of equal scores the earlier video comes
     first (see multigrain.top_k). One shard of features and k results a sentence are held at a time. The reranker of a
@@ -103,7 +103,7 @@ def search(
 def _best(
     model: Encoder, text: Features, collection: Collection, shards: Sequence[Shard], k: int, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Scores [queries, k] and places in the collection [queries, k], best first."""
+    """Return scores [queries, k] and places in the collection [queries, k], best first."""
     features = (collection.load(shard, text.device) for shard in shards)
     try:
         return top_k(model.scorer, text, features, min(k, len(collection.videos)), block)
@@ -117,7 +117,7 @@ def _best(
 def _grains(
     scorer: MultiGrain, text: Features, collection: Collection, shards: Sequence[Shard], indices: Tensor
 ) -> dict[tuple[int, int], dict[str, float]]:
-    """(query, slot) -> scores by grain, of the places in the collection [queries, k]."""
+    """Return (query, slot) -> scores by grain, for places in the collection [queries, k]."""
     found: dict[tuple[int, int], dict[str, float]] = {}
     first = 0
     for shard in shards:

@@ -39,7 +39,7 @@ def render(page: Page) -> str:
         data_url=data_url,
         shown_width=shown_width,
         columns=tables.COLUMNS,
-        directions=[name for _, name in tables.DIRECTIONS],
+        directions=[name for _, name in tables.DIRECTION_NAMES],
         data={"queries": queries, "videos": list(page.videos)},
         policy=Markup(_POLICY.format(style=_digest(style), script=_digest(script))),
         style=Markup(style),

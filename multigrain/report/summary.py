@@ -57,7 +57,7 @@ def _verdict(evaluation: Evaluation, texts: int, videos: int) -> str:
     found = evaluation.metrics["all"]
     if found["protocol"] == "diagonal":
         return tables.verdict(evaluation.metrics, videos)
-    recalls = ", ".join(f"{name} {found[side]['R@1']:.1f} %" for side, name in tables.DIRECTIONS)
+    recalls = ", ".join(f"{name} {found[side]['R@1']:.1f} %" for side, name in tables.DIRECTION_NAMES)
     return f"R@1 {recalls}; {texts:,} sentences, {videos:,} videos, protocol {found['protocol']}"
 
 
@@ -69,7 +69,7 @@ def _ranks(pairs: ScoredPairs, metrics: RetrievalMetrics) -> list[Chart]:
     axis = {"t2v": "rank of the own video", "v2t": "rank of the best own sentence"}
     if protocol == "group_max":
         axis["v2t"] = "rank of the video itself, among all videos by the best sentence of each"
-    return [Chart(name, distribution(found[side], RANKS), axis[side]) for side, name in tables.DIRECTIONS]
+    return [Chart(name, distribution(found[side], RANKS), axis[side]) for side, name in tables.DIRECTION_NAMES]
 
 
 def _hubs(pairs: ScoredPairs) -> Hubs:

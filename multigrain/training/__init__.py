@@ -24,8 +24,8 @@ from ..evaluation import (
 from .config import BabyAIConfig, ClipsConfig, OptimizerConfig, StageConfig, TrainConfig
 from .config_files import load_config
 from .loop import train
-from .preflight import check, device
-from .run_folder import Progress
+from .run_folder import TrainingProgress as Progress
+from .validate import check, device
 
 __all__ = [
     "BabyAIConfig",

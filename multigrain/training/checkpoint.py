@@ -1,4 +1,4 @@
-"""Files of a run: the checkpoint, the metrics and what it ran on."""
+"""Checkpoints of a run, and metrics.jsonl, the log of its training."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ class Position(NamedTuple):
     step: int = 0
 
 
-
-
 def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
-    """Tensors and plain values, in place of the checkpoint before.
+    """Write tensors and plain values in place of the last checkpoint.
 
-    Of the earlier ones, keep - 1 stay: checkpoint.1.pt is the one before checkpoint.pt, and so on. Whenever the process
-    is killed, checkpoint.pt is whole.
+    The keep - 1 checkpoints before it stay: checkpoint.1.pt is the one before checkpoint.pt, and so on. Whenever the
+    process is killed, checkpoint.pt is complete.
 
     Raises:
-        OSError: it cannot be written; the earlier ones are whole.
+        OSError: it cannot be written; the earlier ones stay complete.
     """
     with files.writing(path) as file:
         torch.save(state, file)
@@ -45,7 +43,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
 
 
 def checkpoints(path: Path) -> list[Path]:
-    """The checkpoint and the earlier ones, the newest first."""
+    """List the checkpoint and the earlier ones that stayed, the newest first."""
     names = (file.name.split(".")[-2] for file in path.parent.glob(f"{path.stem}.*{path.suffix}"))
     ages = [0, *sorted(int(name) for name in names if name.isdecimal())]
     return [file for age in ages if (file := _earlier(path, age)).exists()]
@@ -58,7 +56,7 @@ def _earlier(path: Path, age: int) -> Path:
 def load_checkpoint(
     path: Path, settings: dict[str, Any], use: Callable[[dict[str, Any]], None] = lambda _: None
 ) -> dict[str, Any]:
-    """What save_checkpoint wrote last: the newest checkpoint that is whole, and that `use` takes without an error.
+    """Load the newest checkpoint that is complete and that `use` takes without an error.
 
     Raises:
         OSError: none can be read.
@@ -90,16 +88,14 @@ def load_checkpoint(
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a resumed run must share."""
+    """Return the settings that a resumed run must share."""
     values = {name: value for name, value in asdict(config).items() if name not in _PLACE_ONLY}
     return {**values, "data": {name: value for name, value in values["data"].items() if name not in _PLACES}}
 
 
-
-
 @dataclass
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, in the order of training, each with its position."""
+    """Log of a training: one JSON object a line, in the order of training, each with its position."""
 
     path: Path
 
@@ -108,7 +104,7 @@ class MetricsLog:
         files.write_lines(self.path, (json.dumps(line) for line in self.read() if tuple(line["position"]) <= position))
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines; one that is not as it was written, such as the half of one, is left out."""
+        """Read all lines; a damaged one, such as half a line, is left out."""
         content = self.path.read_bytes() if self.path.is_file() else b""
         lines = (_parsed(line) for line in content.split(b"\n"))
         return [line for line in lines if line is not None]
@@ -124,15 +120,15 @@ _NUMBERS = ("epoch", "epochs", "step", "steps", "loss", "seconds")  # what the c
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         values = files.parse_json(line)
-        whole = {"kind", "stage"} <= values.keys() and all(isinstance(values[name], int | float) for name in _NUMBERS)
-        whole = whole and [type(number) for number in values["position"]] == [int] * 3
+        valid = {"kind", "stage"} <= values.keys() and all(isinstance(values[name], int | float) for name in _NUMBERS)
+        valid = valid and [type(number) for number in values["position"]] == [int] * 3
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    return values if whole else None
+    return values if valid else None
 
 
 def _difference(old: object, new: object, name: str = "settings") -> str:
-    """The first difference between two nested values in words; empty where there is none."""
+    """Tell the first difference between two nested values; empty where there is none."""
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         differences = (_difference(old[key], new[key], f"{name}.{key}") for key in old)
         return next((text for text in differences if text), "")
@@ -142,5 +138,3 @@ def _difference(old: object, new: object, name: str = "settings") -> str:
         differences = (_difference(a, b, f"{name}.{i}") for i, (a, b) in enumerate(zip(old, new, strict=True)))
         return next((text for text in differences if text), "")
     return "" if old == new else f"{name} was {old!r}, is {new!r}"
-
-

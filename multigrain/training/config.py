@@ -1,4 +1,4 @@
-"""The settings of a training run, as plain data that YAML and the command line can write."""
+"""Settings of a training run, as plain data that YAML and the command line can write."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BabyAIConfig:
     """
 
     packages: ClassVar = {"minigrid": "demo", "matplotlib": "viz"}
-    """Packages that a run needs, each with its extra: its pairs are generated and its page has pictures."""
+    """Packages that make the pairs and draw the pictures of the page, each with the extra that has it."""
 
     cache: str = "runs/data"
     pairs: int = 9500
@@ -47,7 +47,7 @@ class BabyAIConfig:
 
     @property
     def protocol(self) -> str:
-        """The protocol of an evaluation (see multigrain.retrieval_metrics): test sentences are distinct."""
+        """Protocol of an evaluation (see multigrain.retrieval_metrics): test sentences are distinct."""
         return "diagonal"
 
     def load(self, workers: int | None = None, progress: bool = True) -> BabyAI:
@@ -88,7 +88,7 @@ class ClipsConfig:
 
     Args:
         manifest: its file; videos are found relative to it.
-        protocol: of the evaluation: "diagonal", "all_captions" or "group_max" (see multigrain.retrieval_metrics).
+        protocol: that of the evaluation: "diagonal", "all_captions" or "group_max" (see multigrain.retrieval_metrics).
         fps: candidate frames per second, of which a stage takes at most its max_frames.
         strategy: which of them: "uniform", "head", "random" or "segment" (see multigrain.data.video.sample); chance
             has a part in training alone.

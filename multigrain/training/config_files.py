@@ -20,7 +20,7 @@ _ALIASES = 20  # three to a level make a few thousand values of one
 
 
 def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> TrainConfig:
-    """The settings of a YAML (or JSON) file.
+    """Load the settings of a YAML (or JSON) file.
 
     A key `base` names another config, whose settings the file's own replace, one by one; stages are matched by their
     place, and are as many as in the file.
@@ -57,7 +57,7 @@ def load_config(name: str | os.PathLike[str], overrides: Sequence[str] = (), tru
 
 @cache
 def _yaml() -> Callable[[str], Any]:
-    """From YAML to plain values.
+    """Make the function that turns YAML into plain values.
 
     Raises:
         ImportError: PyYAML is not installed.
@@ -68,7 +68,8 @@ def _yaml() -> Callable[[str], Any]:
         raise ImportError('reading a config needs PyYAML: pip install "multigrain[cli]"') from error
 
     class Loader(yaml.SafeLoader):
-        """Refuses a name twice, which would win unseen, and many aliases: a few lines would make billions of values."""
+        """Loader that refuses a repeated name, of which one would win unseen, and many aliases: few lines could make
+        billions of values."""
 
         aliases = 0
 
@@ -95,7 +96,7 @@ def _yaml() -> Callable[[str], Any]:
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> Any:
-    """The values of a file over those of its base."""
+    """Read the values of a file, laid over those of its base."""
     # JSON as such: YAML reads its 1e-05 as a word.
     values = (files.read_json(path) if path.suffix == ".json" else _yaml()(files.read_text(path))) or {}
     require(isinstance(values, dict), "config", "settings by name", values)
@@ -108,7 +109,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> Any:
 
 
 def _over(old: Any, new: Any) -> Any:
-    """Nested settings, the new ones over the old ones; a class path replaces the class with its arguments."""
+    """Lay nested settings over older ones; a class path replaces the older class and its arguments."""
     if not (isinstance(old, dict) and isinstance(new, dict)) or "class_path" in new:
         return new
     merged = {**old, **{name: _over(old[name], value) if name in old else value for name, value in new.items()}}
@@ -129,7 +130,7 @@ def _set(values: Any, place: str, value: object) -> None:
 
 
 def _key(values: Any, name: str, place: str) -> Any:
-    """The key of a name in a mapping, or its index in a list."""
+    """Return the key of a name in a mapping, or its index in a list."""
     if isinstance(values, list):
         require(name.isdecimal() and int(name) < len(values), place, f"a number below {len(values)}", name)
         return int(name)

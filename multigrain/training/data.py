@@ -1,4 +1,4 @@
-"""The order of the batches, and digests of the pairs that a resumed run compares."""
+"""Order of the batches, and digests of the pairs, which a resumed run compares."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data.pairs import Data, Pairs
 
 
 def fingerprint(data: Data) -> dict[str, dict[str, str]]:
-    """Digests of what the pairs of each split are, by attribute, for a resumed run to compare."""
+    """Compute digests of the pairs of each split, by attribute, for a resumed run to compare."""
     found: dict[str, dict[str, str]] = {}
     for split in ("train", "single", "val", "test"):
         pairs: Pairs = getattr(data, split)
@@ -26,20 +26,10 @@ def fingerprint(data: Data) -> dict[str, dict[str, str]]:
     return found
 
 
-
-
-
-
-
-
-
-
-
-
 def batches(
     sentences: Sequence[str], size: int, bucket: int, seed: int, ids: Sequence[Hashable] | None = None
 ) -> list[list[int]]:
-    """The batches of one epoch, a function of the arguments alone.
+    """Make the batches of one epoch, a function of the arguments alone.
 
     A shuffle, cut into batches of `size` pairs; within `bucket` batches at a time, sentences are first sorted by
     length (their order of lengths that are equal stays random), and the batches shuffled again. What does not
@@ -66,7 +56,7 @@ def batches(
 
 
 def _distinct(order: Iterable[int], size: int, ids: Sequence[Hashable]) -> list[list[int]]:
-    """Every pair in the first batch that has room and no other of its id; all batches, also those that stay short."""
+    """Put every pair into the first batch that has room and no other of its id; some batches stay short."""
     cut: list[list[int]] = []
     first = 0  # batch with room
     following: Counter[Hashable] = Counter()  # the first batch that may have room for an id and does not have it

@@ -1,4 +1,4 @@
-"""The training loop.
+"""Training loop.
 
 The order of the batches is a function of (seed, stage, epoch), the random numbers of a step of these, the step and the
 rank, and the learning rate of the step; a checkpoint holds the weights, the optimizer and the position. A run that was
@@ -42,8 +42,8 @@ from .data import batches, fingerprint
 from .momentum import Momentum, momentum_of
 from .objectives import make_objective
 from .optimizer import learning_rate, make_optimizer
-from .preflight import check_batch, check_model, check_pairs, device
-from .run_folder import Files, Progress
+from .run_folder import RunFolder, TrainingProgress
+from .validate import check_batch, check_model, check_pairs, device
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     data: Data,
     out_dir: str | os.PathLike[str],
     resume: bool = True,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
 ) -> XCLIP:
     """Train through all stages and return the model in eval mode.
 
@@ -66,7 +66,7 @@ def train(
 
     Raises:
         OSError: out_dir cannot be written to, or another process is writing there.
-        ValueError: no checkpoint is whole, or it is of another run; settings that do not fit.
+        ValueError: no checkpoint is complete, or it is of another run; settings that do not fit.
         FloatingPointError: the loss is no longer finite; the message names the step.
         SystemExit: with code 143, after SIGTERM to any rank and a last checkpoint.
     """
@@ -74,12 +74,12 @@ def train(
     with parallel.locked(out):
         with parallel.Termination() as termination:
             run = _Run(config, data, termination)
-            written = Files(out, config)
-            if (state := from_rank_zero(partial(written.start, run.settings, resume, run.load_state))) is not None:
+            folder = RunFolder(out, config)
+            if (state := from_rank_zero(partial(folder.start, run.settings, resume, run.load_state))) is not None:
                 run.load_state(state)
             for event, at_epoch_end in run.steps():
                 if is_rank_zero():
-                    written.write(event, run.position, run.state, at_epoch_end, run.ending)
+                    folder.write(event, run.position, run.state, at_epoch_end, run.ending)
                 if progress is not None:
                     progress(event)
                 if run.ending:
@@ -93,7 +93,7 @@ def train(
 
 
 class _Run:
-    """The model, the optimizer and how far they are."""
+    """Model, optimizer and how far they are."""
 
     def __init__(self, config: TrainConfig, data: Data, termination: parallel.Termination) -> None:
         torch.manual_seed(config.seed)
@@ -111,16 +111,16 @@ class _Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken: dict[str, None] = {}  # in order, each once
         self.position = Position()
-        self.last: Progress | None = None
+        self.last: TrainingProgress | None = None
         self.settings = {**checkpoint.comparable(config), "pairs": fingerprint(data)}
 
-    def steps(self) -> Iterator[tuple[Progress, bool]]:
-        """Train; after every step and every epoch, where the run is, and whether that was an epoch."""
+    def steps(self) -> Iterator[tuple[TrainingProgress, bool]]:
+        """Train; yield after every step and every epoch how far the run is, and True after an epoch."""
         while self.position.stage < len(self.config.stages):
             yield from self._stage(self.config.stages[self.position.stage])
 
-    def _stage(self, stage: StageConfig) -> Iterator[tuple[Progress, bool]]:
-        """The rest of one stage."""
+    def _stage(self, stage: StageConfig) -> Iterator[tuple[TrainingProgress, bool]]:
+        """Train the rest of one stage, and yield like `steps`."""
         started, number = time.monotonic(), self.position.stage
         pairs = self.data.single if stage.task == "frames" else self.data.train
         optimizer = self._begin(stage)
@@ -149,13 +149,14 @@ class _Run:
                 terms = objective.loss.terms
                 mean, *means = self._step(stage, [loss, *terms.values()], optimizer, rate)
                 scale, seconds = float(self._scale(stage).detach().exp()), time.monotonic() - started
-                self.last = Progress(stage.name, epoch + 1, stage.epochs, step + 1, total, mean, scale, rate, seconds)
+                place = stage.name, epoch + 1, stage.epochs, step + 1, total
+                self.last = TrainingProgress(*place, mean, scale, rate, seconds)
                 if len(terms) > 1:
                     self.last = replace(self.last, terms=dict(zip(terms, means, strict=True)))
                 yield replace(self.last, broken=tuple(self.broken)), False
             yield self._end_epoch(stage, epoch), True
 
-    def _end_epoch(self, stage: StageConfig, epoch: int) -> Progress:
+    def _end_epoch(self, stage: StageConfig, epoch: int) -> TrainingProgress:
         """Validate and go on to the next epoch or stage."""
         validation = self._validate(stage)
         for found in all_gather_object(tuple(self.broken)):
@@ -173,11 +174,11 @@ class _Run:
 
     @property
     def _half(self) -> torch.dtype | None:
-        """What encoders compute in under autocast; None: no autocast."""
+        """Type in which encoders compute under autocast; None: no autocast."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
 
     def _order(self, stage: StageConfig, pairs: Pairs, seed: int) -> list[list[int]]:
-        """The batches of an epoch, of all ranks together."""
+        """Make the batches of an epoch, those of all ranks together."""
         ids = pairs.ids.tolist() if stage.distinct else None
         order = batches(pairs.sentences, stage.batch_size, stage.bucket, seed, ids)
         check_batch(stage, min(map(len, order)))
@@ -192,7 +193,7 @@ class _Run:
     def _step(
         self, stage: StageConfig, losses: list[Tensor], optimizer: torch.optim.Optimizer, rate: float
     ) -> list[float]:
-        """One step down the first of the losses; returns all of them, each the mean over ranks."""
+        """Take a step down the first of the losses; return all of them, each the mean over ranks."""
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
         loss = losses[0]
@@ -216,7 +217,7 @@ class _Run:
         )
 
     def _validate(self, stage: StageConfig) -> dict[str, RetrievalMetrics] | None:
-        """The metrics of the first validation videos, each with its first sentence."""
+        """Compute the metrics of the first validation videos, each with its first sentence."""
         val = self.data.val
         rows = first_rows(val, range(len(val.sentences)))[: self.config.validation_pairs]
         if stage.task == "frames" or not rows:
@@ -231,7 +232,7 @@ class _Run:
         return found.metrics
 
     def _begin(self, stage: StageConfig) -> torch.optim.Optimizer:
-        """Freeze what the stage freezes; its optimizer, as a checkpoint left it or new; momentum encoders."""
+        """Freeze the towers that the stage freezes; return its optimizer, as a checkpoint left it or new."""
         self.model.freeze_vision(stage.freeze_vision)
         self.model.zero_grad(set_to_none=True)  # what a frozen tower had before would count in the gradient's norm
         if stage.task == "videos" and self.momentum is None:
@@ -241,7 +242,7 @@ class _Run:
         return self.optimizer
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """Return all that the next step depends on."""
         return {
             "settings": json.dumps(self.settings),
             "position": tuple(self.position),
@@ -253,13 +254,13 @@ class _Run:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; what does not fit is some exception, after which another state may be loaded."""
+        """Load what `state` returned. One that does not fit raises an error; another may then be loaded."""
         self.position, self.optimizer, self.momentum = Position(*state["position"]), None, None
         epochs = [*(stage.epochs for stage in self.config.stages), 1]  # past the last stage there is one place
         counts = all(type(number) is int and number >= 0 for number in self.position)
         within = counts and self.position.stage < len(epochs) and self.position.epoch < epochs[self.position.stage]
         require(within, "position", "one of this run", self.position)
-        self.last = None if state["last"] is None else Progress(**state["last"])
+        self.last = None if state["last"] is None else TrainingProgress(**state["last"])
         self.model.load_state_dict(state["model"])
         if state["momentum"] is not None:
             self.momentum = Momentum(self.model)
@@ -278,5 +279,5 @@ def _mix(seed: int, stage: int, epoch: int) -> int:
 
 
 def _mix_all(*numbers: int) -> int:
-    """A seed of its own for each sequence of numbers."""
+    """Make a seed of its own for each sequence of numbers."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest())

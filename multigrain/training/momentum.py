@@ -1,4 +1,4 @@
-"""The momentum encoders and the queues of a recipe, which belong to its training and not to the model."""
+"""Momentum encoders and queues of a recipe, which belong to its training and not to the model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..models import XCLIP
 from ..tokens import Features
 
 Encoded = tuple[Features, Features, Tensor]  # texts, videos, ids
-Encode = Callable[[XCLIP, Any], Encoded]  # a model and what is to be encoded
+EncodeBatch = Callable[[XCLIP, Any], Encoded]  # a model and what is to be encoded
 
 
 class Momentum:
-    """A copy of a model that follows it, and queues of what the copy made of earlier batches.
+    """Copy of a model that follows it slowly, and queues of the features that it made of earlier batches.
 
     Args:
         model: its recipe has a `momentum`, and perhaps a `queue_size`.
@@ -32,8 +32,8 @@ class Momentum:
         self.queues = model.recipe.queues()
         self.reads = grains_read(model.recipe.scorer)
 
-    def loss(self, model: XCLIP, encode: Encode, item: Any) -> Tensor:
-        """The loss of a batch; the copy follows the model first, and the queues take in the copy's features."""
+    def loss(self, model: XCLIP, encode: EncodeBatch, item: Any) -> Tensor:
+        """Compute the loss of a batch; first the copy follows the model, last its features enter the queues."""
         momentum_update(model, self.model, self.decay)
         self.model.train(model.training)
         text, video, ids = encode(model, item)
@@ -46,17 +46,17 @@ class Momentum:
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return tensors and plain values."""
         queues = None if self.queues is None else [queue.state_dict() for queue in self.queues]
         return {"model": self.model.state_dict(), "queues": queues}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Load what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         for queue, values in zip(self.queues or (), state["queues"] or (), strict=True):
             queue.load_state_dict(values)
 
 
 def momentum_of(model: XCLIP) -> Momentum | None:
-    """Momentum encoders as the model is now, if its recipe wants them."""
+    """Start momentum encoders from the model as it is now, if its recipe wants them."""
     return None if model.recipe.momentum is None else Momentum(model)

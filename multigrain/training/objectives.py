@@ -1,4 +1,4 @@
-"""What a step minimises, for each task of a stage."""
+"""Objectives: the loss that a step minimises, for each task of a stage."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from ..models import XCLIP
 from ..models.protocol import evaluating
 from ..tokens import Features
 from .config import StageConfig
-from .momentum import Encode, Encoded, Momentum
+from .momentum import EncodeBatch, Encoded, Momentum
 
 
 class Objective(NamedTuple):
-    """How a rank's share of a batch is read, perhaps in another process, and encoded, and what compares it."""
+    """Functions that read a rank's share of a batch, perhaps in another process, and encode it; and its loss."""
 
     model: XCLIP
     read: Callable[[int, list[int]], Any]  # (seed of frames that are sampled at random, rows of all ranks) -> own item
-    encode: Encode
+    encode: EncodeBatch
     loss: Loss  # of texts, videos and ids
     momentum: Momentum | None = None
 
     def share(self, item: Any) -> Tensor:
-        """This rank's share of the loss over the batches of all ranks (see RetrievalLoss)."""
+        """Compute this rank's share of the loss over the batches of all ranks (see RetrievalLoss)."""
         if self.momentum is not None:
             return self.momentum.loss(self.model, self.encode, item)
         return self.loss(*self.encode(self.model, item))
 
 
 def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs, momentum: Momentum | None = None) -> Objective:
-    """What a stage minimises over `pairs`, for its task and treatment of the frame tower.
+    """Make the objective of a stage over `pairs`, for its task and its treatment of the frame tower.
 
     Args:
         momentum: the momentum encoders of a "videos" stage, where the model's recipe has such.
@@ -56,7 +56,7 @@ def make_objective(model: XCLIP, stage: StageConfig, pairs: Pairs, momentum: Mom
 def frozen_objective(
     model: XCLIP, pairs: Pairs, features: Tensor, masks: Tensor, momentum: Momentum | None = None
 ) -> Objective:
-    """The model's grains above a frozen frame tower, from its features of all frames (see frame_features)."""
+    """Make the objective above a frozen frame tower, from its features of all frames (see frame_features)."""
 
     def encode(model: XCLIP, rows: list[int]) -> Encoded:
         device, mask = model.logit_scale.device, masks[rows]
@@ -69,8 +69,9 @@ def frozen_objective(
 
 
 def _read(pairs: Pairs, max_frames: int, of: tuple[int, int], seed: int, rows: list[int]) -> Batch:
-    """A rank's share of some rows; where none of it can be read, one row of another's, which then counts twice: every
-    rank has something in every step. Empty where nothing among the rows can be read.
+    """Read a rank's share of some rows; where none of it can be read, one row of another rank's share.
+
+    That row then counts twice, but every rank has a pair in every step. The batch is empty where no row can be read.
 
     Args:
         of: the rank, and how many there are; a process that reads ahead belongs to no group that could tell.
@@ -84,7 +85,7 @@ def _read(pairs: Pairs, max_frames: int, of: tuple[int, int], seed: int, rows: l
 
 
 def _encode_frames(model: XCLIP, batch: Batch) -> Encoded:
-    """A CLIP in miniature: one frame against the sentence, one vector each."""
+    """Encode one frame and the sentence to one vector each, as a CLIP in miniature."""
     device = model.logit_scale.device
     text = Features(sentence=model.text(batch.sentences)[0])
     frames = model.vision(batch.frames.to(device))[batch.index[:, 0].to(device)]
@@ -92,7 +93,7 @@ def _encode_frames(model: XCLIP, batch: Batch) -> Encoded:
 
 
 def _encode_videos(model: XCLIP, batch: Batch) -> Encoded:
-    """The model's grains, the frame tower included."""
+    """Encode sentences and videos, the frame tower included."""
     device = model.logit_scale.device
     frames, index, mask, ids = (x.to(device) for x in (batch.frames, batch.index, batch.mask, batch.ids))
     return model.encode_text(batch.sentences), model.encode_video(frames, mask, index), ids
@@ -104,7 +105,7 @@ def _rows(of: tuple[int, int], _: int, rows: list[int]) -> list[int]:
 
 
 def frame_features(model: XCLIP, pairs: Pairs, max_frames: int, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-    """The frame tower's features [pairs, N, D] and the mask [pairs, N], both on the CPU.
+    """Compute the frame tower's features [pairs, N, D] and the mask [pairs, N], both on the CPU.
 
     N is max_frames and padding is zero; without masks N is at least the model's max_frames and padding is the feature
     of a blank frame, as encode_video has it. Collective: each rank computes those of some of the pairs.

@@ -14,7 +14,7 @@ _UNDECAYED = ("position", "pos_embed", "class_embedding", "cls_token", "reg_toke
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The rate of a step (from 0) out of `steps`: linear to the top, then half a cosine to 0, without a jump."""
+    """Return the rate of a step (from 0) out of `steps`: linear to the top, then half a cosine to 0, without a jump."""
     warm = config.warmup * steps
     if step < warm:
         return config.learning_rate * (step + 1) / (math.floor(warm) + 1)
@@ -22,7 +22,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def make_optimizer(model: XCLIP, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over what is trainable, with weight decay on matrices alone; a group's `share` multiplies the rate.
+    """Make AdamW over what is trainable, with weight decay on matrices alone; a group's `share` multiplies the rate.
 
     Positions are not matrices in that sense, nor are the mixing and bilinear ones, which start from the identity:
     decay would pull them away from it.

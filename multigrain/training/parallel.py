@@ -1,4 +1,4 @@
-"""The ranks of a run: how they start, what they tell each other, and how they end together.
+"""Ranks of a run: how they start, and how they end together.
 
     torchrun --nproc-per-node 2 -m multigrain.cli train --config demo
 
@@ -35,7 +35,7 @@ _LOST = re.compile(r"/gloo/|could not exchange features|(closed|reset) by peer|t
 
 @contextmanager
 def launched(device: torch.device, timeout: float = TIMEOUT) -> Generator[None]:
-    """A process group where a launcher such as torchrun asks for one: NCCL for CUDA, with one device a rank, else gloo.
+    """Join a process group where a launcher such as torchrun asks for one: NCCL for CUDA, one device a rank, else gloo.
 
     Rank 0 speaks; what the others print is dropped, except for the errors that end them.
 
@@ -78,7 +78,7 @@ def launched(device: torch.device, timeout: float = TIMEOUT) -> Generator[None]:
 
 
 def _unanswering(store: Any, rank: int, ranks: int, grace: float) -> str:
-    """Which ranks do not say that they live, some time after this one gave up waiting."""
+    """Name the ranks that do not answer, some time after this one gave up waiting."""
     missing = [0]  # what holds the store, rank 0 or the launcher, may be the one that does not answer
 
     def ask() -> None:
@@ -90,22 +90,6 @@ def _unanswering(store: Any, rank: int, ranks: int, grace: float) -> str:
     thread.start()
     thread.join(2 * grace)
     return f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}" if missing else "another rank"
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 @contextmanager
@@ -121,7 +105,7 @@ def locked(path: files.Location) -> Generator[None]:
 
 
 class _Loss(nn.Module):
-    """The loss as a module that holds what it trains, as DistributedDataParallel wants it."""
+    """Loss as a module that holds the trained model, as DistributedDataParallel wants it."""
 
     def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor]) -> None:
         super().__init__()
@@ -134,7 +118,7 @@ class _Loss(nn.Module):
 
 
 def averaged(model: nn.Module, loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
-    """The same loss, whose backward pass leaves in the parameters the mean of the ranks' gradients."""
+    """Return the loss with a backward pass that leaves the mean of the ranks' gradients in the parameters."""
     if world()[1] == 1:
         return loss
     # Looking for unused parameters, it also keeps its buckets as they are: sums do not change with a resumption.
@@ -142,7 +126,7 @@ def averaged(model: nn.Module, loss: Callable[[Any], Tensor]) -> Callable[[Any],
 
 
 class Termination:
-    """Whether this process was asked to end: by SIGTERM, or by the end of the torchrun that started it.
+    """Watch for a request to end: SIGTERM, or the end of the torchrun that started this process.
 
     A context manager; inside it, SIGTERM only leaves a note (in the main thread, where Python lets it).
     """
@@ -166,10 +150,10 @@ class Termination:
 
     @property
     def asked(self) -> bool:
-        """On this rank; others may not know yet."""
+        """True where this rank was asked; others may not know yet."""
         return self._asked or self._launcher not in (None, os.getppid())
 
 
 def lost(error: RuntimeError) -> bool:
-    """Whether an error says that another rank ended, or did not answer in time."""
+    """Tell whether an error says that another rank ended, or did not answer in time."""
     return _LOST.search(str(error)) is not None or (dist.is_available() and isinstance(error, dist.DistError))

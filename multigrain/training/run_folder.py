@@ -1,4 +1,4 @@
-"""What a run tells while it trains, and what it leaves on disk."""
+"""Folder of a run, and the progress that a training reports."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LOG_EVERY = 10  # steps
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run is, after a step; `validation` is set after an epoch that was validated.
+class TrainingProgress:
+    """Progress of a run after a step; `validation` is set after an epoch that was validated.
 
     `epoch` and `step` count from 1, `step` within its stage; `seconds` is the time of this process in the stage;
-    `broken` has the videos that could not be read, each with the reason, as far as this process met them; `terms` those
-    of a criterion that is a sum (see Loss), else None.
+    `broken` has the videos that could not be read, each with the reason, as far as this process met them; `terms` has
+    the terms of a criterion that is a sum (see Loss), else it is None.
     """
 
     stage: str
@@ -43,8 +43,8 @@ class Progress:
     terms: dict[str, float] | None = None
 
 
-class Files:
-    """What rank 0 reads and writes in the folder of a run."""
+class RunFolder:
+    """Folder of a run, which rank zero reads and writes."""
 
     def __init__(self, out: Path, config: TrainConfig) -> None:
         self.out, self.config = out, config
@@ -54,7 +54,7 @@ class Files:
     def start(
         self, settings: dict[str, Any], resume: bool, use: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any] | None:
-        """The state to go on from, which `use` has taken, or None and nothing of an earlier run."""
+        """Return the state to go on from, which `use` has taken; or None, with the files of an earlier run removed."""
         state = None
         if resume and checkpoint.checkpoints(self.checkpoint):
             state = checkpoint.load_checkpoint(self.checkpoint, settings, use)
@@ -66,16 +66,21 @@ class Files:
         return state
 
     def _clear(self) -> None:
-        """Remove what an earlier run left: its model must not pass for that of this one."""
+        """Remove the files of an earlier run: its model must not pass for that of this one."""
         for old in (*checkpoint.checkpoints(self.checkpoint), self.out / "broken.txt"):
             old.unlink(missing_ok=True)
         if (model := self.out / "model").exists():
             shutil.rmtree(model)
 
     def write(
-        self, event: Progress, position: Position, state: Callable[[], dict[str, Any]], at_epoch_end: bool, ending: bool
+        self,
+        event: TrainingProgress,
+        position: Position,
+        state: Callable[[], dict[str, Any]],
+        at_epoch_end: bool,
+        ending: bool,
     ) -> None:
-        """A line now and then, and a checkpoint when it is time: after an epoch, before the end, every so often."""
+        """Write a line now and then, and a checkpoint after an epoch, before the end and every so often."""
         if at_epoch_end or event.step % LOG_EVERY == 0:
             values = {"kind": "epoch" if at_epoch_end else "step", **asdict(event), "broken": len(event.broken)}
             values["validation"] = files.rounded(event.validation)

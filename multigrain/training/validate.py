@@ -1,4 +1,4 @@
-"""What is wrong with settings, said before anything is computed."""
+"""Validation of settings, before anything is computed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .config import ClipsConfig, StageConfig, TrainConfig
 
 
 def check(config: TrainConfig) -> None:
-    """That settings fit each other, as far as can be said without the pairs, which may take minutes to generate.
+    """Check that settings fit each other, without loading the pairs, which may take minutes to generate.
 
-    A model over CLIP is not built for it: its weights may take as long to read.
+    A model over CLIP is not built for this, since its weights may take as long to read.
 
     Raises:
         ValueError: they do not; the message names what was expected and what came.
@@ -30,7 +30,7 @@ def check(config: TrainConfig) -> None:
 
 
 def check_batch(stage: StageConfig, size: int) -> None:
-    """That a batch of so many pairs has one for each rank.
+    """Check that a batch of so many pairs has one for each rank.
 
     Raises:
         ValueError: it has not.
@@ -43,7 +43,7 @@ def check_batch(stage: StageConfig, size: int) -> None:
 
 
 def check_pairs(config: TrainConfig, data: Data) -> None:
-    """That there are pairs for every stage.
+    """Check that there are pairs for every stage.
 
     Raises:
         ValueError: there are none.
@@ -55,7 +55,7 @@ def check_pairs(config: TrainConfig, data: Data) -> None:
 
 
 def check_model(config: TrainConfig, model: XCLIP) -> None:
-    """That a model takes the frames and can be trained as the settings say, in late stages too.
+    """Check that a model takes the frames and can be trained as the settings say, in late stages too.
 
     Raises:
         ValueError: it cannot.
@@ -75,7 +75,7 @@ def check_model(config: TrainConfig, model: XCLIP) -> None:
 
 
 def device(name: str) -> torch.device:
-    """That of a name; "auto": CUDA where there is one, else the CPU.
+    """Return the device of a name; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         ValueError: torch knows no such device, or there is none here.
