@@ -38,7 +38,7 @@ def score_matrix(
         ValueError: a block below 1, or an error of the scorer.
     """
     out: Tensor | None = None
-    for rows, columns, scores in _blocks(scorer, query, candidate, block, progress):
+    for rows, columns, scores in _blocks(scorer, query, candidate, block, progress, 0):
         if out is None:
             out = scores.new_empty(len(query), len(candidate), device=device)
         out[rows, columns] = scores
@@ -108,18 +108,10 @@ def _merged(
 
 
 def _blocks(
-    scorer: nn.Module,
-    query: Features,
-    candidate: Features,
-    block: int,
-    progress: ProgressCallback | None,
-    before: int = 0,
+    scorer: nn.Module, query: Features, candidate: Features, block: int, progress: ProgressCallback | None, before: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield (queries, candidates, their scores) of each block, row by row of blocks.
-
-    Args:
-        before: the number of candidates in earlier parts.
-    """
+    """Yield (queries, candidates, their scores) of each block, row by row; `before` counts the candidates of earlier
+    parts."""
     checks.scorer("scorer", scorer)
     checks.instances(Features, query=query, candidate=candidate)
     checks.count("block", block)

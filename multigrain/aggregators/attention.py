@@ -34,24 +34,21 @@ class Mixing(LevelAggregator):
         """True where there are learned mixing matrices."""
         return self.inner_query is not None or self.inner_candidate is not None
 
-    def mixing(self, side: str, length: int) -> tuple[Tensor | None, Tensor | None]:
-        """The inner and the outer matrix [length, length] for the tokens of a side; None where there is none.
+    def matrix(self, side: str, depth: str, length: int) -> Tensor | None:
+        """The matrix [length, length] that mixes the attention over the tokens of a side; None where there is none.
 
         Raises:
             ValueError: more tokens than the matrices have, or a side without a matrix that is not coarse.
         """
-        inner, outer = getattr(self, f"inner_{side}"), getattr(self, f"outer_{side}")
-        limit = 1 if inner is None else inner.shape[0]
+        inner: Tensor | None = getattr(self, f"inner_{side}")
+        limit = 1 if inner is None else len(inner)
         if self.mixes and length > limit:
             raise ValueError(
                 f"sim: expected at most {limit} {side} tokens (the size of {type(self).__name__}'s mixing matrix; "
                 f"1 where it has none), got {length}"
             )
-        return tuple(None if w is None else w[:length, :length] for w in (inner, outer))  # type: ignore[return-value]
-
-    def matrix(self, x: Tensor, axis: Axis) -> Tensor | None:
-        """The matrix that mixes the attention along an axis of x; None where there is none."""
-        return self.mixing(axis.side, x.shape[axis.dim])[axis.depth == "outer"]
+        mixing: Tensor | None = getattr(self, f"{depth}_{side}")
+        return None if mixing is None else mixing[:length, :length]
 
 
 @register_aggregator("aosm")
@@ -90,7 +87,8 @@ class AOSM(TwoLevel, Mixing):
 
     def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
         """Attention, then the mixing matrix of that side and depth."""
-        return attend(x, mask, axis.dim, self.inner.temperature, self.matrix(x, axis))
+        mixing = self.matrix(axis.side, axis.depth, x.shape[axis.dim])
+        return attend(x, mask, axis.dim, self.inner.temperature, mixing)
 
 
 @register_aggregator("isa")
@@ -124,7 +122,8 @@ class ISA(Mixing):
 
     def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
         """Attention to attention, with the mixing matrix of that side and depth between them."""
-        return attend_twice(x, mask, axis.dim, self.temperature, self.matrix(x, axis))
+        mixing = self.matrix(axis.side, axis.depth, x.shape[axis.dim])
+        return attend_twice(x, mask, axis.dim, self.temperature, mixing)
 
     def extra_repr(self) -> str:
         """The settings that repr shows."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -78,7 +79,8 @@ class Clips:
                     raise
                 broken.append(str(error))
         rows = [row for row, number in zip(rows, wanted, strict=True) if number in frames]
-        places = dict(zip(frames, _places([len(video) for video in frames.values()]), strict=True))
+        ends = accumulate(map(len, frames.values()))
+        places = {number: range(end - len(frames[number]), end) for number, end in zip(frames, ends, strict=True)}
         index = [places[int(self.ids[row])] for row in rows]
         mask = torch.arange(max(map(len, index), default=0)) < torch.tensor([len(i) for i in index])[:, None]
         return Batch(
@@ -130,9 +132,3 @@ def load(
     sampling = Sampling() if sampling is None else sampling
     root = Path(manifest).absolute().parent
     return Splits(*(Clips([c for c in clips if c.split == split], sampling, size, strict, root) for split in SPLITS))
-
-
-def _places(lengths: list[int]) -> list[range]:
-    """Return the rows of each video, where videos of these lengths follow one another."""
-    starts = [0, *torch.tensor(lengths, dtype=torch.long).cumsum(0).tolist()]
-    return [range(start, start + length) for start, length in zip(starts, lengths, strict=False)]

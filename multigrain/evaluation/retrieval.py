@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .. import checks
 from ..data.pairs import Pairs
 from ..distributed import world
 from ..distributed.collectives import all_gather_object, share
@@ -22,7 +23,7 @@ from ..models.protocol import Encoder, check_encoder, device_of, evaluating, ran
 from ..scoring import ProgressCallback
 from ..tokens import Features
 from .encoding import encode_rows, encode_texts, first_rows, join_parts
-from .scores import ALL, check_counts, check_reranker, check_targets, rank_matrices, reranks, score_matrices
+from .scores import ALL, check_counts, check_diagonal, check_reranker, rank_matrices, reranks, score_matrices
 
 TEXTS = 1024  # whose features are held at a time
 
@@ -151,7 +152,7 @@ def evaluate_features(
             a reranker over several ranks.
     """
     check_reranker(scorer)
-    check_targets(targets, len(text), len(video), protocol)
+    _check_targets(targets, len(text), len(video), protocol)
     targets = torch.arange(len(text)) if targets is None else targets
     rows, videos = list(range(len(text))), list(range(len(video)))
     if world()[1] > 1:
@@ -175,3 +176,15 @@ def scores_by_grain(
     """
     device = device_of(model)
     return dict(score_matrices(model.scorer, text.to(device), video.to(device), progress))
+
+
+def _check_targets(targets: Tensor | None, texts: int, videos: int, protocol: str) -> None:
+    """Check the targets of all texts before ranks take their shares, so that every rank raises the same error."""
+    check_counts(protocol, texts, videos)
+    if targets is not None:
+        checks.labels("targets", targets, texts)
+        checks.indices("targets", targets, videos)
+        if protocol == "diagonal":
+            check_diagonal(targets)
+    elif protocol != "diagonal":
+        raise ValueError(f"targets: expected the video of each text under the protocol {protocol!r}, got None")

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .. import checks
 from ..distributed import world
 from ..metrics import RetrievalMetrics, retrieval_metrics
 from ..recipes import Recipe
@@ -104,24 +103,13 @@ def metrics_by_grain(
     texts, videos = next(iter(scores.values())).shape
     check_counts(protocol, texts, videos)
     if protocol == "diagonal":
-        _check_diagonal(targets)
+        check_diagonal(targets)
         targets = None
     return {name: retrieval_metrics(matrix, targets, protocol) for name, matrix in scores.items()}
 
 
-def check_targets(targets: Tensor | None, texts: int, videos: int, protocol: str) -> None:
-    """Check the targets of all texts before ranks take their shares, so that every rank raises the same error."""
-    check_counts(protocol, texts, videos)
-    if targets is not None:
-        checks.labels("targets", targets, texts)
-        checks.indices("targets", targets, videos)
-        if protocol == "diagonal":
-            _check_diagonal(targets)
-    elif protocol != "diagonal":
-        raise ValueError(f"targets: expected the video of each text under the protocol {protocol!r}, got None")
-
-
-def _check_diagonal(targets: Tensor | None) -> None:
+def check_diagonal(targets: Tensor | None) -> None:
+    """Check that text i belongs to video i."""
     if targets is not None and not torch.equal(targets.cpu(), torch.arange(len(targets))):
         raise ValueError("targets: expected none under 'diagonal', where text i belongs to video i, got others")
 

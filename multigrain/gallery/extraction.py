@@ -126,10 +126,5 @@ def extract(
             for first in range(0, len(todo), shard_size):
                 collection.append(*encode(min(shard_size, len(todo) - first)))
         collection.finish()
-        return ExtractionReport(
-            collection.folder,
-            len(collection.videos),
-            len(collection.videos) - before,
-            collection.broken,
-            len(named) - len(paths),
-        )
+        encoded, repeated = len(collection.videos) - before, len(named) - len(paths)
+        return ExtractionReport(collection.folder, len(collection.videos), encoded, collection.broken, repeated)

@@ -6,7 +6,6 @@ for result in search(model, "a dog catches a frisbee", "features/"):
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import overload
 from torch import Tensor
 
 from .. import checks
+from ..files import Location
 from ..models.protocol import Encoder, check_encoded, check_encoder, evaluating, fingerprint
 from ..scorer import MultiGrain
 from ..scoring import top_k
@@ -35,24 +35,14 @@ class Result:
 
 @overload
 def search(
-    model: Encoder, sentences: str, folder: str | os.PathLike[str], k: int = 10, by_grain: bool = True, block: int = 256
+    model: Encoder, sentences: str, folder: Location, k: int = 10, by_grain: bool = True, block: int = 256
 ) -> list[Result]: ...
 @overload
 def search(
-    model: Encoder,
-    sentences: list[str],
-    folder: str | os.PathLike[str],
-    k: int = 10,
-    by_grain: bool = True,
-    block: int = 256,
+    model: Encoder, sentences: list[str], folder: Location, k: int = 10, by_grain: bool = True, block: int = 256
 ) -> list[list[Result]]: ...
 def search(
-    model: Encoder,
-    sentences: str | list[str],
-    folder: str | os.PathLike[str],
-    k: int = 10,
-    by_grain: bool = True,
-    block: int = 256,
+    model: Encoder, sentences: str | list[str], folder: Location, k: int = 10, by_grain: bool = True, block: int = 256
 ) -> list[Result] | list[list[Result]]:
     """Find the k best videos of a collection for a sentence, or for each of several, best first.
 

@@ -80,7 +80,8 @@ def _mixed(aggregator: AOSM, query: Tokens, candidate: Tokens, backend: str) -> 
     dtype, t = _wide(query, candidate), aggregator.inner.temperature
     q, c = _operand(query, None, dtype), _operand(candidate, None, dtype)
     (q_inner, q_outer), (c_inner, c_outer) = (
-        aggregator.mixing(name, side.length) for name, side in (("query", query), ("candidate", candidate))
+        [aggregator.matrix(name, depth, side.length) for depth in ("inner", "outer")]
+        for name, side in (("query", query), ("candidate", candidate))
     )
     # With one matrix there is one direction, its side the inner one: attention of one token to itself is nothing.
     direction = "query" if q_inner is None else "candidate" if c_inner is None else aggregator.direction

@@ -121,19 +121,16 @@ def momentum_update(online: nn.Module, target: nn.Module, decay: float = 0.995) 
     """
     checks.instances(nn.Module, online=online, target=target)
     checks.number("decay", decay, 0, 1)
-    mine, theirs = dict(target.named_parameters()), dict(online.named_parameters())
-    my_buffers, their_buffers = dict(target.named_buffers()), dict(online.named_buffers())
-    different = (mine.keys() ^ theirs.keys()) | (my_buffers.keys() ^ their_buffers.keys())
-    if different:
-        raise ValueError(f"target: expected a copy of online, got other names: {checks.few(different)}")
-    for name, value in (*mine.items(), *my_buffers.items()):
-        other = theirs[name] if name in theirs else their_buffers[name]
-        if value.shape != other.shape:
-            raise ValueError(
-                f"target: expected a copy of online, got {name} of shape {checks.shape(value)} in place of "
-                f"{checks.shape(other)}"
-            )
-    for name, parameter in mine.items():
-        parameter.lerp_(theirs[name].to(parameter), 1 - decay)
-    for name, buffer in my_buffers.items():
-        buffer.copy_(their_buffers[name])
+    parameters = dict(target.named_parameters()), dict(online.named_parameters())
+    buffers = dict(target.named_buffers()), dict(online.named_buffers())
+    for mine, theirs in (parameters, buffers):
+        if different := mine.keys() ^ theirs.keys():
+            raise ValueError(f"target: expected a copy of online, got other names: {checks.few(different)}")
+        for name, value in mine.items():
+            if value.shape != theirs[name].shape:
+                shapes = f"{checks.shape(value)} in place of {checks.shape(theirs[name])}"
+                raise ValueError(f"target: expected a copy of online, got {name} of shape {shapes}")
+    for name, parameter in parameters[0].items():
+        parameter.lerp_(parameters[1][name].to(parameter), 1 - decay)
+    for name, buffer in buffers[0].items():
+        buffer.copy_(buffers[1][name])
