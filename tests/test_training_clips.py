@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from multigrain.training import ClipsConfig, OptimizerConfig, StageConfig, Train
 from multigrain.training.optimizer import make_optimizer
 from tests.models.clips import sizes
 
+ROOT = Path(__file__).parent.parent
 MODEL = ModelConfig(
     clip=ClipConfig(architecture=sizes(text_cfg={"layers": 1}, vision_cfg={"layers": 1}), max_words=8, frozen_layers=0),
     temporal=TemporalConfig(depth=1, max_frames=3),
@@ -223,6 +226,20 @@ def test_frames_of_another_size_than_the_tower_s_are_refused(tmp_path: Path):
     config = dataclasses.replace(CONFIG, data=ClipsConfig("none.jsonl", size=64))
     with pytest.raises(ValueError, match=r"data\.size: expected that of the frame tower, 32, got 64"):
         training.train(config, data(), tmp_path)
+
+
+def test_readers_that_a_program_leaves_behind_do_not_keep_it(tmp_path: Path):
+    """An error keeps what it happened in, and so the readers, until the program ends."""
+    code = """
+from multigrain.data.pairs import loading
+from tests.test_training_clips import _double
+kept = loading(_double, [[i] for i in range(200)], 2)
+print(next(kept))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0]\n", "")
 
 
 def test_workers_change_neither_order_nor_the_random_numbers():

@@ -7,6 +7,9 @@ import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
@@ -120,11 +123,17 @@ def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], wo
         generator=torch.Generator(),
     )
     with _without_terminations():
+        others = set(active_children())
         items = iter(loader)
-    for item in items:
-        if isinstance(item, Exception):
-            raise item
-        yield item
+        readers = set(active_children()) - others
+    at_exit = Finalize(None, _kill, (readers,), exitpriority=0)
+    try:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        at_exit.cancel()
 
 
 @contextmanager
@@ -143,6 +152,14 @@ def _without_terminations() -> Generator[None]:
 def _ignore_termination(_: int) -> None:
     """Ignore SIGTERM: launchers send it to readers too, but the trainer needs them until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _kill(readers: Iterable[BaseProcess]) -> None:
+    """End readers that a program leaves behind as it exits: they ignore the SIGTERM that it would wait for."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each of them as lost
+    for reader in readers:
+        reader.kill()
 
 
 def _as_it_is(item: Item) -> Item:
