@@ -229,12 +229,16 @@ def test_frames_of_another_size_than_the_tower_s_are_refused(tmp_path: Path):
 
 
 def test_readers_that_a_program_leaves_behind_do_not_keep_it(tmp_path: Path):
-    """An error keeps what it happened in, and so the readers, until the program ends."""
+    """One that is not read to its end, and one whose error somebody keeps."""
     code = """
 from multigrain.data.pairs import loading
 from tests.test_training_clips import _double
 kept = loading(_double, [[i] for i in range(200)], 2)
 print(next(kept))
+try:
+    list(loading(_double, [["a" * 10], [None], *([i] for i in range(200))], 2))
+except TypeError as error:
+    kept_too = error
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False

@@ -133,6 +133,7 @@ def loading(fetch: Callable[[list[int]], Item], batches: Sequence[list[int]], wo
                 raise item
             yield item
     finally:
+        del items  # the trace of an error would keep it, and the readers with it
         at_exit.cancel()
 
 
