@@ -21,10 +21,13 @@ class Mixing(LevelAggregator):
 
     def add_mixing(self, query_tokens: int | None, candidate_tokens: int | None) -> None:
         """Register identities of these sizes: inner and outer of both sides, or the inner one of the side given."""
-        both = query_tokens is not None and candidate_tokens is not None
+        both = None not in (query_tokens, candidate_tokens)
         for side, size in (("query", query_tokens), ("candidate", candidate_tokens)):
-            self.register_parameter(f"inner_{side}", _identity(f"{side}_tokens", size))
-            self.register_parameter(f"outer_{side}", _identity(f"{side}_tokens", size) if both else None)
+            for depth in ("inner", "outer"):
+                matrix = None
+                if size is not None and (both or depth == "inner"):
+                    matrix = nn.Parameter(torch.eye(checks.count(f"{side}_tokens", size)))
+                self.register_parameter(f"{depth}_{side}", matrix)
         if self.mixes and not both:
             # A single matrix is the inner one: attention over the other side's single token does nothing.
             self.order = "query" if query_tokens is None else "candidate"
@@ -63,14 +66,13 @@ class AOSM(TwoLevel, Mixing):
     Args:
         temperature: sharpness t, the paper's tau.
         direction: "both", "query" or "candidate".
-        query_tokens, candidate_tokens: the most tokens of that side. They switch on the identity-initialised
-            mixing matrices that the code of X-CLIP (not the paper) multiplies into the attention after the
-            softmax; shorter inputs slice them from the top left. With one of the two given, the other side
-            must be coarse and one matrix is learned (`inner_query` or `inner_candidate`); with both, four.
+        query_tokens, candidate_tokens: the most tokens of that side. They switch on the identity-initialised mixing
+            matrices that the code of X-CLIP (not the paper) multiplies into the attention after the softmax; shorter
+            inputs slice them from the top left. With one of the two given, the other side must be coarse and one
+            matrix is learned (`inner_query` or `inner_candidate`); with both, four.
 
     Raises:
-        ValueError: a temperature that is not positive and finite, an unknown direction; in forward, more tokens
-            than the matrices have, or a side without a matrix that is not coarse.
+        ValueError: a temperature or direction out of range; in forward, see `matrix`.
     """
 
     fusable = True
@@ -87,8 +89,7 @@ class AOSM(TwoLevel, Mixing):
 
     def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
         """Attention, then the mixing matrix of that side and depth."""
-        mixing = self.matrix(axis.side, axis.depth, x.shape[axis.dim])
-        return attend(x, mask, axis.dim, self.inner.temperature, mixing)
+        return attend(x, mask, axis.dim, self.inner.temperature, self.matrix(axis.side, axis.depth, x.shape[axis.dim]))
 
 
 @register_aggregator("isa")
@@ -122,13 +123,8 @@ class ISA(Mixing):
 
     def level(self, x: Tensor, mask: Tensor | None, axis: Axis) -> Tensor:
         """Attention to attention, with the mixing matrix of that side and depth between them."""
-        mixing = self.matrix(axis.side, axis.depth, x.shape[axis.dim])
-        return attend_twice(x, mask, axis.dim, self.temperature, mixing)
+        return attend_twice(x, mask, axis.dim, self.temperature, self.matrix(axis.side, axis.depth, x.shape[axis.dim]))
 
     def extra_repr(self) -> str:
         """The settings that repr shows."""
         return f"temperature={self.temperature}, {super().extra_repr()}"
-
-
-def _identity(name: str, size: int | None) -> nn.Parameter | None:
-    return None if size is None else nn.Parameter(torch.eye(checks.count(name, size)))

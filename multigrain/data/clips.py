@@ -94,9 +94,9 @@ class Clips:
 
     def _frames(self, clip: Clip, max_frames: int, seed: int | None) -> Tensor:
         sampling = replace(self.sampling, max_frames=max_frames)
-        if seed is None and sampling.strategy == "random":
-            sampling = replace(sampling, strategy="uniform")
-        if seed is not None:
+        if seed is None:
+            sampling = replace(sampling, strategy="uniform" if sampling.strategy == "random" else sampling.strategy)
+        else:
             # The same frames of a clip in any batch and in any process.
             name = f"{seed}:{clip.id}".encode(errors="surrogatepass")
             seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest())
@@ -128,7 +128,6 @@ def load(
     Raises:
         FileNotFoundError, ValueError: no manifest, or one that is damaged or lacks videos; the line is named.
     """
-    clips = load_manifest(manifest)
-    sampling = Sampling() if sampling is None else sampling
+    clips, sampling = load_manifest(manifest), sampling or Sampling()
     root = Path(manifest).absolute().parent
     return Splits(*(Clips([c for c in clips if c.split == split], sampling, size, strict, root) for split in SPLITS))

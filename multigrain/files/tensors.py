@@ -22,11 +22,7 @@ _TUPLES = 50_000  # in a pickle
 
 
 def save_tensors(path: Location, values: Mapping[str, Any]) -> None:
-    """Write tensors and plain values by name, for `load_tensors`.
-
-    Raises:
-        OSError: see `writing`.
-    """
+    """Write tensors and plain values by name, for `load_tensors`; errors are those of `writing`."""
     with writing(path) as file:
         torch.save(dict(values), file)
 
@@ -98,13 +94,11 @@ class PlainUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
 
 def refuse(path: Location, error: Exception) -> NoReturn:
     """Raise a ValueError of one line about a file that a foreign reader could not read, or the error of the disk."""
-    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a place that damaged bytes gave
-        raise error
-    if str(path) in str(error) and isinstance(error, ValueError):
+    complete = isinstance(error, ValueError) and str(path) in str(error)
+    of_disk = isinstance(error, OSError) and error.errno != errno.EINVAL  # of a place that damaged bytes gave
+    if complete or of_disk or isinstance(error, MemoryError | torch.OutOfMemoryError):
         raise error
     reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        raise error
     if isinstance(error, pickle.UnpicklingError):  # torch's words advise to unpickle anything
         reason = "it holds more than tensors and plain values"
     raise ValueError(f"{path}: damaged, or no file of this kind: {reason}") from error

@@ -63,8 +63,7 @@ class FeatureQueue:
         if self.features is not None and len(parts[0]) < self.size:
             kept = slice(max(0, len(self) + len(parts[0]) - self.size), None)
             parts.insert(0, self.features[kept].to(features.device))
-            if self.ids is not None:
-                labels.insert(0, self.ids[kept].to(features.device))
+            labels[:0] = [] if self.ids is None else [self.ids[kept].to(features.device)]
         # cat copies: what a caller does to its tensors later stays out, and a file holds no more than the queue.
         self.features, self.ids = Features.cat(parts), torch.cat(labels) if labels else None
 
@@ -77,7 +76,7 @@ class FeatureQueue:
                 return str(error)
         if self.features is None:
             return None
-        widths, got = _widths(self.features), _widths(features)
+        widths, got = ({name: x[name].dim for name in sorted(x.names)} for x in (self.features, features))
         if got != widths:
             return f"features: expected grains of the widths of the first push, {widths}, got {got}"
         if (ids is None) != (self.ids is None):
@@ -97,14 +96,9 @@ class FeatureQueue:
         Raises:
             ValueError: a state of a queue of another size.
         """
-        if state["size"] != self.size:
-            raise ValueError(f"state: expected that of a queue of size {self.size}, got {state['size']}")
+        checks.require(state["size"] == self.size, "state", f"that of a queue of size {self.size}", state["size"])
         tokens = {name: Tokens(x, mask, name, unit) for name, (x, mask, unit) in state["features"].items()}
         self.features, self.ids = Features(**tokens) if tokens else None, state["ids"]
-
-
-def _widths(features: Features) -> dict[str, int]:
-    return {name: features[name].dim for name in sorted(features.names)}
 
 
 @torch.no_grad()
