@@ -21,7 +21,8 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, dict[str, str]] = {
     "plain": {},
-    "threads": {"OMP_NUM_THREADS": "2"},
+    # Two workers of two threads on two cores: threads that wait busily would keep each other from working.
+    "threads": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"},
     "avx2": {"DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},  # no AVX-512, no products in bf16
     "sse4.1": {"DNNL_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},  # the narrowest vectors
     "mkl": {"MKL_CBWR": "COMPATIBLE"},  # products in fp32 and fp64 by code for any processor
