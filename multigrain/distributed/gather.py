@@ -179,9 +179,7 @@ class _Slot:
     @property
     def mask(self) -> Tensor:
         """The mask [B, the largest length] of this rank, as bytes: not every backend sends bool."""
-        mask = self.tokens.mask
-        if mask is None:
-            mask = torch.ones(len(self.tokens), self.tokens.length, dtype=torch.bool, device=self.tokens.device)
+        mask = self.tokens.real_mask
         return F.pad(mask.byte(), (0, self.length - self.tokens.length))
 
 

@@ -60,7 +60,8 @@ def encode_texts(model: Encoder, sentences: Sequence[str], batch_size: int = 100
 
 def encode_batch(model: Encoder, batch: Batch) -> Features:
     """Compute the features of a batch's videos on the device of the model, which may take each distinct frame once."""
-    frames, index, mask = (x.to(device_of(model)) for x in (batch.frames, batch.index, batch.mask))
+    device = device_of(model)
+    frames, index, mask = (x.to(device) for x in (batch.frames, batch.index, batch.mask))
     if takes_index(model):
         found = model.encode_video(frames, mask, index=index)  # pyright: ignore[reportCallIssue]
     else:

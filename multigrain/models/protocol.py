@@ -129,8 +129,7 @@ def ranker_of(model: Encoder) -> nn.Module:
 def words_of(model: Encoder, sentence: str, tokens: Tokens) -> list[str]:
     """List what to call the words of a sentence, one for each real token of its features [1, M, D]."""
     words = getattr(model, "words", None)
-    real = tokens.length if tokens.mask is None else int(torch.count_nonzero(tokens.mask))
-    return [f"word {i + 1}" for i in range(real)] if words is None else words(sentence)
+    return [f"word {i + 1}" for i in range(int(tokens.real_mask.sum()))] if words is None else words(sentence)
 
 
 def takes_index(model: Encoder) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -104,4 +103,4 @@ def _video_names(evaluation: Evaluation, pairs: Pairs) -> list[str]:
 
 
 def _count_real(tokens: Tokens) -> int:
-    return tokens.length if tokens.mask is None else int(torch.count_nonzero(tokens.mask))
+    return int(tokens.real_mask.sum())

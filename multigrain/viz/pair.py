@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -154,6 +153,6 @@ def signed(value: float) -> str:
 
 def _check_count(name: str, expected: int, tokens: Tokens) -> None:
     slots = tokens.length
-    real = slots if tokens.mask is None else int(torch.count_nonzero(tokens.mask))
+    real = int(tokens.real_mask.sum())
     if expected > slots or (tokens.mask is not None and real != expected):
         raise ValueError(f"{name}: expected the {real} that have features, got {expected}")
